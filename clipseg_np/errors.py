@@ -1,0 +1,30 @@
+"""What a caller can mend: one exception for unusable input, one for an optional library that is missing."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+class InputError(ValueError):
+    """A picture, prompt, option, config or checkpoint that cannot be used.
+
+    The message says what was wrong, what was expected and what to do. The command line prints it
+    without a traceback and exits with code 2, as it does for OSError and MissingExtra.
+    """
+
+
+class MissingExtra(ImportError):
+    """An optional library is not installed; the message holds the pip line that adds it."""
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import `module`, which the extra `extra` of this package installs.
+
+    Raises MissingExtra with the pip line where it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtra(
+            f"{module} is needed here and is not installed ({error}). "
+            f"Add it with: pip install 'clipseg_np[{extra}]'"
+        ) from error
