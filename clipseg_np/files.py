@@ -59,8 +59,12 @@ def download(hub_id: str, folder: str | os.PathLike | None = None) -> Path:
         )
     hub = optional("huggingface_hub", extra="hub")
     try:
-        found = Path(hub.snapshot_download(hub_id, allow_patterns=CHECKPOINT_FILES, local_dir=folder))
-    except Exception as error:  # the library raises its own, requests' and the system's errors alike
+        found = Path(
+            hub.snapshot_download(hub_id, allow_patterns=CHECKPOINT_FILES, local_dir=folder)
+        )
+    except (
+        Exception
+    ) as error:  # the library raises its own, requests' and the system's errors alike
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"Could not fetch {hub_id} from the Hugging Face hub: {reason} There is no folder of that name "
@@ -90,7 +94,9 @@ def read_json(path: Path) -> dict:
             f"{path} is not valid JSON ({error}). It may be cut off: fetch it again."
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds a JSON {type(value).__name__}; expected an object, {{...}}.")
+        raise InputError(
+            f"{path} holds a JSON {type(value).__name__}; expected an object, {{...}}."
+        )
     return value
 
 
@@ -105,7 +111,9 @@ def _neighbours(path: Path) -> str:
 def write_json(path: Path, value: dict) -> None:
     """Write an object as indented JSON with sorted keys, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+        )
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .ops import Array
+
 
 class Features(dict):
     """A dictionary whose keys are attributes too: `inputs["input_ids"]` is `inputs.input_ids`."""
@@ -49,5 +51,56 @@ class Output:
         return self._present().get(name, default)
 
     def to_tuple(self) -> tuple:
-        """The fields that are not None, in order; records inside stay records."""
-        return tuple(self._present().values())
+        """The fields that are not None, in order; a record inside becomes a tuple too, as in transformers."""
+        values = self._present().values()
+        return tuple(v.to_tuple() if isinstance(v, Output) else v for v in values)
+
+
+@dataclass
+class BaseModelOutputWithPooling(Output):
+    """What a tower returns."""
+
+    last_hidden_state: Array | None = None  # (B,T,D)
+    pooler_output: Array | None = (
+        None  # (B,D); projected, (B,projection_dim), inside CLIPSegModel's outputs
+    )
+    hidden_states: tuple[Array, ...] | None = (
+        None  # the first layer's input, then each layer's output
+    )
+    attentions: tuple[Array, ...] | None = None  # (B,H,T,T) for each layer
+
+
+@dataclass
+class CLIPSegOutput(Output):
+    """What CLIPSegModel returns; `image_embeds` and `text_embeds` have length 1."""
+
+    loss: Array | None = None  # (), with return_loss
+    logits_per_image: Array | None = None  # (B,P)
+    logits_per_text: Array | None = None  # (P,B)
+    text_embeds: Array | None = None  # (P,projection_dim)
+    image_embeds: Array | None = None  # (B,projection_dim)
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class CLIPSegDecoderOutput(Output):
+    """What the decoder returns."""
+
+    logits: Array | None = None  # (P,H,W), before the sigmoid
+    hidden_states: tuple[Array, ...] | None = (
+        None  # the first layer's input, then each layer's output
+    )
+    attentions: tuple[Array, ...] | None = None  # (P,H,T,T) for each layer
+
+
+@dataclass
+class CLIPSegImageSegmentationOutput(Output):
+    """What CLIPSegForImageSegmentation returns."""
+
+    loss: Array | None = None  # (), with labels
+    logits: Array | None = None  # (P,H,W), before the sigmoid
+    conditional_embeddings: Array | None = None  # (P,projection_dim)
+    pooled_output: Array | None = None  # (B,projection_dim)
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    decoder_output: CLIPSegDecoderOutput | None = None

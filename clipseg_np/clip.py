@@ -1,0 +1,389 @@
+"""CLIP: a text tower and a vision tower that meet in one space.
+
+Reference: Radford et al., "Learning transferable visual models from natural language supervision" (2021);
+the classes of the same names in transformers' modeling_clipseg.py (5.23).
+
+Deviations: pictures whose height and width differ are as welcome as square ones; `get_text_features` and
+`get_image_features` return the projected array; hidden states are returned only when asked for.
+"""
+
+import warnings
+from typing import Any
+
+from .config import (
+    LEGACY_EOS_TOKEN_ID,
+    CLIPSegConfig,
+    CLIPSegTextConfig,
+    CLIPSegVisionConfig,
+)
+from .errors import InputError
+from .layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear
+from .ops import Array
+from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
+from .pretrained import PretrainedModel
+from .weights import Scope
+
+
+class TextEmbeddings(Layer):
+    """Token ids to vectors: what a token is, plus where it stands.  (P,T) -> (P,T,D)"""
+
+    def __init__(self, at: Scope, config: CLIPSegTextConfig):
+        super().__init__(at)
+        D = config.hidden_size
+        self.token_embedding = Embedding(at / "token_embedding", config.vocab_size, D)
+        self.position_embedding = Embedding(
+            at / "position_embedding", config.max_position_embeddings, D
+        )
+
+    def forward(self, input_ids: Array, position_ids: Array) -> Array:
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class PatchEmbedding(Layer):
+    """Each patch of pixels to a vector.  (B,C,H,W) -> (B,h,w,D)"""
+
+    def __init__(self, at: Scope, config: CLIPSegVisionConfig):
+        super().__init__(at)
+        p = config.patch_size
+        self.weight = at.take("weight", (config.hidden_size, config.num_channels, p, p))
+
+    def forward(self, pixel_values: Array) -> Array:
+        return self.ops.patch_conv2d(pixel_values, self.weight)
+
+
+class VisionEmbeddings(Layer):
+    """A picture to tokens: the class token, then the patches row by row.  (B,C,H,W) -> (B,1+hw,D)"""
+
+    def __init__(self, at: Scope, config: CLIPSegVisionConfig):
+        super().__init__(at)
+        D = config.hidden_size
+        self.side = (
+            config.image_size // config.patch_size
+        )  # of the grid that the positions were learned on
+        self.class_embedding = at.take("class_embedding", (D,))
+        self.patch_embedding = PatchEmbedding(at / "patch_embedding", config)
+        self.position_embedding = Embedding(at / "position_embedding", self.side**2 + 1, D)
+
+    def forward(self, pixel_values: Array) -> Array:
+        patches = self.patch_embedding(pixel_values)
+        B, h, w, D = patches.shape
+        tokens = self.ops.xp.empty((B, 1 + h * w, D), dtype=patches.dtype)
+        tokens[:, 0] = self.class_embedding
+        tokens[:, 1:] = patches.reshape(B, h * w, D)
+        return tokens + self.positions(h, w)
+
+    def positions(self, h: int, w: int) -> Array:
+        """Position embeddings for a grid of h by w patches; the class token's is kept apart.  (1+hw,D)"""
+        table = self.position_embedding.weight
+        if (h, w) == (self.side, self.side):
+            return table
+        D = table.shape[1]
+        grid = self.ops.resize_bicubic(table[1:].reshape(self.side, self.side, D), (h, w))
+        return self.ops.xp.concatenate([table[:1], grid.reshape(h * w, D)])
+
+
+class Encoder(Layer):
+    """Pre-norm transformer layers.  (B,T,D) -> the input and each layer's output, (B,T,D) each"""
+
+    def __init__(self, at: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
+        super().__init__(at)
+        self.layers = [
+            EncoderLayer(
+                at / "layers" / i,
+                width=config.hidden_size,
+                heads=config.num_attention_heads,
+                hidden=config.intermediate_size,
+                activation=config.hidden_act,
+                eps=config.layer_norm_eps,
+            )
+            for i in range(config.num_hidden_layers)
+        ]
+
+    def forward(
+        self,
+        x: Array,
+        allowed: Array | None = None,
+        attentions: list | None = None,
+        depth: int | None = None,
+    ) -> list[Array]:
+        """`depth` ends the work after so many layers."""
+        hidden_states = [x]
+        for layer in self.layers[:depth]:
+            hidden_states.append(layer(hidden_states[-1], allowed, attentions))
+        return hidden_states
+
+
+class CLIPSegTextModel(PretrainedModel):
+    """The text tower: token ids to one vector for each token, and one for the text."""
+
+    config_class = CLIPSegTextConfig
+    landmark = "embeddings.token_embedding.weight"
+    prefixes = ("clip.text_model.", "text_model.", "")
+
+    def __init__(self, config: CLIPSegTextConfig, at: Scope | None = None, **start: Any):
+        super().__init__(config, at, **start)
+        self.embeddings = TextEmbeddings(self.at / "embeddings", config)
+        self.encoder = Encoder(self.at / "encoder", config)
+        self.final_layer_norm = LayerNorm(
+            self.at / "final_layer_norm", config.hidden_size, config.layer_norm_eps
+        )
+
+    def forward(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPooling:
+        """input_ids (P,T); attention_mask (P,T), 0 at padding; position_ids (P,T) or (1,T).
+
+        A token sees itself and those before it, save padding. `hidden_states` end before the final norm.
+        Raises InputError for ids outside the vocabulary, too long a text, or shapes that do not fit.
+        """
+        input_ids = self._checked_ids(input_ids)
+        P, T = input_ids.shape
+        position_ids = self._checked_positions(position_ids, P, T)
+        attentions = [] if output_attentions else None
+        hidden_states = self.encoder(
+            self.embeddings(input_ids, position_ids),
+            self._allowed(attention_mask, P, T),
+            attentions,
+        )
+        last = self.final_layer_norm(hidden_states[-1])
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last,
+            pooler_output=last[self.ops.xp.arange(P), self._end_of_text(input_ids)],
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _end_of_text(self, input_ids: Array) -> Array:
+        """Where each text is pooled: its first end token; the highest id where the config is an old one.  (P)"""
+        eos = self.config.eos_token_id
+        if eos == LEGACY_EOS_TOKEN_ID:
+            return input_ids.argmax(axis=-1)
+        ends = input_ids == eos
+        if not bool(ends.any(axis=-1).all()):
+            warnings.warn(
+                f"a text without the end token {eos} (eos_token_id) is pooled at its first token; "
+                f"expected ids that the checkpoint's own tokenizer made",
+                stacklevel=4,
+            )
+        return ends.argmax(axis=-1)
+
+    def _allowed(self, attention_mask: Array | None, P: int, T: int) -> Array:
+        """True where a token may see another: (1,1,T,T) or, with padding, (P,1,T,T)."""
+        order = self.ops.xp.arange(T)
+        causal = (order[None, :] <= order[:, None])[None, None]
+        if attention_mask is None:
+            return causal
+        attention_mask = self.ops.asarray(attention_mask)
+        if attention_mask.shape != (P, T):
+            raise InputError(
+                f"attention_mask has shape {attention_mask.shape}; expected that of input_ids, {(P, T)}"
+            )
+        return causal & (attention_mask != 0)[:, None, None, :]
+
+    def _checked_ids(self, input_ids: Array) -> Array:
+        input_ids = self.ops.asarray(input_ids)
+        if input_ids.ndim == 0 or input_ids.size == 0 or input_ids.dtype.kind not in "iu":
+            raise InputError(
+                f"input_ids are {input_ids.dtype} of shape {input_ids.shape}; expected whole numbers, "
+                f"(prompts, tokens), with at least one token"
+            )
+        input_ids = input_ids.reshape(-1, input_ids.shape[-1])
+        longest = self.config.max_position_embeddings
+        if input_ids.shape[1] > longest:
+            raise InputError(
+                f"a text has {input_ids.shape[1]} tokens; the model has {longest} positions "
+                f"(max_position_embeddings). Tokenize with truncation=True."
+            )
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"input_ids hold {low if low < 0 else high}; the vocabulary has ids 0 to "
+                f"{self.config.vocab_size - 1} (vocab_size). Is the tokenizer this checkpoint's?"
+            )
+        return input_ids
+
+    def _checked_positions(self, position_ids: Array | None, P: int, T: int) -> Array:
+        if position_ids is None:
+            return self.ops.xp.arange(T)[None]
+        position_ids = self.ops.asarray(position_ids)
+        longest = self.config.max_position_embeddings
+        if position_ids.shape not in ((T,), (1, T), (P, T)):
+            raise InputError(
+                f"position_ids have shape {position_ids.shape}; expected {(P, T)} or {(1, T)}"
+            )
+        if int(position_ids.min()) < 0 or int(position_ids.max()) >= longest:
+            raise InputError(
+                f"position_ids must lie in 0 to {longest - 1} (max_position_embeddings)"
+            )
+        return position_ids
+
+
+class CLIPSegVisionModel(PretrainedModel):
+    """The vision tower: pixels to one vector for each patch, and one for the picture."""
+
+    config_class = CLIPSegVisionConfig
+    landmark = "embeddings.class_embedding"
+    prefixes = ("clip.vision_model.", "vision_model.", "")
+
+    def __init__(self, config: CLIPSegVisionConfig, at: Scope | None = None, **start: Any):
+        super().__init__(config, at, **start)
+        D, eps = config.hidden_size, config.layer_norm_eps
+        self.embeddings = VisionEmbeddings(self.at / "embeddings", config)
+        self.pre_layrnorm = LayerNorm(
+            self.at / "pre_layrnorm", D, eps
+        )  # misspelt in every checkpoint
+        self.encoder = Encoder(self.at / "encoder", config)
+        self.post_layernorm = LayerNorm(self.at / "post_layernorm", D, eps)
+
+    def forward(
+        self,
+        pixel_values: Array,
+        interpolate_pos_encoding: bool = True,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPooling:
+        """pixel_values (B,C,H,W), of any height and width that hold a patch.
+
+        Pixels past the last whole patch are not seen. Raises InputError for other shapes, and for another size
+        than the config's image_size where `interpolate_pos_encoding` is False.
+        """
+        if not interpolate_pos_encoding:
+            self._require_own_size(pixel_values)
+        attentions = [] if output_attentions else None
+        hidden_states = self.tokens(pixel_values, attentions=attentions)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states[-1],
+            pooler_output=self.post_layernorm(hidden_states[-1][:, 0]),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def tokens(
+        self, pixel_values: Array, attentions: list | None = None, depth: int | None = None
+    ) -> list[Array]:
+        """The first layer's input and the output of each of the first `depth` layers, (B,1+hw,D) each."""
+        x = self.pre_layrnorm(self.embeddings(self._checked_pixels(pixel_values)))
+        return self.encoder(x, None, attentions, depth)
+
+    def grid(self, pixel_values: Array) -> tuple[int, int]:
+        """Rows and columns of patches in pictures (B,C,H,W)."""
+        p = self.config.patch_size
+        return pixel_values.shape[-2] // p, pixel_values.shape[-1] // p
+
+    def _checked_pixels(self, pixel_values: Array) -> Array:
+        pixel_values = self._floats(pixel_values)
+        C, p = self.config.num_channels, self.config.patch_size
+        shape = pixel_values.shape
+        if len(shape) != 4 or shape[0] < 1 or shape[1] != C or min(shape[2:]) < p:
+            raise InputError(
+                f"pixel values have shape {shape}; expected (images, {C}, height, width) with at least one "
+                f"image and one patch of {p} by {p} pixels"
+            )
+        return pixel_values
+
+    def _require_own_size(self, pixel_values: Array) -> None:
+        side = self.config.image_size
+        if tuple(pixel_values.shape[-2:]) != (side, side):
+            height, width = pixel_values.shape[-2:]
+            raise InputError(
+                f"the picture is {height} by {width} pixels; without interpolate_pos_encoding it must be "
+                f"{side} by {side} (image_size)"
+            )
+
+
+class CLIPSegModel(PretrainedModel):
+    """Both towers and their projections into one space, where a picture lies near its description."""
+
+    landmark = "logit_scale"
+    prefixes = ("clip.", "")
+
+    def __init__(self, config: CLIPSegConfig, at: Scope | None = None, **start: Any):
+        super().__init__(config, at, **start)
+        text, vision = config.text_config, config.vision_config
+        self.text_model = CLIPSegTextModel(text, self.at / "text_model")
+        self.vision_model = CLIPSegVisionModel(vision, self.at / "vision_model")
+        self.visual_projection = Linear(
+            self.at / "visual_projection", vision.hidden_size, config.projection_dim, bias=False
+        )
+        self.text_projection = Linear(
+            self.at / "text_projection", text.hidden_size, config.projection_dim, bias=False
+        )
+        self.logit_scale = self.at.take("logit_scale", ())
+
+    def get_text_features(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+    ) -> Array:
+        """(P,T) -> (P,projection_dim), not normalised"""
+        return self.text_projection(
+            self.text_model(input_ids, attention_mask, position_ids).pooler_output
+        )
+
+    def get_image_features(
+        self, pixel_values: Array, interpolate_pos_encoding: bool = True
+    ) -> Array:
+        """(B,C,H,W) -> (B,projection_dim), not normalised"""
+        return self.visual_projection(
+            self.vision_model(pixel_values, interpolate_pos_encoding).pooler_output
+        )
+
+    def forward(
+        self,
+        input_ids: Array,
+        pixel_values: Array,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        return_loss: bool = False,
+        interpolate_pos_encoding: bool = True,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CLIPSegOutput:
+        """How well each of B pictures fits each of P texts: cosines times e^logit_scale.
+
+        `return_loss` asks for the contrastive loss, which takes picture i and text i for a pair and needs B = P.
+        As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
+        """
+        record = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+        }
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **record)
+        text = self.text_model(input_ids, attention_mask, position_ids, **record)
+        vision.pooler_output = self.visual_projection(vision.pooler_output)
+        text.pooler_output = self.text_projection(text.pooler_output)
+        image_embeds = self._unit(vision.pooler_output)
+        text_embeds = self._unit(text.pooler_output)
+        logits_per_text = text_embeds @ image_embeds.T * self.ops.xp.exp(self.logit_scale)
+        return CLIPSegOutput(
+            loss=self._contrastive_loss(logits_per_text) if return_loss else None,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+
+    def _unit(self, x: Array) -> Array:
+        """Rows at length 1.  (n,D) -> (n,D)"""
+        return x / self.ops.xp.sqrt((x * x).sum(axis=-1, keepdims=True))
+
+    def _contrastive_loss(self, logits: Array) -> Array:
+        """The mean of the two cross-entropies: of finding each text's picture, and each picture's text."""
+        P, B = logits.shape
+        if P != B:
+            raise InputError(
+                f"return_loss takes as many texts as pictures, in pairs; got {P} and {B}"
+            )
+        pairs = self.ops.xp.arange(P)
+        return (self.ops.cross_entropy(logits, pairs) + self.ops.cross_entropy(logits.T, pairs)) / 2

@@ -1,0 +1,284 @@
+"""What a checkpoint's config.json says, as frozen dataclasses with transformers' field names and defaults.
+
+The letters that stand for axes everywhere in this package:
+
+    B  images (the batch)        T  tokens: of a text, or the class token and one for each patch
+    P  prompts                   D  width of a token's vector (`hidden_size`, `reduce_dim`)
+    C  channels                  H  attention heads, each D/H wide; in (B,C,H,W), a picture's height
+    h, w  rows and columns of patches
+
+Deviation: transformers accepts values with which no model can work, and fails later or not at all; here
+they are refused with the field's name. Fields that concern only transformers (`architectures`, `dtype`,
+...) are kept in `other`, and written back as they came.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import checkpoint_folder, read_json, write_json
+from .ops import Ops
+
+CONFIG_NAME = "config.json"
+LEGACY_EOS_TOKEN_ID = 2  # what old checkpoints say; the end of a text is then its highest token id
+
+
+class _Config:
+    """To and from dictionaries and JSON, the same for all three."""
+
+    model_type = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "_Config":
+        """From a config.json's object. Raises InputError with the field's name for an impossible value."""
+        if not isinstance(values, dict):
+            raise InputError(f"a {cls.__name__} is made from an object, not from {values!r}")
+        declared = values.get("model_type", cls.model_type)
+        if declared != cls.model_type:
+            if (
+                declared == CLIPSegConfig.model_type
+            ):  # a whole model's config was given for one tower
+                return getattr(CLIPSegConfig.from_dict(values), cls.base_config_key)
+            raise InputError(
+                f"model_type is {declared!r}; expected {cls.model_type!r} for {cls.__name__}"
+            )
+        known = {f.name for f in fields(cls)} - {"other"}
+        named = {name: value for name, value in values.items() if name in known}
+        other = {
+            name: value for name, value in values.items() if name not in known | {"model_type"}
+        }
+        return cls(**named, other=other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "other"}
+        for name, value in values.items():
+            if isinstance(value, _Config):
+                values[name] = value.to_dict()
+            elif isinstance(value, tuple):
+                values[name] = list(value)
+        return {**self.other, **values, "model_type": self.model_type}
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike) -> "_Config":
+        return cls.from_dict(read_json(Path(path)))
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike) -> "_Config":
+        """From the config.json of a checkpoint; a tower's config is found inside a whole model's."""
+        return cls.from_json_file(checkpoint_folder(folder_or_hub_id) / CONFIG_NAME)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise InputError(
+            f"{type(self).__name__}: {name} is {getattr(self, name)!r}; expected {expected}"
+        )
+
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                self._refuse(name, "a whole number of at least 1")
+
+    def _require_numbers(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                self._refuse(name, "a number")
+            if not 0 <= value < float("inf"):
+                self._refuse(name, "a number that is finite and not negative")
+
+    def _require_dropout(self, name: str) -> None:
+        self._require_numbers(name)
+        if getattr(self, name) > 1:
+            self._refuse(
+                name, "a probability, from 0 to 1 (it plays no part here: nothing is trained)"
+            )
+
+    def _require_heads(self, width: str, heads: str) -> None:
+        if getattr(self, width) % getattr(self, heads):
+            self._refuse(width, f"a multiple of {heads}, which is {getattr(self, heads)}")
+
+    def _require_activation(self, name: str) -> None:
+        if getattr(self, name) not in Ops.ACTIVATIONS:
+            self._refuse(name, f"one of {', '.join(Ops.ACTIVATIONS)}")
+
+    def _require_tower(self) -> None:
+        """What the text and the vision tower have in common."""
+        self._require_counts(
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
+        )
+        self._require_heads("hidden_size", "num_attention_heads")
+        self._require_activation("hidden_act")
+        self._require_numbers("layer_norm_eps", "initializer_range", "initializer_factor")
+        self._require_dropout("attention_dropout")
+
+
+@dataclass(frozen=True)
+class CLIPSegTextConfig(_Config):
+    """The text tower. `eos_token_id` says where a text is pooled; 2 is the old checkpoints' way (see clip.py)."""
+
+    model_type = "clipseg_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int = 49407
+    other: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self._require_tower()
+        self._require_counts("vocab_size", "max_position_embeddings")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if value is None and name != "eos_token_id":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                self._refuse(name, "a whole number: one token's id")
+
+
+@dataclass(frozen=True)
+class CLIPSegVisionConfig(_Config):
+    """The vision tower. Pictures of other sizes than `image_size` (pixels) get interpolated positions."""
+
+    model_type = "clipseg_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
+    other: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self._require_tower()
+        self._require_counts("num_channels", "image_size", "patch_size")
+        if self.patch_size > self.image_size:
+            self._refuse("patch_size", f"at most image_size, which is {self.image_size}")
+
+
+@dataclass(frozen=True)
+class CLIPSegConfig(_Config):
+    """Both towers and the decoder.
+
+    `extract_layers` are 0-based blocks of the vision tower; `conditional_layer` is the decoder layer before
+    which the prompt modulates the tokens. `decoder_hidden_act` is kept and, as in the reference, not used:
+    the decoder's activation is always relu.
+    """
+
+    model_type = "clipseg"
+
+    text_config: CLIPSegTextConfig | dict | None = None
+    vision_config: CLIPSegVisionConfig | dict | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float = 2.6592
+    initializer_factor: float = 1.0
+    extract_layers: tuple[int, ...] = (3, 6, 9)
+    reduce_dim: int = 64
+    decoder_num_attention_heads: int = 4
+    decoder_attention_dropout: float = 0.0
+    decoder_hidden_act: str = "quick_gelu"
+    decoder_intermediate_size: int = 2048
+    conditional_layer: int = 0
+    use_complex_transposed_convolution: bool = False
+    other: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CLIPSegConfig":
+        """As for the towers; old files repeat a tower's values in `text_config_dict`, which then wins."""
+        values = dict(values)
+        for name, tower in (
+            ("text_config", CLIPSegTextConfig),
+            ("vision_config", CLIPSegVisionConfig),
+        ):
+            old = values.pop(f"{name}_dict", None)
+            if old is not None:
+                values[name] = {**(values.get(name) or {}), **tower.from_dict(old).to_dict()}
+        return super().from_dict(values)
+
+    @classmethod
+    def from_text_vision_configs(
+        cls, text_config: CLIPSegTextConfig, vision_config: CLIPSegVisionConfig, **kwargs: Any
+    ) -> "CLIPSegConfig":
+        """A whole model's config around two towers'."""
+        return cls(text_config=text_config, vision_config=vision_config, **kwargs)
+
+    def __post_init__(self):
+        for name, tower in (
+            ("text_config", CLIPSegTextConfig),
+            ("vision_config", CLIPSegVisionConfig),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, tower):
+                object.__setattr__(self, name, tower.from_dict(value or {}))
+        self._require_counts(
+            "projection_dim",
+            "reduce_dim",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+        )
+        self._require_heads("reduce_dim", "decoder_num_attention_heads")
+        self._require_numbers("initializer_factor")
+        self._require_dropout("decoder_attention_dropout")
+        if isinstance(self.logit_scale_init_value, bool) or not isinstance(
+            self.logit_scale_init_value, (int, float)
+        ):
+            self._refuse("logit_scale_init_value", "a number")
+        self._require_extract_layers()
+        depth = len(self.extract_layers)
+        if self.conditional_layer not in range(depth):
+            self._refuse(
+                "conditional_layer",
+                f"one of the {depth} decoder layers, 0 to {depth - 1}: the prompt "
+                f"would otherwise never be heard",
+            )
+        if not isinstance(self.use_complex_transposed_convolution, bool):
+            self._refuse("use_complex_transposed_convolution", "true or false")
+        if self.use_complex_transposed_convolution:
+            if self.vision_config.patch_size < 4:
+                self._refuse(
+                    "use_complex_transposed_convolution",
+                    "false for a patch_size below 4: the refined "
+                    f"head upsamples twice by patch_size // 4, and patch_size is {self.vision_config.patch_size}",
+                )
+            if self.reduce_dim < 2:
+                self._refuse("reduce_dim", "at least 2 for the refined head, which halves it")
+
+    def _require_extract_layers(self) -> None:
+        layers = self.extract_layers
+        last = self.vision_config.num_hidden_layers - 1
+        if not isinstance(layers, (list, tuple)) or not layers:
+            self._refuse("extract_layers", "a list of at least one layer's number")
+        for layer in layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
+                self._refuse(
+                    "extract_layers", f"whole numbers from 0 to {last}, the vision tower's layers"
+                )
+        object.__setattr__(self, "extract_layers", tuple(layers))

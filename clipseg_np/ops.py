@@ -1,0 +1,218 @@
+"""All the arithmetic of CLIPSeg, once, in terms of an array module `xp`: NumPy, or CuPy on a GPU.
+
+This is the readable truth. A backend that can do better overrides single methods in a subclass, with
+the same name, signature and result. Nothing here knows a layer, a config or a weight's name.
+
+Every method keeps the float type of its input: constants are Python numbers, which do not promote an
+array, and tables are cast to the input's type. Axis letters are explained in `config.py`.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray
+
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
+
+
+class Ops:
+    """Layer arithmetic on the arrays of `xp`."""
+
+    ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
+
+    def __init__(self, xp: ModuleType = numpy):
+        self.xp = xp
+
+    # Arrays in and out
+
+    def asarray(self, values: Any, dtype: Any = None) -> Array:
+        """An array on this backend's device; no copy where it is one already."""
+        return self.xp.asarray(values, dtype=dtype)
+
+    def to_numpy(self, x: Array) -> numpy.ndarray:
+        """The same values as a NumPy array in main memory."""
+        return x.get() if hasattr(x, "get") else numpy.asarray(x)
+
+    # Linear maps
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """x Wᵀ + b, with the weight as it is stored, (out, in).  (..., in) -> (..., out)"""
+        y = x @ weight.T
+        return y if bias is None else y + bias
+
+    def embedding(self, ids: Array, table: Array) -> Array:
+        """One row of the table for each id.  (...), (V, D) -> (..., D)"""
+        return table[ids]
+
+    def patch_conv2d(self, x: Array, weight: Array) -> Array:
+        """A convolution whose stride is its kernel: each patch is seen once, so it is a reshape and an @.
+
+        (B,C,H,W), (D,C,p,p) -> (B,h,w,D) with h = H//p, w = W//p; pixels past the last whole patch are
+        not seen, as in any convolution without padding.
+        """
+        (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
+        h, w = H // p, W // p
+        patches = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p)
+        patches = patches.transpose(0, 2, 4, 1, 3, 5).reshape(B, h, w, C * p * p)
+        return patches @ weight.reshape(D, C * p * p).T
+
+    def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        """A convolution with stride 1, padded to keep the size: the sum of one @ for each kernel cell.
+
+        (B,C,h,w), (D,C,k,k) with k odd, (D) -> (B,D,h,w)
+        """
+        (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
+        margin = k // 2
+        padded = self.xp.zeros((B, C, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
+        padded[:, :, margin : margin + h, margin : margin + w] = x
+        y = self.xp.zeros((B, D, h * w), dtype=x.dtype)
+        for row in range(k):
+            for column in range(k):
+                shifted = padded[:, :, row : row + h, column : column + w].reshape(B, C, h * w)
+                y = y + weight[:, :, row, column] @ shifted
+        return y.reshape(B, D, h, w) + bias[:, None, None]
+
+    def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        """A transposed convolution whose stride is its kernel: each cell paints one block, unflipped.
+
+        (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a reshape and an @.
+        """
+        (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
+        blocks = x.transpose(0, 2, 3, 1) @ weight.reshape(C, D * p * p)
+        blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
+        return blocks.reshape(B, D, h * p, w * p) + bias[:, None, None]
+
+    # Normalisation and attention
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        """Each row to mean 0 and (biased) variance 1, then scaled and shifted.  (..., D) -> (..., D)"""
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = (centred * centred).mean(axis=-1, keepdims=True)
+        return centred / self.xp.sqrt(variance + eps) * weight + bias
+
+    def softmax(self, x: Array) -> Array:
+        """Along the last axis, with the maximum subtracted so that nothing overflows."""
+        e = self.xp.exp(x - x.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    def attention(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        allowed: Array | None = None,
+        attentions: list | None = None,
+    ) -> Array:
+        """softmax(q kᵀ / sqrt(d)) v, three times (B,H,T,d) -> (B,H,T,d)   ("Attention is all you need", 3.2.1)
+
+        `allowed` (B,1,T,T) is True where a query (second to last axis) may see a key (last axis).
+        `attentions` is a list to which the weights (B,H,T,T) are appended, for a caller who asks for them.
+        """
+        scores = query @ key.swapaxes(-1, -2) * query.shape[-1] ** -0.5
+        if allowed is not None:
+            # The type's lowest number, not -inf: a row in which nothing is allowed becomes uniform, not NaN.
+            lowest = self.xp.finfo(scores.dtype).min
+            scores = self.xp.where(allowed, scores, self.xp.asarray(lowest, dtype=scores.dtype))
+        weights = self.softmax(scores)
+        if attentions is not None:
+            attentions.append(weights)
+        return weights @ value
+
+    # Activations
+
+    def activation(self, name: str, x: Array) -> Array:
+        """One of ACTIVATIONS, by the name that a config gives it."""
+        return getattr(self, name)(x)
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + e^-x), written so that neither side overflows."""
+        e = self.xp.exp(-abs(x))
+        return self.xp.where(x >= 0, self.xp.ones_like(e), e) / (1 + e)
+
+    def quick_gelu(self, x: Array) -> Array:
+        """x sigmoid(1.702 x): CLIP's approximation of gelu."""
+        return x * self.sigmoid(1.702 * x)
+
+    def gelu(self, x: Array) -> Array:
+        """x times the normal distribution's integral up to x: x (1 + erf(x / sqrt 2)) / 2."""
+        return 0.5 * x * (1 + self.erf(x * 0.5**0.5))
+
+    def gelu_new(self, x: Array) -> Array:
+        """GPT-2's tanh approximation of gelu."""
+        return 0.5 * x * (1 + self.xp.tanh((2 / numpy.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+
+    def relu(self, x: Array) -> Array:
+        return self.xp.maximum(x, 0)
+
+    def selu(self, x: Array) -> Array:
+        """scale (x if x > 0 else alpha (e^x - 1))   (Klambauer et al., 2017)"""
+        negative = SELU_ALPHA * self.xp.expm1(self.xp.minimum(x, 0))
+        return SELU_SCALE * self.xp.where(x > 0, x, negative)
+
+    def erf(self, x: Array) -> Array:
+        """The error function, to the last digits of float64.
+
+        erf x = 2/sqrt(pi) e^(-x²) (x + 2x³/3 + 4x⁵/15 + ...)  (Abramowitz and Stegun, 7.1.6): all terms have
+        one sign, so nothing cancels. Beyond |x| = 6, erf is 1 to the last digit of float64.
+        """
+        x = self.xp.clip(x, -6, 6)
+        double_square = 2 * x * x
+        term = total = x
+        for odd in range(3, 303, 2):
+            term = term * double_square / odd
+            total = total + term
+        return 2 / numpy.pi**0.5 * self.xp.exp(-x * x) * total
+
+    # Resizing position embeddings
+
+    def resize_bicubic(self, grid: Array, size: tuple[int, int]) -> Array:
+        """A grid of vectors at another size, by cubic convolution.  (h,w,D), (h', w') -> (h',w',D)
+
+        As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75, pixel
+        centres at half numbers, and the border repeated. (Pillow's bicubic differs: a = -0.5, antialiased.)
+        """
+        h, w, D = grid.shape
+        new_h, new_w = size
+        rows = self.asarray(bicubic_weights(h, new_h), dtype=grid.dtype)
+        columns = self.asarray(bicubic_weights(w, new_w), dtype=grid.dtype)
+        grid = (rows @ grid.reshape(h, w * D)).reshape(new_h, w, D)
+        return columns @ grid
+
+    # Losses
+
+    def binary_cross_entropy(self, logits: Array, labels: Array) -> Array:
+        """The mean of -(y log p + (1-y) log(1-p)), with p = sigmoid(logits), without ever forming p."""
+        losses = (
+            self.xp.maximum(logits, 0) - logits * labels + self.xp.log1p(self.xp.exp(-abs(logits)))
+        )
+        return losses.mean()
+
+    def cross_entropy(self, logits: Array, classes: Array) -> Array:
+        """The mean of -log softmax(row)[class] over rows.  (N,K), (N) -> ()"""
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        log_sum = self.xp.log(self.xp.exp(shifted).sum(axis=-1))
+        chosen = self.xp.take_along_axis(shifted, classes[:, None], axis=-1)[:, 0]
+        return (log_sum - chosen).mean()
+
+
+def bicubic_weights(old: int, new: int, a: float = -0.75) -> numpy.ndarray:
+    """The matrix (new, old) that resizes a line of `old` samples to `new` ones by cubic convolution.
+
+    Keys, "Cubic convolution interpolation for digital image processing" (1981).
+    """
+    centre = (numpy.arange(new) + 0.5) * (old / new) - 0.5
+    first = numpy.floor(centre).astype(int) - 1
+    weights = numpy.zeros((new, old))
+    for neighbour in range(4):
+        index = first + neighbour
+        distance = abs(centre - index)
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+        inside = numpy.clip(
+            index, 0, old - 1
+        )  # the border sample stands for all that lies beyond it
+        numpy.add.at(weights, (numpy.arange(new), inside), numpy.where(distance <= 1, near, far))
+    return weights

@@ -1,0 +1,96 @@
+"""What the four public models share: loading, saving, and a random start."""
+
+import os
+from typing import Any
+
+import numpy
+
+from .backends import ops_for
+from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .errors import InputError
+from .files import checkpoint_folder
+from .initialise import RandomStart
+from .layers import Layer
+from .weights import WEIGHTS_NAME, Checkpoint, Scope, save_weights
+
+DTYPES = ("float32", "float64")
+
+
+class PretrainedModel(Layer):
+    """A model with a config. Its arrays come from a checkpoint, from a larger model, or are drawn by `seed`."""
+
+    config_class: type = CLIPSegConfig
+    landmark: str  # a key that this model certainly has
+    prefixes: tuple[str, ...] = ("",)  # where this model may begin in a checkpoint of a larger one
+
+    def __init__(
+        self,
+        config: CLIPSegConfig | CLIPSegTextConfig | CLIPSegVisionConfig,
+        at: Scope | None = None,
+        *,
+        seed: int = 0,
+        backend: str = "numpy",
+        dtype: str = "float32",
+    ):
+        if not isinstance(config, self.config_class):
+            raise InputError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}; got {type(config).__name__}"
+            )
+        if at is None:
+            at = Scope(RandomStart(config, seed), ops_for(backend), float_type(dtype))
+        super().__init__(at)
+        self.config = config
+        self.at = at
+
+    @property
+    def dtype(self) -> numpy.dtype:
+        """The type of every array and activation."""
+        return numpy.dtype(self.at.dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_hub_id: str | os.PathLike, *, backend: str = "numpy", dtype: str = "float32"
+    ) -> "PretrainedModel":
+        """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
+
+        Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
+        weights.py), InputError for an unknown backend or dtype, and MissingExtra for a hub id without
+        huggingface_hub.
+        """
+        ops, dtype = ops_for(backend), float_type(dtype)
+        folder = checkpoint_folder(folder_or_hub_id)
+        config = cls.config_class.from_pretrained(folder)
+        checkpoint = Checkpoint(folder, dtype, cls.landmark, cls.prefixes)
+        model = cls(config, Scope(checkpoint, ops, dtype))
+        checkpoint.finish()
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write config.json and model.safetensors, which transformers' from_pretrained loads too."""
+        self.config.save_pretrained(folder)
+        arrays = self.state_dict()
+        save_weights(os.path.join(folder, WEIGHTS_NAME), arrays)
+
+    def state_dict(self) -> dict[str, numpy.ndarray]:
+        """This model's arrays by their dotted names in its own checkpoint."""
+        start = f"{self.name}." if self.name else ""
+        return {
+            name[len(start) :]: self.ops.to_numpy(array)
+            for name, array in self.at.arrays.items()
+            if name.startswith(start)
+        }
+
+    def _floats(self, values: Any) -> Any:
+        """Values on this model's device, in its type."""
+        return self.ops.asarray(values, dtype=self.dtype)
+
+
+def float_type(dtype: Any) -> numpy.dtype:
+    """float32 or float64, by name or type. Raises InputError for another."""
+    try:
+        found = numpy.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return found

@@ -1,0 +1,47 @@
+"""`with trace() as activations:` records what every layer returns, under the layer's dotted name.
+
+    with trace() as activations:
+        model(pixel_values=..., input_ids=...)
+    activations["clip.vision_model.encoder.layers.3.self_attn.q_proj"]    # (B,T,D)
+
+A layer that runs twice inside one trace (the vision tower, when the prompt is a picture too) keeps both
+results: `activations.all[name]` is the list of them, and `activations[name]` the last.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+
+class Activations(dict):
+    """Dotted name to the layer's last output; `.all` holds every output of each name, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.all: dict[str, list] = {}
+
+    def record(self, name: str, value: Any) -> None:
+        self[name] = value
+        self.all.setdefault(name, []).append(value)
+
+
+_current: ContextVar[Activations | None] = ContextVar("clipseg_np_trace", default=None)
+
+
+@contextmanager
+def trace() -> Iterator[Activations]:
+    """Record the outputs of all layers called inside the block."""
+    activations = Activations()
+    token = _current.set(activations)
+    try:
+        yield activations
+    finally:
+        _current.reset(token)
+
+
+def record(name: str, value: Any) -> None:
+    """Called by every layer with what it returns; does nothing outside a trace."""
+    activations = _current.get()
+    if activations is not None:
+        activations.record(name, value)

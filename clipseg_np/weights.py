@@ -1,0 +1,241 @@
+"""safetensors in and out, and `Scope`, which hands each layer its arrays by dotted name.
+
+Loading is strict: each key is taken exactly once, in the expected shape, and a key that is missing or left
+over is an error that names it. transformers only warns of either.
+
+Files are mapped, not read: an array whose stored type is the wanted one costs no memory of its own until
+it is used. The safetensors library reads and checks the header; NumPy has no bfloat16, so the numbers are
+viewed here.
+"""
+
+import difflib
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import InputError
+from .files import read_json, written_whole
+from .ops import Array, Ops
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+# Buffers that old checkpoints carry and no layer takes; the only keys that may be left over.
+IGNORED_ENDINGS = ("position_ids",)
+
+STORED_TYPES = {
+    "F64": numpy.float64,
+    "F32": numpy.float32,
+    "F16": numpy.float16,
+    "BF16": numpy.uint16,
+}
+ITEM_SIZES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+}
+ITEM_SIZES |= {"U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file: where it lies, and as what."""
+
+    file: Path
+    stored_type: str
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+    def read(self, dtype: Any) -> numpy.ndarray:
+        """The numbers as `dtype`: a read-only view of the mapped file where they are stored so."""
+        raw_type = STORED_TYPES[self.stored_type]
+        count = math.prod(self.shape)
+        if count == 0:
+            return numpy.zeros(self.shape, dtype)
+        raw = numpy.memmap(self.file, raw_type, "r", self.offset, (count,)).view(numpy.ndarray)
+        if self.stored_type == "BF16":  # the upper half of a float32
+            raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
+        return raw.reshape(self.shape).astype(dtype, copy=False)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint's folder by name: one file, or shards named by an index.
+
+    Raises FileNotFoundError where there is no checkpoint, and InputError for a damaged file or index.
+    """
+    if (folder / WEIGHTS_NAME).is_file():
+        return tensors_of_file(folder / WEIGHTS_NAME)
+    if not (folder / INDEX_NAME).is_file():
+        held = sorted(path.name for path in folder.iterdir())
+        advice = ""
+        if any(name.endswith((".bin", ".pth", ".pt")) for name in held):
+            advice = (
+                " Weights in PyTorch's own format are not read: convert them once with transformers, "
+                "CLIPSegForImageSegmentation.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)."
+            )
+        raise FileNotFoundError(
+            f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
+            f"shards. It holds: {', '.join(held) or 'nothing'}.{advice}"
+        )
+    index = read_json(folder / INDEX_NAME)
+    shard_of = index.get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
+        raise InputError(
+            f"{folder / INDEX_NAME} has no weight_map from tensor names to file names."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(shard_of.values())):
+        if Path(shard).name != shard:
+            raise InputError(f"{folder / INDEX_NAME} names {shard!r}; expected files beside it.")
+        for name, tensor in tensors_of_file(folder / shard).items():
+            if shard_of.get(name) != shard:
+                raise InputError(
+                    f"{shard} holds {name}, which {INDEX_NAME} places in {shard_of.get(name, 'no file')}. "
+                    f"Index and shards are not of one checkpoint: fetch them together."
+                )
+            tensors[name] = tensor
+    absent = sorted(set(shard_of) - set(tensors))
+    if absent:
+        raise InputError(
+            f"{shard_of[absent[0]]} lacks {absent[0]}, which {INDEX_NAME} places there."
+        )
+    return tensors
+
+
+def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, by name, without reading their numbers."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. It may not have been fetched: fetch it again.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            headers = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}). It may be cut off: fetch it again."
+        ) from error
+    with path.open("rb") as file:
+        offset = 8 + int.from_bytes(file.read(8), "little")
+    tensors = {}
+    for name, (stored_type, shape) in headers.items():  # in the order of their bytes, without gaps
+        if stored_type not in ITEM_SIZES:
+            raise InputError(f"{path}: {name} is stored as {stored_type}, which is not supported.")
+        tensors[name] = StoredTensor(path, stored_type, shape, offset)
+        offset += math.prod(shape) * ITEM_SIZES[stored_type]
+    return tensors
+
+
+def save_weights(path: str | os.PathLike, arrays: dict[str, numpy.ndarray]) -> None:
+    """Write arrays as one safetensors file that transformers loads too; whole, or not at all."""
+    contiguous = {
+        name: numpy.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
+    }
+    with written_whole(path) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt"})
+
+
+class Source(Protocol):
+    """Where a Scope gets its arrays: a checkpoint, or a random start (initialise.py)."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> numpy.ndarray: ...
+
+
+class Checkpoint:
+    """The tensors of a folder, each to be taken once.
+
+    `prefixes` are the places where the wanted model may begin (FACTS differ: a text tower's keys begin with
+    nothing, with "text_model." or with "clip.text_model."); `landmark` is a key that the model certainly has.
+    """
+
+    def __init__(self, folder: Path, dtype: Any, landmark: str, prefixes: tuple[str, ...] = ("",)):
+        self.folder = folder
+        self.dtype = dtype
+        self.tensors = stored_tensors(folder)
+        self.taken: set[str] = set()
+        found = [prefix for prefix in prefixes if prefix + landmark in self.tensors]
+        self.prefix = found[0] if found else prefixes[0]
+
+    def take(self, name: str, shape: tuple[int, ...]) -> numpy.ndarray:
+        key = self.prefix + name
+        if key in self.taken:
+            raise AssertionError(f"{key} was taken twice: two layers share a name")
+        tensor = self.tensors.get(key)
+        if tensor is None:
+            near = difflib.get_close_matches(key, set(self.tensors) - self.taken, n=1)
+            hint = f" The nearest key there is {near[0]}." if near else ""
+            raise InputError(
+                f"{self.folder} lacks {key}; expected an array of shape {shape}.{hint} "
+                f"Check that config.json and the weights belong together."
+            )
+        if tensor.shape != shape:
+            raise InputError(
+                f"{tensor.file}: {key} has shape {tensor.shape}; config.json makes it {shape}. "
+                f"Check that config.json and the weights belong together."
+            )
+        if tensor.stored_type not in STORED_TYPES:
+            raise InputError(
+                f"{tensor.file}: {key} is stored as {tensor.stored_type}; expected one of {', '.join(STORED_TYPES)}."
+            )
+        self.taken.add(key)
+        array = tensor.read(self.dtype)
+        if numpy.isnan(numpy.vdot(array, array)):
+            warnings.warn(
+                f"{tensor.file}: {key} holds NaN. Results will be NaN: the checkpoint is damaged, or its "
+                f"training broke down.",
+                stacklevel=2,
+            )
+        return array
+
+    def finish(self) -> None:
+        """Raise InputError for keys that no layer took, save the known buffers and other parts of a whole model."""
+        left = [
+            key
+            for key in sorted(set(self.tensors) - self.taken)
+            if key.startswith(self.prefix) and not key.endswith(IGNORED_ENDINGS)
+        ]
+        if left:
+            raise InputError(
+                f"{self.folder} holds {len(left)} key(s) that the model of config.json has no place for: "
+                f"{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}. Check that config.json and the "
+                f"weights belong together (extract_layers, num_hidden_layers and "
+                f"use_complex_transposed_convolution decide which keys there are)."
+            )
+
+
+class Scope:
+    """A place in a model: `at / "q_proj"` is a place inside it, `at.take("weight", shape)` its array."""
+
+    def __init__(
+        self, source: Source, ops: Ops, dtype: Any, name: str = "", arrays: dict | None = None
+    ):
+        self.source = source
+        self.ops = ops
+        self.dtype = dtype
+        self.name = name
+        self.arrays: dict[str, Array] = {} if arrays is None else arrays
+
+    def __truediv__(self, part: str | int) -> "Scope":
+        return Scope(self.source, self.ops, self.dtype, self._join(part), self.arrays)
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Array:
+        """The array of this name, on the backend's device; `arrays` keeps all that were taken."""
+        full = self._join(name)
+        array = self.ops.asarray(self.source.take(full, shape), dtype=self.dtype)
+        self.arrays[full] = array
+        return array
+
+    def _join(self, part: str | int) -> str:
+        return f"{self.name}.{part}" if self.name else str(part)

@@ -1,0 +1,70 @@
+"""Every output of every model against transformers, over drawn architectures and inputs."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
+pytest.importorskip("transformers", reason="needs the extra 'oracle'")
+
+from clipseg_np import CLIPSegForImageSegmentation  # noqa: E402
+
+from .reference import compare, draw_config, draw_ids, reference_model  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+
+ARCHITECTURES = 240
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+ALL = {"output_attentions": True, "output_hidden_states": True}
+
+
+def tensors(**arrays):
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+
+
+def assert_all_within(found: dict[str, float], dtype: str) -> None:
+    name = max(found, key=found.get)
+    assert found[name] <= TOLERANCE[dtype], (
+        f"{name} deviates by {found[name]:.2e}; allowed {TOLERANCE[dtype]:.0e}"
+    )
+
+
+@pytest.fixture(params=range(ARCHITECTURES))
+def drawn(request, tmp_path):
+    """A drawn architecture as both models, in float64 for every other draw, with its generator."""
+    rng = np.random.default_rng(request.param)
+    dtype = ("float32", "float64")[request.param % 2]
+    config = draw_config(rng, narrowest={"float32": 16, "float64": 2}[dtype])
+    theirs = reference_model(config, seed=request.param, dtype=getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path)
+    ours = CLIPSegForImageSegmentation.from_pretrained(tmp_path, dtype=dtype)
+    return rng, config, ours, theirs, dtype
+
+
+def test_all_outputs_agree(drawn):
+    rng, config, ours, theirs, dtype = drawn
+    vision, B = config.vision_config, int(rng.integers(1, 4))
+    side = vision.patch_size * int(rng.integers(1, 5))
+    pictures = rng.normal(size=(B, vision.num_channels, side, side)).astype(dtype)
+    ids, mask = draw_ids(rng, config, prompts=B)
+    prompt_side = vision.patch_size * int(rng.integers(1, 4))
+    prompts = rng.normal(size=(B, vision.num_channels, prompt_side, prompt_side)).astype(dtype)
+    embeddings = rng.normal(size=(B, config.projection_dim)).astype(dtype)
+
+    kinds = [
+        {"input_ids": ids, "attention_mask": mask},
+        {"input_ids": ids},
+        {"conditional_pixel_values": prompts},
+        {"conditional_embeddings": embeddings},
+    ]
+    found = {}
+    with torch.no_grad():
+        for number, kind in enumerate(kinds):
+            logits = ours(pixel_values=pictures, **kind).logits
+            labels = rng.uniform(size=logits.shape).astype(dtype)
+            expected = theirs(**tensors(pixel_values=pictures, labels=labels, **kind), **ALL)
+            got = ours(pixel_values=pictures, labels=labels, **kind, **ALL)
+            found |= compare(got, expected, f"prompt kind {number}")
+        together = {"input_ids": ids, "attention_mask": mask, "pixel_values": pictures}
+        expected = theirs.clip(**tensors(**together), return_loss=True, **ALL)
+        found |= compare(ours.clip(**together, return_loss=True, **ALL), expected, "clip")
+        assert_all_within(found, dtype)
