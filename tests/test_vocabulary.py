@@ -1,0 +1,214 @@
+"""The tokenizer's files: every layout that is read, every fault that is named, and the round trip."""
+
+import json
+
+import pytest
+
+from clipseg_np.byte_pairs import BYTE_SYMBOLS
+from clipseg_np.errors import InputError
+from clipseg_np.tokenizer import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = ["t h", "th e</w>"]
+TOKENS = [
+    *BYTE_SYMBOLS.values(),
+    *(s + "</w>" for s in BYTE_SYMBOLS.values()),
+    "th",
+    "the</w>",
+    START,
+    END,
+]
+VOCAB = {token: number for number, token in enumerate(TOKENS)}
+PLAIN = {"vocab.json": VOCAB, "merges.txt": "#version: 0.2\nt h\nth e</w>\n"}
+
+
+def described(content, **more):
+    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, **more}
+
+
+def whole(added=(), merges=MERGES, **model):
+    return {
+        "version": "1.0",
+        "added_tokens": list(added),
+        "model": {
+            "type": "BPE",
+            "end_of_word_suffix": "</w>",
+            "vocab": VOCAB,
+            "merges": merges,
+            **model,
+        },
+    }
+
+
+ADDED = [
+    described(START, id=514, normalized=True, special=True),
+    described(END, id=515, special=True),
+]
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_from(files, **overrides):
+        for name, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(tmp_path, **overrides)
+
+    return load_from
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        PLAIN,
+        {"vocab.json": VOCAB, "merges.txt": "#version: 0.2\r\nt h\r\nth e</w>\r\n\r\n"},
+        {"tokenizer.json": whole()},
+        {"tokenizer.json": whole(ADDED)},
+        {"tokenizer.json": whole(merges=[["t", "h"], ["th", "e</w>"]])},
+        {"tokenizer.json": whole(), "vocab.json": {"x": 0}, "merges.txt": "a b"},
+    ],
+)
+def test_layouts(load, files):
+    tokenizer = load(files)
+    assert tokenizer.encode("The t") == [514, 513, VOCAB["t</w>"], 515]
+    assert tokenizer.model_max_length == 77
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"bos_token": "th", "pad_token": "!", "model_max_length": 9}},
+        {
+            "tokenizer_config.json": {
+                "bos_token": described("th"),
+                "pad_token": "!",
+                "model_max_length": 9,
+            }
+        },
+        {
+            "tokenizer_config.json": {"bos_token": "?", "model_max_length": 9},
+            "special_tokens_map.json": {"bos_token": described("th"), "pad_token": "!"},
+        },
+        {
+            "tokenizer_config.json": {
+                "bos_token": "th",
+                "pad_token": "!",
+                "model_max_length": 9,
+                "added_tokens_decoder": {"514": described(START)},
+            },
+            "special_tokens_map.json": {"bos_token": "?"},
+        },
+    ],
+)
+def test_special_tokens_named_in_files(load, files):
+    tokenizer = load(PLAIN | files)
+    assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("th", 512)
+    assert (tokenizer.eos_token, tokenizer.pad_token_id, tokenizer.model_max_length) == (END, 0, 9)
+    assert tokenizer.tokenize("a!th") == ["a</w>", "!", "th"]
+
+
+def test_overrides(load):
+    tokenizer = load(PLAIN, bos_token="th", model_max_length=5)
+    assert tokenizer.bos_token_id == 512 and tokenizer.model_max_length == 5
+    with pytest.warns(UserWarning, match="use_fast"):
+        load(PLAIN, use_fast=True)
+
+
+def test_no_longest_text_is_clips(load):
+    assert (
+        load(PLAIN | {"tokenizer_config.json": {"model_max_length": 10**30}}).model_max_length == 77
+    )
+
+
+def test_tokens_found_in_the_normalised_text(load):
+    """As in the official files, whose start token has "normalized": true."""
+    tokenizer = load({"tokenizer.json": whole(ADDED)})
+    assert tokenizer.encode("<|STARTOFTEXT|>") == [514, 514, 515]
+    assert 515 not in tokenizer.encode("<|ENDOFTEXT|>")[1:-1]
+
+
+def test_tokens_behind_the_vocabulary(load, tmp_path):
+    more = [
+        described("[X]", id=516, normalized=True, special=False),
+        described("[y]", id=517, special=True),
+    ]
+    tokenizer = load({"tokenizer.json": whole(ADDED + more)})
+    assert (tokenizer.vocab_size, len(tokenizer)) == (516, 518)
+    assert tokenizer.encode("[x][Y][y]")[1:2] == [516] and tokenizer.encode("[y]") == [
+        514,
+        517,
+        515,
+    ]
+    assert tokenizer.decode([516, 517], skip_special_tokens=True) == "[x]"
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = CLIPTokenizer.from_pretrained(tmp_path / "again")
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.encode("[x][y]<|STARTOFTEXT|>") == tokenizer.encode("[x][y]<|STARTOFTEXT|>")
+
+
+def test_round_trip(load, tmp_path):
+    tokenizer = load(PLAIN, pad_token="!", model_max_length=12)
+    tokenizer.save_pretrained(tmp_path / "again")
+    names = sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert names == ["merges.txt", "tokenizer_config.json", "vocab.json"]
+    again = CLIPTokenizer.from_pretrained(tmp_path / "again")
+    assert again.get_vocab() == VOCAB and again.pad_token == "!" and again.model_max_length == 12
+    assert again("the é!", padding="max_length") == tokenizer("the é!", padding="max_length")
+
+
+def without(*tokens):
+    return {token: n for n, token in enumerate(t for t in VOCAB if t not in tokens)}
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"tokenizer.json": {"vocab": VOCAB, "merges": MERGES}}, "no model with a type"),
+        ({"tokenizer.json": whole(type="WordPiece")}, "'WordPiece'; expected type 'BPE'"),
+        ({"tokenizer.json": whole(end_of_word_suffix=None)}, "another kind of model"),
+        ({"tokenizer.json": whole(merges=None)}, "lacks model.vocab"),
+        ({"tokenizer.json": whole(vocab=TOKENS)}, "lacks model.vocab"),
+        ({"tokenizer.json": whole(merges=["t h", "a b c"])}, "Merge 1 .* expected a pair"),
+        ({"tokenizer.json": whole(merges=[3])}, "Merge 0 .* expected a pair"),
+        ({"tokenizer.json": whole(merges=["t h", "t q"])}, "Merge 1 .* no token 'tq'"),
+        ({"tokenizer.json": whole(added=[described("[X]", id=600)])}, "has id 600; expected 516"),
+        ({"tokenizer.json": whole(added=[described(END, id=3)])}, "has id 3; expected 515"),
+        ({"tokenizer.json": whole(added=[described(END, id="x")])}, "id 'x'; expected a number"),
+        (
+            {"tokenizer.json": whole(added=[described(END, id=515) | {"lstrip": True}])},
+            "lstrip set",
+        ),
+        ({"tokenizer.json": whole() | {"added_tokens": {}}}, "added_tokens in .* expected a list"),
+        ({"tokenizer.json": json.dumps(whole())[:5000]}, "not valid JSON"),
+        (PLAIN | {"vocab.json": without(START)}, "bos_token is '<|startoftext|>'"),
+        (PLAIN | {"vocab.json": {**VOCAB, "a": 516}}, "is missing"),
+        (PLAIN | {"vocab.json": {**VOCAB, "a": 5}}, "id 5 is given twice"),
+        (PLAIN | {"vocab.json": {**VOCAB, "a": "1"}}, "whole numbers"),
+        (PLAIN | {"vocab.json": {}}, "no mapping of tokens"),
+        (PLAIN | {"vocab.json": without("the</w>")}, "no token 'the</w>'"),
+        (PLAIN | {"merges.txt": "#version: 0.2\nt h\nth"}, "Merge 1 .* expected a pair"),
+        (PLAIN | {"tokenizer_config.json": {"bos_token": 3}}, "special token is given as 3"),
+        (PLAIN | {"tokenizer_config.json": {"eos_token": "[E]"}}, "eos_token is .* lack it"),
+        (
+            PLAIN | {"tokenizer_config.json": {"model_max_length": "long"}},
+            "model_max_length is 'long'",
+        ),
+        (PLAIN | {"tokenizer_config.json": {"model_max_length": 1}}, "model_max_length is 1"),
+    ],
+)
+def test_unusable_files(load, files, message):
+    with pytest.raises(InputError, match=message.replace("|", r"\|")):
+        load(files)
+
+
+def test_merges_that_are_no_text(load, tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps(VOCAB))
+    (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load({})
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_missing_file(load, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        load({other: content for other, content in PLAIN.items() if other != name})
