@@ -130,7 +130,7 @@ def compare(ours, theirs, name: str = "") -> dict[str, float]:
         pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(ours, theirs))]
     else:
         assert list(ours.keys()) == list(theirs.keys()), name
-        pairs = [(key, getattr(ours, key), getattr(theirs, key)) for key in theirs.keys()]
+        pairs = [(key, getattr(ours, key), getattr(theirs, key)) for key in theirs]
     found = {}
     for key, a, b in pairs:
         found |= compare(a, b, f"{name}.{key}" if name else key)

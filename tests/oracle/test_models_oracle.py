@@ -6,9 +6,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
-from clipseg_np import CLIPSegForImageSegmentation  # noqa: E402
+from clipseg_np import CLIPSegForImageSegmentation
 
-from .reference import compare, draw_config, draw_ids, reference_model  # noqa: E402
+from .reference import compare, draw_config, draw_ids, reference_model
 
 pytestmark = pytest.mark.oracle
 

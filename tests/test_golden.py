@@ -1,0 +1,148 @@
+"""Every activation and output against golden traces that transformers made (tests/golden/make_golden.py)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.outputs import Output
+from clipseg_np.trace import trace
+
+FOLDER = Path(__file__).parent / "golden"
+CASES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.golden"))
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}  # relative to the largest expected value
+
+
+class Golden:
+    """One golden file: `model`, and arrays by name under inputs, outputs and modules."""
+
+    def __init__(self, path: Path):
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()["golden"])
+            arrays = {n: file.get_tensor(place) for n, place in about["place_of"].items()}
+        self.model = about["model"]
+        self.versions = {name: about[name] for name in ("torch", "transformers")}
+        self.inputs = self._under(arrays, "input/")
+        self.outputs = self._under(arrays, "output/")
+        self.modules = self._under(arrays, "module/")  # "CALL/NAME"
+
+    @staticmethod
+    def _under(arrays: dict, start: str) -> dict:
+        return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}
+
+
+@pytest.fixture(params=CASES, ids=str, scope="module")
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=TOLERANCE, scope="module")
+def run(request, case):
+    """A golden case, with our outputs and our trace of it in one float type."""
+    dtype = request.param
+    golden = Golden(FOLDER / case)
+    part = CLIPSegForImageSegmentation.from_pretrained((FOLDER / case).parent, dtype=dtype)
+    for name in filter(None, golden.model.split(".")):
+        part = getattr(part, name)
+    if golden.model == "clip":
+        options = {"return_loss": True}
+    else:
+        options = {"output_attentions": True, "output_hidden_states": True}
+    with trace() as activations:
+        outputs = part(**golden.inputs, **options)
+    return dtype, golden, outputs, activations
+
+
+def in_order(activations) -> list[tuple[str, np.ndarray]]:
+    """The traced arrays as ("CALL/NAME", array), each layer's first call before any second, in order."""
+    most = max(len(values) for values in activations.all.values())
+    return [
+        (f"{call}/{name}", values[call])
+        for call in range(most)
+        for name, values in activations.all.items()
+        if call < len(values) and isinstance(values[call], np.ndarray)
+    ]
+
+
+def as_reference(name: str, array: np.ndarray) -> np.ndarray:
+    """Our layer's array in the reference's layout, where they differ: patches are its channels-first picture."""
+    return array.transpose(0, 3, 1, 2) if name.endswith("patch_embedding") else array
+
+
+def deviation(name: str, ours: np.ndarray, expected: np.ndarray, tolerance: float) -> str | None:
+    """What to say of an array that is too far from the expected one; None if it is near enough."""
+    if ours.shape != expected.shape:
+        return f"{name} has shape {ours.shape}; expected {expected.shape}"
+    distance = np.abs(ours - expected)
+    worst = np.unravel_index(distance.argmax(), distance.shape)
+    used = distance[worst] / (tolerance * np.abs(expected).max())
+    if used <= 1:
+        return None
+    return (
+        f"{name} deviates first: at {[int(i) for i in worst]} expected {expected[worst]!r}, got "
+        f"{ours[worst]!r}; {used:.0%} of the tolerance used"
+    )
+
+
+def first_deviation(pairs: list[tuple[str, np.ndarray, np.ndarray]], dtype: str) -> str | None:
+    found = (deviation(*pair, TOLERANCE[dtype]) for pair in pairs)
+    return next(filter(None, found), None)
+
+
+def flatten(value, name: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an output by dotted name."""
+    if not isinstance(value, (Output, tuple)):
+        return {name: np.asarray(value)}
+    items = value.items() if isinstance(value, Output) else enumerate(value)
+    found = {}
+    for key, inner in items:
+        found |= flatten(inner, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def test_all_cases_are_there():
+    assert [str(case) for case in CASES] == [
+        "plain/clip.golden",
+        "plain/text.golden",
+        "refined/picture_prompts.golden",
+        "refined/tall_picture.golden",
+        "refined/text.golden",
+    ]
+
+
+def test_every_layer_returns_the_golden_activation(run):
+    dtype, golden, _, activations = run
+    ours = in_order(activations)
+    if golden.modules:
+        assert {name for name, _ in ours} == set(golden.modules)
+        pairs = [(name, as_reference(name, a), golden.modules[name]) for name, a in ours]
+        assert first_deviation(pairs, dtype) is None
+
+
+def test_outputs_are_the_golden_outputs(run):
+    dtype, golden, outputs, _ = run
+    ours = flatten(outputs)
+    assert list(ours) == list(golden.outputs)
+    pairs = [(name, ours[name], golden.outputs[name]) for name in ours]
+    assert first_deviation(pairs, dtype) is None
+
+
+def test_every_activation_and_output_keeps_the_input_type(run):
+    """float32 stays float32: one NumPy scalar of float64 would silently promote all that follows."""
+    dtype, _, outputs, activations = run
+    types = {name: array.dtype.name for name, array in in_order(activations)}
+    types |= {name: array.dtype.name for name, array in flatten(outputs).items()}
+    assert {name: found for name, found in types.items() if found != dtype} == {}
+
+
+def test_a_deviation_is_reported_by_name_element_and_share():
+    expected = np.array([[1.0, 2.0], [3.0, 4.0]])
+    ours = expected.copy()
+    ours[1, 0] += 8e-5
+    said = first_deviation([("a", expected, expected), ("b.c", ours, expected)], "float32")
+    assert said.startswith("b.c deviates first: at [1, 0] expected np.float64(3.0), got")
+    assert said.endswith("200% of the tolerance used")
+    assert "has shape (2, 1)" in first_deviation([("a", ours[:, :1], expected)], "float32")
