@@ -1,0 +1,170 @@
+"""Resizing a picture or a map: a weight matrix along each side, and nothing else.
+
+`resize` gives the bytes of Pillow's `Image.resize`, which is what CLIPSeg's pictures are prepared
+with. Pillow computes in 32-bit fixed point. The same whole numbers stay far below 2**53 here, so
+float64 matrix products hold them exactly, in any order of summation, and BLAS or a GPU can do the
+work. Two deviations: channels are always independent (Pillow multiplies the colours of RGBA and LA
+by their alpha first), and Pillow's box and Hamming filters are left out.
+
+`resize_bilinear` is the plain interpolation of float maps, torch's `interpolate(mode="bilinear",
+align_corners=False)`, for bringing logits to the picture's own size.
+"""
+
+import math
+
+import numpy as np
+
+from .errors import InputError
+
+# Pillow's numbers for its filters, as preprocessor_config.json stores them.
+NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3
+RESAMPLINGS = {NEAREST: "nearest", LANCZOS: "lanczos", BILINEAR: "bilinear", BICUBIC: "bicubic"}
+
+# Pillow's weights have 22 fractional bits: 32, less 8 for the pixel, less 2 for the sign and for
+# sums beyond [0, 1].
+ONE = 1 << 22
+
+# Pixels that are made at once, from the window of pixels that they need: most of a weight matrix
+# is zeros.
+TILE = 32
+
+
+def resize(image, size: tuple[int, int], resample: int, xp=np):
+    """Resize a picture, to the last bit as Pillow's `Image.resize` does.
+
+    image: uint8 (H,W) or (H,W,C), an array of `xp`. size: (height, width). resample: one of
+    RESAMPLINGS.
+    Returns uint8 (height,width) or (height,width,C). Shrinking widens the filter, so that every
+    pixel counts.
+    Raises InputError for another dtype or shape, a side below 1, or an unknown filter.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+        raise InputError(
+            f"resize takes a uint8 picture of shape (height, width) or (height, width, channels) "
+            f"with no side of 0; got {image.dtype} {tuple(image.shape)}."
+        )
+    height, width = size
+    if height < 1 or width < 1:
+        raise InputError(f"size must be (height, width) of 1 or more; got {tuple(size)}.")
+    if resample not in RESAMPLINGS:
+        raise InputError(f"resample must be one of {RESAMPLINGS}; got {resample!r}.")
+    if resample == NEAREST:
+        rows = xp.asarray(nearest_pixels(image.shape[0], height))
+        columns = xp.asarray(nearest_pixels(image.shape[1], width))
+        return image[rows[:, None], columns]
+    planes = image[None] if image.ndim == 2 else xp.moveaxis(image, 2, 0)  # (C,H,W)
+    passes = [(2, width), (1, height)]  # axes and their new lengths
+    if vertical_first(image.shape[:2], size):
+        passes.reverse()
+    for axis, length in passes:  # each is rounded to bytes
+        planes = _resample_rows(planes.swapaxes(axis, 2), length, resample, xp).swapaxes(axis, 2)
+    return planes[0] if image.ndim == 2 else xp.ascontiguousarray(xp.moveaxis(planes, 0, 2))
+
+
+def vertical_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Whether columns are resized before rows: the height loses over twice what the width does.
+
+    The bytes between the passes are rounded, so the order shows in the last bits. This is
+    the rule of Pillow 13. Older ones took the rows first; what they make of such tall pictures
+    differs a little.
+    """
+    lost_rows, lost_columns = before[0] - after[0], before[1] - after[1]
+    return lost_rows > 0 and lost_rows > 2 * lost_columns
+
+
+def nearest_pixels(before: int, after: int) -> np.ndarray:
+    """For each pixel after, the pixel before that its centre falls into: (after,) integers.
+
+    Pillow steps from centre to centre by adding; so does this, because the rounding of the sum
+    decides ties.
+    """
+    scale = before / after
+    steps = np.full(after, scale)
+    steps[0] = scale * 0.5
+    return np.cumsum(steps).astype(np.intp)
+
+
+def _resample_rows(planes, width: int, resample: int, xp):
+    """Resize the last axis of uint8 planes: (C,N,W) -> (C,N,width)."""
+    if planes.shape[2] == width:
+        return planes
+    weights = pillow_weights(planes.shape[2], width, resample)
+    resized = xp.empty((*planes.shape[:2], width), dtype=np.uint8)
+    for start in range(0, width, TILE):
+        tile = weights[start : start + TILE]
+        used = np.flatnonzero(tile.any(axis=0))
+        window = slice(used[0], used[-1] + 1)
+        shares = xp.asarray(tile[:, window].T)
+        for plane, out in zip(planes, resized):
+            sums = plane[:, window].astype(np.float64) @ shares
+            out[:, start : start + TILE] = xp.clip(xp.floor((sums + ONE // 2) / ONE), 0, 255)
+    return resized
+
+
+def pillow_weights(before: int, after: int, resample: int) -> np.ndarray:
+    """Pillow's fixed-point weights: float64 (after,before), whole numbers of about ONE a row.
+
+    A filter spans `support` pixels to each side of the centre, times the reduction where the
+    picture shrinks.
+    """
+    kernel, support = _KERNELS[resample]
+    scale = before / after
+    stretch = max(scale, 1.0)
+    centre = (np.arange(after) + 0.5) * scale
+    first = np.maximum((centre - support * stretch + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + support * stretch + 0.5).astype(np.int64), before)
+    pixel = np.arange(before)
+    weights = kernel((pixel - centre[:, None] + 0.5) * (1.0 / stretch))
+    weights[(pixel < first[:, None]) | (pixel >= end[:, None])] = 0.0
+    # A running sum adds from left to right, as Pillow does; np.sum would round differently.
+    weights /= np.cumsum(weights, axis=1)[:, -1:]
+    return np.trunc(weights * ONE + np.copysign(0.5, weights))
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic with a = -0.5. The position embeddings of the model take a = -0.75, as torch
+    does.
+    """
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    """sinc(x) times sinc(x / 3), three lobes to each side."""
+    return np.where((-3.0 <= x) & (x < 3.0), _sinc(x) * _sinc(x / 3.0), 0.0)
+
+
+def _sinc(x: np.ndarray) -> np.ndarray:
+    turned = np.where(x == 0.0, 1.0, x * math.pi)
+    return np.where(x == 0.0, 1.0, np.sin(turned) / turned)
+
+
+_KERNELS = {BILINEAR: (_bilinear, 1.0), BICUBIC: (_bicubic, 2.0), LANCZOS: (_lanczos, 3.0)}
+
+
+def resize_bilinear(x, size: tuple[int, int], xp=np):
+    """Interpolate float maps: (...,h,w) -> (...,height,width), in the dtype of `x`.
+
+    Pixels are squares whose centres lie at half a pixel; beyond the outermost centres the edge goes
+    on. Nothing is smoothed where the map shrinks. Source: torch.nn.functional.interpolate with
+    mode="bilinear" and align_corners=False.
+    """
+    left, right, share = (xp.asarray(part) for part in neighbours(x.shape[-1], size[1]))
+    share = share.astype(x.dtype)
+    x = x[..., left] * (1 - share) + x[..., right] * share  # (...,h,width)
+    above, below, share = (xp.asarray(part) for part in neighbours(x.shape[-2], size[0]))
+    share = share.astype(x.dtype)[:, None]
+    return x[..., above, :] * (1 - share) + x[..., below, :] * share
+
+
+def neighbours(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pixel after: the pixels before on either side of its centre, the second's share."""
+    place = np.clip((np.arange(after) + 0.5) * (before / after) - 0.5, 0, before - 1)
+    first = np.floor(place).astype(np.intp)
+    return first, np.minimum(first + 1, before - 1), place - first

@@ -1,0 +1,279 @@
+"""One picture, in every form that a person may have it, as RGB bytes; and what is wrong with it
+otherwise.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np.errors import InputError
+from clipseg_np.picture import is_unit_float, load_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+ALPHA = np.random.default_rng(1).integers(0, 256, (5, 7, 1), dtype=np.uint8)
+GREY = RGB[:, :, :1]
+
+
+def three(grey):
+    return np.repeat(np.asarray(grey).reshape(5, 7, 1), 3, axis=2)
+
+
+def over_white(colours, alpha=ALPHA):
+    share = alpha / 255
+    return np.round(colours * share + 255 * (1 - share)).astype(np.uint8)
+
+
+# PIL pictures
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
+def test_modes_that_pillow_converts(mode):
+    if mode == "LAB":
+        picture = Image.frombytes("LAB", (7, 5), RGB.tobytes())
+    else:
+        picture = Image.fromarray(RGB).convert(mode)
+    loaded = load_image(picture)
+    assert (loaded.shape, loaded.dtype) == ((5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(loaded, np.asarray(picture.convert("RGB")))
+
+
+def test_rgb_and_grey():
+    np.testing.assert_array_equal(load_image(Image.fromarray(RGB)), RGB)
+    np.testing.assert_array_equal(load_image(Image.fromarray(GREY[:, :, 0])), three(GREY))
+
+
+def test_transparent_pixels_show_white():
+    rgba = Image.fromarray(np.concatenate([RGB, ALPHA], axis=2))
+    np.testing.assert_array_equal(load_image(rgba), over_white(RGB))
+    grey_alpha = Image.merge("LA", (Image.fromarray(GREY[..., 0]), Image.fromarray(ALPHA[..., 0])))
+    np.testing.assert_array_equal(load_image(grey_alpha), over_white(three(GREY)))
+
+
+def test_premultiplied_alpha_palette_alpha_and_transparent_colours():
+    opaque = Image.fromarray(RGB).convert("RGBA")
+    np.testing.assert_array_equal(load_image(opaque.convert("RGBa")), RGB)
+    grey_alpha = opaque.convert("LA")
+    expected = load_image(grey_alpha)
+    np.testing.assert_array_equal(load_image(grey_alpha.convert("La")), expected)
+
+    palette = Image.fromarray(RGB).convert("P")
+    as_rgb = np.asarray(palette.convert("RGB"))
+    np.testing.assert_array_equal(load_image(palette.convert("PA")), as_rgb)
+    index = palette.getpixel((3, 2))
+    palette.info["transparency"] = index
+    hidden = np.asarray(palette) == index
+    assert hidden[2, 3]
+    expected = np.where(hidden[:, :, None], 255, as_rgb)
+    np.testing.assert_array_equal(load_image(palette), expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
+def test_sixteen_bits_are_scaled_not_clipped(mode):
+    levels = np.array([[0, 128, 129, 255, 257, 30000, 65535]] * 5, np.uint16)
+    stored = levels.astype(">u2" if mode.endswith("B") else "<u2")
+    picture = Image.frombytes(mode, (7, 5), stored.tobytes())
+    expected = [[0, 0, 1, 1, 1, 117, 255]] * 5
+    np.testing.assert_array_equal(load_image(picture), three(expected))
+
+
+def test_32_bit_grey_is_8_or_16_bits_wide():
+    narrow = np.arange(35, dtype=np.int32).reshape(5, 7)
+    np.testing.assert_array_equal(load_image(Image.fromarray(narrow)), three(narrow))
+    np.testing.assert_array_equal(load_image(Image.fromarray(narrow * 257)), three(narrow))
+
+
+def test_float_pictures_are_on_pillow_s_scale():
+    levels = np.linspace(0, 255, 35, dtype=np.float32).reshape(5, 7)
+    np.testing.assert_array_equal(load_image(Image.fromarray(levels)), three(np.floor(levels)))
+
+
+# files
+
+
+def test_a_path_gives_what_its_picture_gives(tmp_path):
+    rgba = Image.fromarray(np.concatenate([RGB, ALPHA], axis=2))
+    rgba.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), load_image(rgba))
+    np.testing.assert_array_equal(load_image(str(tmp_path / "a.png")), load_image(rgba))
+
+
+def test_a_16_bit_png(tmp_path):
+    levels = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    expected = three(np.round(levels / 257))
+    np.testing.assert_array_equal(load_image(tmp_path / "deep.png"), expected)
+
+
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_file_s_orientation_is_honoured_and_an_open_picture_is_left_alone(tmp_path, orientation):
+    picture = Image.fromarray(RGB)
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    picture.save(path, exif=exif)
+    np.testing.assert_array_equal(load_image(path), UPRIGHT[orientation](RGB))
+    with Image.open(path) as opened:
+        assert opened.getexif()[0x0112] == orientation
+        np.testing.assert_array_equal(load_image(opened), RGB)
+
+
+# arrays
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (RGB, RGB),
+        (RGB.transpose(2, 0, 1), RGB),
+        (GREY, three(GREY)),
+        (GREY.transpose(2, 0, 1), three(GREY)),
+        (GREY[:, :, 0], three(GREY)),
+        (np.concatenate([RGB, ALPHA], axis=2), over_white(RGB)),
+        (np.concatenate([RGB, ALPHA], axis=2).transpose(2, 0, 1), over_white(RGB)),
+        (RGB.astype(np.int64), RGB),
+        (RGB.astype(np.float32), RGB),
+        (RGB.astype(np.uint16) * 257, RGB),
+        (RGB.astype(np.int32) * 257, RGB),
+        (RGB.astype(np.float64) / 255, RGB),
+        (RGB.astype(np.float32) / 255, RGB),
+        (np.full((5, 7), 0.999), three(np.full((5, 7), 254))),
+        (RGB > 127, np.where(RGB > 127, 255, 0)),
+    ],
+)
+def test_arrays(array, expected):
+    loaded = load_image(array)
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, expected)
+
+
+def test_an_array_that_could_be_either_is_channels_first_with_a_warning():
+    array = np.random.default_rng(2).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    with pytest.warns(UserWarning, match=r"\(3, 5, 3\).*input_data_format"):
+        assert load_image(array).shape == (5, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(load_image(array, "channels_last"), array)
+        np.testing.assert_array_equal(load_image(array, "channels_first"), array.transpose(1, 2, 0))
+        load_image(RGB)
+
+
+def test_the_result_is_the_caller_s_own():
+    for picture in (RGB.copy(), Image.fromarray(RGB), GREY.copy()):
+        before = np.array(picture)
+        load_image(picture)[:] = 1
+        np.testing.assert_array_equal(np.asarray(picture), before)
+
+
+def test_rescaled_floats_are_told_from_grey_levels():
+    assert is_unit_float(np.array([[0.0, 1.0]]))
+    for other in (RGB, RGB.astype(np.float32), -np.ones((2, 2)), np.array([[np.nan]]), "a.png"):
+        assert not is_unit_float(other)
+
+
+# what is wrong
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+        (np.zeros((5, 7, 2), np.uint8), r"\(5, 7, 2\)"),
+        (np.zeros(5, np.uint8), r"\(5,\)"),
+        (np.zeros((1, 2, 5, 7), np.uint8), r"\(1, 2, 5, 7\)"),
+        (np.full((5, 7), np.nan), "NaN"),
+        (np.full((5, 7), np.inf), "infinity"),
+        (np.full((5, 7), -0.1), "-0.1"),
+        (np.full((5, 7), 1.5), "1.5"),
+        (np.full((5, 7), 300.0), "300"),
+        (np.full((5, 7), -1), "-1"),
+        (np.full((5, 7), 65536), "65536"),
+        (np.zeros((5, 7), complex), "complex"),
+        (np.full((5, 7), "x"), "<U1"),
+        (np.full((5, 7), None), "object"),
+        ([[1, 2], [3, 4]], "list"),
+        (None, "NoneType"),
+        (Image.new("RGB", (0, 5)), "no pixels"),
+        (Image.new("F", (5, 5), 300.0), "300"),
+        (Image.fromarray(np.array([[0, np.nan, 9]], np.float32)), "nan"),
+        (Image.new("I", (5, 5), -3), "-3"),
+    ],
+)
+def test_unusable_arrays_and_pictures(array, says):
+    with pytest.raises(InputError, match=says) as error:
+        load_image(array, name="images[4]")
+    assert "images[4]" in str(error.value)
+
+
+def test_a_layout_that_does_not_fit_and_one_that_does_not_exist():
+    with pytest.raises(InputError, match="channels_first"):
+        load_image(RGB, "channels_first")
+    with pytest.raises(InputError, match="input_data_format"):
+        load_image(RGB, "HWC")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_truncated_files(tmp_path, kind):
+    path = tmp_path / f"cut.{kind}"
+    big = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(big).save(path)
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, 30, 5, 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"cut\."):
+            load_image(path)
+
+
+def test_files_that_are_no_pictures(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.png"):
+        load_image(tmp_path / "absent.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not a picture at all")
+    for name, says in [("folder", "folder"), ("empty", "empty"), ("text", "not a picture")]:
+        with pytest.raises(InputError, match=says) as error:
+            load_image(tmp_path / f"{name}.png")
+        assert f"{name}.png" in str(error.value)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "locked.png"
+    Image.fromarray(RGB).save(path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError, match=r"locked\.png.*Permission denied"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("limit", [20, 10])  # the picture has 35 pixels: a warning, and an error
+def test_decompression_bombs(tmp_path, monkeypatch, limit):
+    path = tmp_path / "bomb.png"
+    Image.fromarray(RGB).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InputError, match=r"bomb\.png.*MAX_IMAGE_PIXELS"):
+        load_image(path)
+
+
+def test_an_open_picture_whose_file_is_cut_off(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with Image.open(path) as opened, pytest.raises(InputError, match=r"cut\.png"):
+        load_image(opened)
