@@ -3,3 +3,29 @@
 from .clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
 from .clipseg import CLIPSegForImageSegmentation
 from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .errors import InputError, MissingExtra
+from .image import ViTImageProcessor
+from .processor import CLIPSegProcessor
+from .segmenter import Segmentation, Segmenter
+from .tokenizer import CLIPTokenizer
+from .trace import trace
+from .version import __version__
+
+__all__ = [
+    "CLIPSegConfig",
+    "CLIPSegForImageSegmentation",
+    "CLIPSegModel",
+    "CLIPSegProcessor",
+    "CLIPSegTextConfig",
+    "CLIPSegTextModel",
+    "CLIPSegVisionConfig",
+    "CLIPSegVisionModel",
+    "CLIPTokenizer",
+    "InputError",
+    "MissingExtra",
+    "Segmentation",
+    "Segmenter",
+    "ViTImageProcessor",
+    "__version__",
+    "trace",
+]

@@ -1,0 +1,7 @@
+"""`python -m clipseg_np` is the command `clipseg-np`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,168 @@
+"""The command `clipseg-np`: segment, info, download.
+
+What a user can mend is said in one line on standard error, with exit code 2.
+"""
+
+import argparse
+import os
+import platform
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .backends import NAMES
+from .clipseg import CLIPSegForImageSegmentation
+from .errors import InputError, MissingExtra
+from .files import checkpoint_folder, demo_folder, download, written_whole
+from .overlay import overlay
+from .picture import load_image
+from .segmenter import Segmenter
+from .version import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say("warning", message)
+        try:
+            options.run(options)
+        except (InputError, MissingExtra, OSError) as error:
+            _say("error", error)
+            return 2
+    return 0
+
+
+def _say(kind: str, message: object) -> None:
+    print(f"clipseg-np: {kind}: {message}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="clipseg-np", description="Segment a picture by words or by another picture."
+    )
+    top.add_argument("--version", action="version", version=f"clipseg-np {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    segment = commands.add_parser("segment", help="write a mask of a picture for each prompt")
+    segment.add_argument("picture", metavar="PICTURE", help="the picture's file")
+    segment.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", help='a text, such as "a red circle"'
+    )
+    segment.add_argument(
+        "--image-prompt",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a picture that shows what to look for; may be given several times",
+    )
+    segment.add_argument("--output", metavar="FOLDER", default="masks", help="default: %(default)s")
+    segment.add_argument(
+        "--threshold",
+        metavar="T",
+        type=float,
+        default=0.5,
+        help="what is more probable than this, 0 to 1, is in the mask; default: %(default)s",
+    )
+    segment.set_defaults(run=run_segment)
+
+    info = commands.add_parser("info", help="show versions and a checkpoint's size and shape")
+    info.set_defaults(run=run_info)
+    for command in (segment, info):
+        command.add_argument(
+            "--model",
+            metavar="FOLDER_OR_ID",
+            help="a checkpoint's folder or hub id; default: the demonstration checkpoint",
+        )
+        command.add_argument(
+            "--backend", choices=NAMES, default="numpy", help="default: %(default)s"
+        )
+
+    fetch = commands.add_parser("download", help="fetch a checkpoint from the Hugging Face hub")
+    fetch.add_argument("hub_id", metavar="HUB_ID", help="such as CIDAS/clipseg-rd64-refined")
+    fetch.add_argument(
+        "folder", metavar="FOLDER", nargs="?", help="default: the name after the slash"
+    )
+    fetch.set_defaults(run=run_download)
+    return top
+
+
+def run_segment(options: argparse.Namespace) -> None:
+    """Everything is computed before the first file is written."""
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"--output {folder} is a file; expected a folder, which is made if missing"
+        )
+    picture = load_image(options.picture)
+    prompts = [*options.prompts, *map(Path, options.image_prompt)]
+    segmenter = Segmenter.from_pretrained(options.model, backend=options.backend)
+    result = segmenter(picture, prompts)
+    masks = result.masks(options.threshold)
+
+    stem = Path(options.picture).stem
+    captions = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
+    files = [
+        folder / f"{stem}_{number}_{slug(caption)}.png"
+        for number, caption in enumerate(captions, start=1)
+    ]
+    for mask, file in zip(masks, files):
+        save_picture(file, Image.fromarray(mask.astype(np.uint8) * 255))
+    sheet = folder / f"{stem}_overlay.png"
+    save_picture(sheet, overlay(picture, masks, captions))
+
+    width = max(map(len, captions))
+    for caption, mask, probabilities, file in zip(captions, masks, result.probabilities, files):
+        print(
+            f"{caption:<{width}}  area {100 * mask.mean():5.1f} %  "
+            f"highest probability {probabilities.max():.2f}  {file}"
+        )
+    print(f"{'all together':<{width}}  {sheet}")
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name: letters and digits of any script, joined by hyphens, at most 40."""
+    return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
+
+
+def save_picture(path: Path, image: Image.Image) -> None:
+    with written_whole(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def run_info(options: argparse.Namespace) -> None:
+    folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
+    model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=options.backend)
+    config = model.config
+    vision, text = config.vision_config, config.text_config
+    head = "refined" if config.use_complex_transposed_convolution else "plain"
+    parameters = sum(array.size for array in model.state_dict().values())
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    print(f"clipseg-np   {__version__}")
+    print(
+        f"Python       {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} CPU cores"
+    )
+    print(f"backend      {options.backend}, {model.dtype}")
+    print(f"checkpoint   {folder}")
+    print(f"size         {parameters:,} parameters, {size / 1e6:.1f} MB on disk")
+    print(
+        f"vision       {vision.num_hidden_layers} layers, {vision.hidden_size} wide, patches of "
+        f"{vision.patch_size} pixels, positions for {vision.image_size} x {vision.image_size} pixels"
+    )
+    print(
+        f"text         {text.num_hidden_layers} layers, {text.hidden_size} wide, {text.vocab_size} tokens, "
+        f"at most {text.max_position_embeddings} in a prompt"
+    )
+    print(
+        f"decoder      {config.reduce_dim} wide, reads vision layers "
+        f"{', '.join(map(str, config.extract_layers))}, {head} head"
+    )
+
+
+def run_download(options: argparse.Namespace) -> None:
+    folder = Path(options.folder or options.hub_id.split("/")[-1])
+    print(f"{options.hub_id} is in {download(options.hub_id, folder)}")

@@ -1,0 +1,107 @@
+"""`CLIPSegProcessor`: the tokenizer and the image processor in one call.
+
+Reference: the class of the same name in transformers. Deviation: a keyword goes to the part that knows it, so that
+`padding=True` never reaches the image processor; one that neither knows is warned of once and not used.
+"""
+
+import os
+import warnings
+from typing import Any
+
+from .errors import InputError
+from .image import DEFAULTS, ViTImageProcessor
+from .outputs import Features
+from .tokenizer import CLIPTokenizer
+
+TEXT_OPTIONS = {
+    "padding",
+    "truncation",
+    "max_length",
+    "add_special_tokens",
+    "return_attention_mask",
+}
+IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format"}
+
+
+class CLIPSegProcessor:
+    """Texts and pictures to a model's inputs, and ids back to texts."""
+
+    def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_hub_id: str | os.PathLike, **overrides: Any
+    ) -> "CLIPSegProcessor":
+        """Read both parts from a checkpoint; `overrides` are settings of either.
+
+        Raises FileNotFoundError where a file is missing, InputError where one cannot be used.
+        """
+        of_images = {name: value for name, value in overrides.items() if name in DEFAULTS}
+        of_texts = {name: value for name, value in overrides.items() if name not in DEFAULTS}
+        return cls(
+            ViTImageProcessor.from_pretrained(folder_or_hub_id, **of_images),
+            CLIPTokenizer.from_pretrained(folder_or_hub_id, **of_texts),
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write both parts' files, which transformers reads too."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: Any = None,
+        visual_prompt: Any = None,
+        *,
+        return_tensors: str | None = None,
+        text_kwargs: dict | None = None,
+        images_kwargs: dict | None = None,
+        **options: Any,
+    ) -> Features:
+        """Prompts, as texts or as pictures, and the pictures to segment, to arrays.
+
+        Returns, of input_ids and attention_mask (P,T), pixel_values (B,3,H,W) and conditional_pixel_values
+        (P,3,H,W), those that were asked for. Without return_tensors="np", ids are lists. Raises InputError where
+        nothing is given, or text and visual_prompt both are, and as the tokenizer and the image processor do.
+        """
+        if text is None and images is None and visual_prompt is None:
+            raise InputError(
+                "nothing to process: give text, images, visual_prompt, or images and one of the others"
+            )
+        if text is not None and visual_prompt is not None:
+            raise InputError("both text and visual_prompt are given; expected one kind of prompt")
+        unknown = set(options) - TEXT_OPTIONS - IMAGE_OPTIONS
+        if unknown:
+            warnings.warn(
+                f"CLIPSegProcessor does not know {', '.join(sorted(unknown))}: not used.",
+                stacklevel=2,
+            )
+        text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
+        image_options = {name: value for name, value in options.items() if name in IMAGE_OPTIONS}
+        text_options |= {"return_tensors": return_tensors, **(text_kwargs or {})}
+        image_options |= {"return_tensors": return_tensors, **(images_kwargs or {})}
+
+        features = Features()
+        if text is not None:
+            features |= self.tokenizer(text, **text_options)
+        if images is not None:
+            features |= self.image_processor(images, **image_options)
+        if visual_prompt is not None:
+            prompts = self.image_processor(visual_prompt, **image_options)
+            features["conditional_pixel_values"] = prompts["pixel_values"]
+        return features
+
+    def decode(self, ids: Any, **options: Any) -> str | list[str]:
+        """The tokenizer's decode."""
+        return self.tokenizer.decode(ids, **options)
+
+    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+        """The tokenizer's batch_decode."""
+        return self.tokenizer.batch_decode(rows, **options)

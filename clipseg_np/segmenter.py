@@ -1,0 +1,138 @@
+"""`Segmenter`: the everyday face. A picture and prompts in, probabilities and masks at the picture's own size out.
+
+The picture is encoded once, whatever the number of prompts, and only as far as the last layer that the decoder
+looks at; transformers encodes it once for each prompt, and to the end.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .clipseg import CLIPSegForImageSegmentation
+from .config import LEGACY_EOS_TOKEN_ID
+from .errors import InputError
+from .files import checkpoint_folder, demo_folder
+from .image import probabilities_at
+from .ops import Array
+from .picture import load_image
+from .processor import CLIPSegProcessor
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one picture for P prompts. `probabilities`: (P,height,width), float32, 0 to 1."""
+
+    prompts: tuple[Any, ...]
+    probabilities: np.ndarray
+
+    def masks(self, threshold: float = 0.5) -> np.ndarray:
+        """Where the probability is above `threshold`, 0 to 1.  (P,height,width), bool
+
+        A lower threshold gives larger masks; the paper used 0.1 to 0.3. Raises InputError for one outside 0 to 1.
+        """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold is {threshold}; expected a probability, from 0 to 1")
+        return self.probabilities > threshold
+
+
+class Segmenter:
+    """A model with its processor.
+
+    Raises InputError where the tokenizer's ids do not fit the model's vocabulary.
+    """
+
+    def __init__(self, model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor):
+        text, tokenizer = model.config.text_config, processor.tokenizer
+        if len(tokenizer) > text.vocab_size:
+            raise InputError(
+                f"the vocabulary has {len(tokenizer)} tokens and config.json a vocab_size of {text.vocab_size}: "
+                f"the tokenizer's files and the model are not of one checkpoint"
+            )
+        if text.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):
+            raise InputError(
+                f"the tokenizer ends a text with id {tokenizer.eos_token_id} and config.json's eos_token_id is "
+                f"{text.eos_token_id}: the tokenizer's files and the model are not of one checkpoint"
+            )
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike | None = None,
+        *,
+        backend: str = "numpy",
+        dtype: str = "float32",
+    ) -> "Segmenter":
+        """Load a checkpoint: a folder, a hub id, or, without an argument, the demonstration checkpoint.
+
+        Raises what CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained raise.
+        """
+        folder = demo_folder() if folder_or_hub_id is None else checkpoint_folder(folder_or_hub_id)
+        model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=backend, dtype=dtype)
+        return cls(model, CLIPSegProcessor.from_pretrained(folder))
+
+    def __call__(self, image: Any, prompts: Any) -> Segmentation:
+        """Segment one picture by P prompts.
+
+        image: a path, a PIL picture or an array (see picture.load_image); a path's picture is turned upright.
+        prompts: a string, a picture, or a list of both. A string is always a text; a picture's path must be a
+        pathlib.Path. One prompt keeps its axis: the result then has P = 1.
+
+        Raises InputError for no prompt, an empty text or an unusable picture, FileNotFoundError for a missing file.
+        """
+        prompts = _listed(prompts)
+        picture = load_image(image)
+        features = self.model.encode_image(self._pixel_values([picture]))
+        logits = self.model.decode(features, self.embed(prompts))
+        probabilities = probabilities_at(logits, picture.shape[:2], xp=self.model.ops.xp)
+        return Segmentation(tuple(prompts), self.model.ops.to_numpy(probabilities))
+
+    def embed(self, prompts: list) -> Array:
+        """Texts and pictures, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""
+        xp = self.model.ops.xp
+        embeddings = xp.empty((len(prompts), self.model.config.projection_dim), self.model.dtype)
+        is_text = np.array([isinstance(prompt, str) for prompt in prompts])
+        if is_text.any():
+            texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+            embeddings[xp.asarray(is_text)] = self.model.get_conditional_embeddings(
+                **self._ids(texts)
+            )
+        if not is_text.all():
+            pictures = [prompt for prompt in prompts if not isinstance(prompt, str)]
+            embeddings[xp.asarray(~is_text)] = self.model.get_conditional_embeddings(
+                conditional_pixel_values=self._pixel_values(pictures)
+            )
+        return embeddings
+
+    def _pixel_values(self, pictures: list) -> Array:
+        return self.processor.image_processor(pictures, xp=self.model.ops.xp)["pixel_values"]
+
+    def _ids(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning."""
+        longest = self.model.config.text_config.max_position_embeddings
+        for text in texts:
+            tokens = len(self.processor.tokenizer.tokenize(text)) + 2  # with the start and the end
+            if tokens > longest:
+                warnings.warn(
+                    f"the prompt {text[:40]!r}... has {tokens} tokens; the model reads {longest}, and what "
+                    f"follows is not used",
+                    stacklevel=4,
+                )
+        return self.processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=longest, return_tensors="np"
+        )
+
+
+def _listed(prompts: Any) -> list:
+    """One prompt or several, as a list without empty texts."""
+    prompts = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
+    if not prompts:
+        raise InputError("there is no prompt: give at least one text or picture")
+    for place, prompt in enumerate(prompts):
+        if isinstance(prompt, str) and not prompt.strip():
+            raise InputError(f"prompt {place + 1} is empty: name what to look for, such as 'a cat'")
+    return prompts

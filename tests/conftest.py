@@ -1,0 +1,85 @@
+"""What several tests need: a small checkpoint with random weights, and a picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
+    Segmenter,
+    ViTImageProcessor,
+)
+from clipseg_np.byte_pairs import symbols_of
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> CLIPTokenizer:
+    """All 256 bytes, and a few merges: enough for any text."""
+    symbols = [symbols_of(chr(code))[0] for code in range(33, 127)]
+    symbols = sorted({symbol.removesuffix("</w>") for symbol in symbols})
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), "re", "red</w>"]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        {token: number for number, token in enumerate(tokens)},
+        [("r", "e"), ("re", "d</w>")],
+        model_max_length=16,
+    )
+
+
+@pytest.fixture(scope="session")
+def config(tokenizer) -> CLIPSegConfig:
+    return CLIPSegConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 16,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=12,
+        extract_layers=(0, 2),
+        reduce_dim=16,
+        decoder_intermediate_size=24,
+    )
+
+
+@pytest.fixture(scope="session")
+def segmenter(config, tokenizer) -> Segmenter:
+    processor = CLIPSegProcessor(ViTImageProcessor(size=32), tokenizer)
+    return Segmenter(CLIPSegForImageSegmentation(config, seed=3), processor)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(segmenter, tmp_path_factory):
+    """The segmenter's files in a folder."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    segmenter.model.save_pretrained(folder)
+    segmenter.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """(40,60,3), uint8"""
+    return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def picture_file(picture, tmp_path):
+    path = tmp_path / "scene.png"
+    Image.fromarray(picture).save(path)
+    return path

@@ -1,0 +1,174 @@
+"""The command: what it writes and prints, and exit code 2 without a traceback for what a user can mend."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipseg_np
+from clipseg_np import Segmenter, __version__
+from clipseg_np.cli import main, slug
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_segment_writes_a_mask_for_each_prompt_and_an_overlay(
+    checkpoint, picture, picture_file, tmp_path, capsys
+):
+    folder = tmp_path / "out" / "deep"
+    code = run(
+        "segment", picture_file, "red", "a/b", "--image-prompt", picture_file,
+        "--model", checkpoint, "--output", folder, "--threshold", 0.4,
+    )  # fmt: skip
+    assert code == 0
+    names = ["scene_1_red.png", "scene_2_a-b.png", "scene_3_scene-png.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "scene_overlay.png"]
+    expected = Segmenter.from_pretrained(checkpoint)(picture, ["red", "a/b", picture]).masks(0.4)
+    for name, mask in zip(names, expected):
+        written = np.asarray(Image.open(folder / name))
+        assert written.dtype == np.uint8
+        assert np.array_equal(written, mask * np.uint8(255))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert f"area {100 * expected[0].mean():5.1f} %" in lines[0]
+    assert all(name in line for name, line in zip([*names, "scene_overlay.png"], lines))
+
+
+@pytest.mark.parametrize("text, name", [("A red circle!", "a-red-circle"), ("日本語", "日本語"), ("../..", "prompt"), ("x" * 99, "x" * 40)])  # fmt: skip
+def test_slug(text, name):
+    assert slug(text) == name
+
+
+def damaged(tmp_path, what: str):
+    path = tmp_path / f"{what}.png"
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
+    content = {
+        "text": b"not a picture",
+        "empty": b"",
+        "truncated": whole.read_bytes()[:2000],
+    }[what]
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("what", ["text", "empty", "truncated"])
+def test_damaged_pictures(checkpoint, tmp_path, capsys, what):
+    path = damaged(tmp_path, what)
+    assert_refused(capsys, tmp_path, path.name, "segment", path, "red", "--model", checkpoint)
+
+
+def test_decompression_bomb(checkpoint, tmp_path, capsys, monkeypatch, picture_file):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert_refused(
+        capsys, tmp_path, "scene.png", "segment", picture_file, "red", "--model", checkpoint
+    )
+
+
+def assert_refused(capsys, tmp_path, message: str, *arguments: object) -> None:
+    """Exit code 2, one line that says why, and no file written."""
+    output = tmp_path / "masks"
+    assert run(*arguments, *(["--output", output] if arguments[0] == "segment" else [])) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("clipseg-np: error: ") and error.count("\n") == 1, error
+    assert message in error
+    assert not output.exists()
+
+
+def test_refusals(checkpoint, tmp_path, capsys, picture_file):
+    model = ["--model", checkpoint]
+    missing, empty = tmp_path / "missing.png", tmp_path / "empty"
+    empty.mkdir()
+    for message, *arguments in [
+        ("missing.png", "segment", missing, "red", *model),
+        (str(empty), "segment", empty, "red", *model),
+        ("no prompt", "segment", picture_file, *model),
+        ("prompt 1 is empty", "segment", picture_file, "", *model),
+        ("threshold is 2.0", "segment", picture_file, "red", "--threshold", 2, *model),
+        ("missing.png", "segment", picture_file, "--image-prompt", missing, *model),
+        ("config.json is missing", "segment", picture_file, "red", "--model", empty),
+        ("There is no folder", "segment", picture_file, "red", "--model", tmp_path / "absent"),
+        ("is a file", "segment", picture_file, "red", "--model", picture_file),
+        ("not a hub id", "download", "no-slash"),
+    ]:
+        assert_refused(capsys, tmp_path, message, *arguments)
+
+
+def test_output_that_is_a_file(checkpoint, capsys, picture_file):
+    code = run("segment", picture_file, "red", "--model", checkpoint, "--output", picture_file)
+    assert code == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_hub_id_without_the_library(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert_refused(capsys, tmp_path, "pip install 'clipseg_np[hub]'", "download", "CIDAS/absent")
+
+
+def test_hub_that_cannot_be_reached(tmp_path, capsys, monkeypatch):
+    class Hub:
+        @staticmethod
+        def snapshot_download(*_, **__):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    assert_refused(capsys, tmp_path, "no route to host", "download", "CIDAS/absent")
+
+
+def test_download_fetches_what_the_package_reads(tmp_path, capsys, monkeypatch):
+    asked = {}
+
+    class Hub:
+        @staticmethod
+        def snapshot_download(hub_id, **options):
+            asked.update(options, hub_id=hub_id)
+            options["local_dir"].mkdir()
+            (options["local_dir"] / "model.safetensors").write_bytes(b"")
+            return str(options["local_dir"])
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    assert run("download", "CIDAS/clipseg-rd64", tmp_path / "here") == 0
+    assert asked["hub_id"] == "CIDAS/clipseg-rd64"
+    assert asked["allow_patterns"] == ["*.json", "*.txt", "*.safetensors"]
+    assert str(tmp_path / "here") in capsys.readouterr().out
+
+
+def test_warnings_are_one_line_and_do_not_stop_the_work(checkpoint, tmp_path, capsys, picture_file):
+    long = "x" * 30
+    code = run("segment", picture_file, long, "--model", checkpoint, "--output", tmp_path / "masks")
+    assert code == 0
+    error = capsys.readouterr().err
+    assert error.startswith("clipseg-np: warning: the prompt") and error.count("\n") == 1
+
+
+def test_version_and_unknown_backend(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run("--version")
+    assert capsys.readouterr().out == f"clipseg-np {__version__}\n"
+    with pytest.raises(SystemExit, match="2"):
+        run("info", "--backend", "abacus")
+    assert "numpy-reference" in capsys.readouterr().err
+
+
+def test_info_names_the_checkpoint_and_its_shape(checkpoint, capsys):
+    assert run("info", "--model", checkpoint) == 0
+    printed = capsys.readouterr().out
+    assert str(checkpoint) in printed
+    assert "reads vision layers 0, 2, plain head" in printed
+
+
+def test_as_a_module_from_another_folder(checkpoint, tmp_path, picture_file):
+    root = Path(clipseg_np.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "clipseg_np", "segment", picture_file, "red", "--model", checkpoint],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "masks" / "scene_1_red.png").is_file()

@@ -1,0 +1,124 @@
+"""Segmenter: prompts of every kind, the picture encoded once and no deeper than needed, results at its own size."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np import (
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    InputError,
+    Segmenter,
+    ViTImageProcessor,
+    trace,
+)
+
+
+def expected_probabilities(segmenter, picture, **prompt):
+    """One prompt through the model's own forward, at the picture's own size."""
+    from clipseg_np.image import resize_bilinear
+
+    inputs = segmenter.processor(images=picture, return_tensors="np", **prompt)
+    logits = segmenter.model(**inputs).logits
+    return 1 / (1 + np.exp(-resize_bilinear(logits, picture.shape[:2]).astype(np.float64)))[0]
+
+
+def test_a_mix_of_prompts_keeps_its_order(segmenter, picture):
+    other = picture[::-1, ::-1].copy()
+    result = segmenter(picture, ["red", other, "a blue x"])
+    assert result.probabilities.shape == (3, 40, 60)
+    assert result.probabilities.dtype == np.float32
+    wanted = [
+        expected_probabilities(segmenter, picture, text="red"),
+        expected_probabilities(segmenter, picture, visual_prompt=other),
+        expected_probabilities(segmenter, picture, text="a blue x"),
+    ]
+    assert np.abs(wanted[0] - wanted[2]).max() > 1e-3
+    np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["red", ["red"]])
+def test_one_prompt_keeps_its_axis(segmenter, picture, prompt):
+    assert segmenter(picture, prompt).masks().shape == (1, 40, 60)
+
+
+def test_the_picture_is_encoded_once_and_no_deeper_than_the_last_extracted_layer(
+    segmenter, picture
+):
+    with trace() as activations:
+        segmenter(picture, ["red", "blue", "x"])
+    layers = [name for name in activations if name.startswith("clip.vision_model.encoder.layers.")]
+    assert len(activations.all["clip.vision_model.encoder.layers.2"]) == 1
+    assert activations["clip.vision_model.encoder.layers.2"].shape[0] == 1
+    assert not any(name.startswith("clip.vision_model.encoder.layers.3") for name in layers)
+
+
+def test_masks_are_above_the_threshold(segmenter, picture):
+    result = segmenter(picture, "red")
+    assert np.array_equal(result.masks(0.25), result.probabilities > 0.25)
+    assert result.masks(0).all() and not result.masks(1).any()
+    with pytest.raises(InputError, match="threshold is 1.5"):
+        result.masks(1.5)
+
+
+def test_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, picture, tmp_path):
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    Image.fromarray(picture).save(path, exif=exif, quality=95)
+    result = segmenter(path, "red")
+    assert result.probabilities.shape == (1, 60, 40)
+    upright = np.rot90(np.asarray(Image.open(path)), -1)
+    np.testing.assert_allclose(
+        result.probabilities, segmenter(upright, "red").probabilities, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [([], "no prompt"), (["red", "  "], "prompt 2 is empty"), ([3], "expected a path")],
+)
+def test_unusable_prompts_are_refused(segmenter, picture, prompts, message):
+    with pytest.raises(InputError, match=message):
+        segmenter(picture, prompts)
+
+
+def test_too_long_a_prompt_is_cut_with_a_warning(segmenter, picture):
+    with pytest.warns(UserWarning, match="has 32 tokens; the model reads 16"):
+        long = segmenter(picture, "x" * 30)
+    cut = segmenter(picture, "x" * 14)
+    # The 14 letters that fit, but without the end-of-word mark of a whole word.
+    assert long.probabilities.shape == cut.probabilities.shape
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(segmenter, tokenizer, config):
+    small = segmenter.processor
+    text = config.text_config
+    from dataclasses import replace
+
+    narrow = replace(config, text_config=replace(text, vocab_size=text.vocab_size - 1))
+    with pytest.raises(InputError, match=f"{len(tokenizer)} tokens .* {text.vocab_size - 1}"):
+        Segmenter(CLIPSegForImageSegmentation(narrow), small)
+    ends = replace(config, text_config=replace(text, eos_token_id=1))
+    with pytest.raises(InputError, match="eos_token_id is 1"):
+        Segmenter(CLIPSegForImageSegmentation(ends), small)
+
+
+def test_non_square_input_size(segmenter, picture):
+    wide = CLIPSegProcessor(
+        ViTImageProcessor(size={"height": 24, "width": 40}), segmenter.processor.tokenizer
+    )
+    assert Segmenter(segmenter.model, wide)(picture, "red").probabilities.shape == (1, 40, 60)
+
+
+def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, picture):
+    again = Segmenter.from_pretrained(checkpoint)
+    assert np.array_equal(
+        again(picture, ["red", picture]).probabilities,
+        segmenter(picture, ["red", picture]).probabilities,
+    )
+    double = Segmenter.from_pretrained(checkpoint, dtype="float64")
+    assert double.model.dtype == np.float64
+    np.testing.assert_allclose(
+        double(picture, "red").probabilities, again(picture, "red").probabilities, atol=1e-4
+    )
