@@ -145,7 +145,10 @@ class CLIPTokenizer:
         return cls(**read_tokenizer(checkpoint_folder(folder_or_hub_id), used))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too."""
+        """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.
+
+        Raises InputError where the folder holds a tokenizer.json, which would be read instead.
+        """
         names = {name: getattr(self, name) for name in SPECIAL_NAMES}
         added = sorted(self._added.values(), key=lambda token: token.id)
         write_tokenizer(

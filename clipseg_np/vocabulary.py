@@ -108,7 +108,15 @@ def write_tokenizer(
     names: dict[str, str],
     model_max_length: int,
 ) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too."""
+    """Write vocab.json, merges.txt and tokenizer_config.json, which transformers reads too.
+
+    Raises InputError where the folder holds a tokenizer.json, which would be read instead of them.
+    """
+    if (folder / "tokenizer.json").exists():
+        raise InputError(
+            f"{folder} holds a tokenizer.json, which would be read in place of the files to be written. "
+            f"Take it away, or save to another folder."
+        )
     by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
     with written_whole(folder / "vocab.json") as temporary:
         temporary.write_text(json.dumps(by_id, ensure_ascii=False, indent=0), "utf-8")

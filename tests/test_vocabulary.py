@@ -156,6 +156,13 @@ def test_round_trip(load, tmp_path):
     assert again("the é!", padding="max_length") == tokenizer("the é!", padding="max_length")
 
 
+def test_a_tokenizer_json_would_hide_what_is_saved(load, tmp_path):
+    tokenizer = load({"tokenizer.json": whole()})
+    with pytest.raises(InputError, match="read in place of"):
+        tokenizer.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
 def without(*tokens):
     return {token: n for n, token in enumerate(t for t in VOCAB if t not in tokens)}
 
