@@ -34,8 +34,7 @@ class _Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "_Config":
         """From a config.json's object. Raises InputError with the field's name for an impossible value."""
-        if not isinstance(values, dict):
-            raise InputError(f"a {cls.__name__} is made from an object, not from {values!r}")
+        cls._require_object(values)
         declared = values.get("model_type", cls.model_type)
         if declared != cls.model_type:
             if (
@@ -51,6 +50,11 @@ class _Config:
             name: value for name, value in values.items() if name not in known | {"model_type"}
         }
         return cls(**named, other=other)
+
+    @classmethod
+    def _require_object(cls, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise InputError(f"a {cls.__name__} is made from an object, not from {values!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
@@ -213,6 +217,7 @@ class CLIPSegConfig(_Config):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CLIPSegConfig":
         """As for the towers; old files repeat a tower's values in `text_config_dict`, which then wins."""
+        cls._require_object(values)
         values = dict(values)
         for name, tower in (
             ("text_config", CLIPSegTextConfig),
@@ -220,7 +225,9 @@ class CLIPSegConfig(_Config):
         ):
             old = values.pop(f"{name}_dict", None)
             if old is not None:
-                values[name] = {**(values.get(name) or {}), **tower.from_dict(old).to_dict()}
+                new = values.get(name) or {}
+                tower._require_object(new)
+                values[name] = {**new, **tower.from_dict(old).to_dict()}
         return super().from_dict(values)
 
     @classmethod
