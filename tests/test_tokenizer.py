@@ -131,6 +131,15 @@ def test_these_are_no_whitespace(toy, joint):
     assert toy.tokenize(f"a{joint}b")[1:-1] == toy.tokenize(joint) != []
 
 
+def test_contractions():
+    found = unicode_text.pieces("he's don't we're they've i'm she'll you'd x'y")
+    assert found[1::2] == ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'"]
+
+
+def test_ligatures_stay():
+    assert unicode_text.normalise("ﬁĳ２") == "ﬁĳ２"
+
+
 def test_lower_case_is_not_composed_again():
     assert unicode_text.normalise("İ") == "i\u0307"
     assert unicode_text.pieces("i\u0307x") == ["i", "\u0307", "x"]
@@ -157,6 +166,20 @@ def test_tables_of_the_reference():
 )
 def test_special_tokens_inside_a_text(toy, text, expected):
     assert toy.tokenize(text) == expected
+
+
+def test_the_longest_special_token_wins():
+    tokenizer = CLIPTokenizer(whole_vocabulary(MERGES), MERGES, bos_token="th", eos_token="the</w>")
+    assert tokenizer.tokenize("athe</w>th") == ["a</w>", "the</w>", "th"]
+
+
+def test_remembered_pieces_are_bounded(toy, monkeypatch):
+    monkeypatch.setattr(tokenizer, "CACHED_PIECES", 3)
+    monkeypatch.setattr(toy, "_cache", {})
+    for number in range(20):
+        toy.encode(f"{number} {'a' * number}")
+        assert len(toy._cache) <= 3
+    assert toy.tokenize("the cat") == toy.tokenize("the cat") == ["the</w>", "cat</w>"]
 
 
 def test_padding(toy):
@@ -242,6 +265,7 @@ def test_decode(toy):
     )
     assert toy.batch_decode(ids[1:2]) == ["the"]
     assert toy.decode([]) == ""
+    assert toy.decode(toy("the")) == toy.decode(toy("the")["input_ids"])
     broken = [toy.get_vocab()[BYTE_SYMBOLS[byte]] for byte in (0xE6, 0x97, 0x61, 0xFF, 0xC0)]
     assert toy.decode(broken) == "\ufffda\ufffd\ufffd"
 

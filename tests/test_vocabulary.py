@@ -127,6 +127,13 @@ def test_tokens_found_in_the_normalised_text(load):
     assert 515 not in tokenizer.encode("<|ENDOFTEXT|>")[1:-1]
 
 
+@pytest.mark.parametrize("pad, found", [(END, True), (described(END, normalized=False), False)])
+def test_the_last_new_description_of_a_token_counts(load, pad, found):
+    config = {"eos_token": END, "unk_token": described(END, normalized=True), "pad_token": pad}
+    ids = load(PLAIN | {"tokenizer_config.json": config}).encode("<|ENDOFTEXT|>")
+    assert (ids == [514, 515, 515]) == found
+
+
 def test_tokens_behind_the_vocabulary(load, tmp_path):
     more = [
         described("[X]", id=516, normalized=True, special=False),

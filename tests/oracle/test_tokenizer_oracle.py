@@ -257,6 +257,12 @@ LAYOUTS = {
             "eos_token": END,
         }
     },
+    "a last description": {
+        "tokenizer_config.json": {
+            "unk_token": described(END, True),
+            "pad_token": described(END, False),
+        }
+    },
     "decoder": {
         "tokenizer_config.json": {
             "pad_token": "?",
