@@ -147,6 +147,7 @@ def test_a_file_s_orientation_is_honoured_and_an_open_picture_is_left_alone(tmp_
         (RGB.astype(np.int64), RGB),
         (RGB.astype(np.float32), RGB),
         (RGB.astype(np.uint16) * 257, RGB),
+        (RGB.astype(np.uint16), np.round(RGB / 257)),  # dark, and not taken for 8 bits
         (RGB.astype(np.int32) * 257, RGB),
         (RGB.astype(np.float64) / 255, RGB),
         (RGB.astype(np.float32) / 255, RGB),
@@ -244,7 +245,7 @@ def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not a picture at all")
-    for name, says in [("folder", "folder"), ("empty", "empty"), ("text", "not a picture")]:
+    for name, says in [("folder", "is a folder"), ("empty", "0 bytes"), ("text", "not a picture")]:
         with pytest.raises(InputError, match=says) as error:
             load_image(tmp_path / f"{name}.png")
         assert f"{name}.png" in str(error.value)
