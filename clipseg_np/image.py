@@ -24,9 +24,12 @@ import numpy as np
 
 from .errors import InputError
 from .files import checkpoint_folder, read_json, write_json
+from .ops import Ops
 from .outputs import Features
 from .picture import LAYOUTS, is_unit_float, load_image
 from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
+
+REFERENCE = Ops()
 
 CONFIG_FILE = "preprocessor_config.json"
 COMBINED_FILE = "processor_config.json"  # newer checkpoints: all processors in one file
@@ -222,18 +225,13 @@ def output_size(size: dict[str, int], height: int, width: int) -> tuple[int, int
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def probabilities_at(logits, size: tuple[int, int], xp=np):
-    """Logits to probabilities at the picture's own size: (P,h,w) -> float32 (P,height,width).
+def probabilities_at(logits, size: tuple[int, int], ops: Ops = REFERENCE):
+    """Logits of masks to probabilities at the picture's own size: (P,h,w) -> (P,height,width), float32.
 
-    The logits are interpolated first and squashed after: an edge between a sure yes and a sure no
-    then stays where the logits cross zero, and probabilities do not blur.
+    The logits are interpolated first and squashed after: an edge between a sure yes and a sure no then stays
+    where the logits cross zero, and probabilities do not blur.
     """
-    return sigmoid(resize_bilinear(logits.astype(np.float32), size, xp), xp)
-
-
-def sigmoid(x, xp=np):
-    """1 / (1 + exp(-x)), written with exponents of 0 and below, which cannot overflow."""
-    return xp.exp(xp.minimum(x, 0)) / (1 + xp.exp(-xp.abs(x)))
+    return ops.sigmoid(resize_bilinear(logits.astype(np.float32), size, ops.xp))
 
 
 def _listed(images) -> tuple[list, list]:

@@ -88,7 +88,7 @@ class Segmenter:
         picture = load_image(image)
         features = self.model.encode_image(self._pixel_values([picture]))
         logits = self.model.decode(features, self.embed(prompts))
-        probabilities = probabilities_at(logits, picture.shape[:2], xp=self.model.ops.xp)
+        probabilities = probabilities_at(logits, picture.shape[:2], self.model.ops)
         return Segmentation(tuple(prompts), self.model.ops.to_numpy(probabilities))
 
     def embed(self, prompts: list) -> Array:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np.errors import InputError
-from clipseg_np.image import ViTImageProcessor, output_size, probabilities_at, sigmoid
+from clipseg_np.image import ViTImageProcessor, output_size, probabilities_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = {"image_mean": MEAN, "image_std": STD}
@@ -316,15 +316,6 @@ def test_a_folder_without_settings_and_one_with_impossible_settings(tmp_path):
 
 
 # masks
-
-
-def test_sigmoid_neither_overflows_nor_loses_small_values():
-    x = np.array([-200.0, -80.0, -1.0, 0.0, 1.0, 80.0, 2000.0], np.float32)
-    with np.errstate(all="raise", under="ignore"):
-        y = sigmoid(x)
-    assert y.dtype == np.float32
-    expected = [0.0, 1.8048513e-35, 0.26894143, 0.5, 0.7310586, 1.0, 1.0]
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
 def test_probabilities_at_the_picture_s_size():
