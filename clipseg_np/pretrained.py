@@ -1,14 +1,15 @@
 """What the four public models share: loading, saving, and a random start."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy
 
 from .backends import ops_for
-from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError
-from .files import checkpoint_folder
+from .files import checkpoint_folder, written_whole
 from .initialise import RandomStart
 from .layers import Layer
 from .weights import WEIGHTS_NAME, Checkpoint, Scope, save_weights
@@ -66,10 +67,11 @@ class PretrainedModel(Layer):
         return model
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json and model.safetensors, which transformers' from_pretrained loads too."""
-        self.config.save_pretrained(folder)
-        arrays = self.state_dict()
-        save_weights(os.path.join(folder, WEIGHTS_NAME), arrays)
+        """Write config.json and model.safetensors, both or neither, which transformers loads too."""
+        folder = Path(folder)
+        with written_whole(folder / CONFIG_NAME) as config_file:
+            config_file.write_text(self.config.to_json_string(), "utf-8")
+            save_weights(folder / WEIGHTS_NAME, self.state_dict())
 
     def state_dict(self) -> dict[str, numpy.ndarray]:
         """This model's arrays by their dotted names in its own checkpoint."""
