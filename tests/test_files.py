@@ -1,0 +1,153 @@
+"""Folders, hub ids, backends and extras; files that are written whole or not at all."""
+
+import os
+import stat
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.backends import NAMES, ops_for
+from clipseg_np.errors import InputError, MissingExtra, optional
+from clipseg_np.files import checkpoint_folder, download, read_json, write_json, written_whole
+
+from .checkpoints import PLAIN
+
+HUB_ID = "CIDAS/clipseg-rd64-refined"
+
+
+def test_a_folder_is_itself(tmp_path, monkeypatch):
+    assert checkpoint_folder(tmp_path) == tmp_path
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_folder("owner/name").is_dir()  # a folder of that name comes before the hub
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./a/b", "../a/b", "/no/such/folder", "a/b/c", "~/x"])
+def test_a_folder_that_is_not_there(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match="There is no folder .*hub id such as"):
+        checkpoint_folder(name)
+
+
+def test_a_file_for_a_folder():
+    with pytest.raises(InputError, match="is a file; expected a checkpoint's folder"):
+        checkpoint_folder(PLAIN / "config.json")
+
+
+def test_a_hub_id_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'clipseg_np\[hub\]'"):
+        CLIPSegForImageSegmentation.from_pretrained(HUB_ID)
+
+
+def hub(monkeypatch, fetch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch))
+
+
+def test_a_hub_id_is_fetched(monkeypatch, tmp_path):
+    asked = {}
+
+    def fetch(hub_id, allow_patterns, local_dir):
+        asked.update(hub_id=hub_id, patterns=allow_patterns, folder=local_dir)
+        return str(PLAIN)
+
+    hub(monkeypatch, fetch)
+    model = CLIPSegForImageSegmentation.from_pretrained(HUB_ID)
+    assert model.config.extract_layers == (0, 1)
+    assert asked["hub_id"] == HUB_ID and "*.safetensors" in asked["patterns"]
+    assert not any(pattern.endswith(".bin") for pattern in asked["patterns"])
+    download(HUB_ID, tmp_path)
+    assert asked["folder"] == tmp_path
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    def fetch(*_, **__):
+        raise ConnectionError("no route to host.\nmore lines")
+
+    hub(monkeypatch, fetch)
+    with pytest.raises(InputError, match=f"Could not fetch {HUB_ID}.*no route to host") as caught:
+        CLIPSegForImageSegmentation.from_pretrained(HUB_ID)
+    assert "more lines" not in str(caught.value)
+
+
+def test_a_hub_id_without_safetensors(monkeypatch, tmp_path):
+    hub(monkeypatch, lambda *_, **__: str(tmp_path))
+    with pytest.raises(InputError, match="holds no safetensors weights"):
+        download(HUB_ID)
+
+
+def test_what_is_no_hub_id(monkeypatch):
+    hub(monkeypatch, lambda *_, **__: str(PLAIN))
+    with pytest.raises(InputError, match="is not a hub id"):
+        download("clipseg")
+
+
+def test_an_optional_library():
+    assert optional("json", extra="hub").loads("1") == 1
+    with pytest.raises(MissingExtra, match="no_such_library is needed here and is not installed"):
+        optional("no_such_library", extra="hub")
+
+
+def test_backends_by_name():
+    assert NAMES == ("numpy", "numpy-reference", "cupy", "cupy-reference")
+    assert ops_for("numpy").xp.__name__ == ops_for("numpy-reference").xp.__name__ == "numpy"
+
+
+@pytest.mark.parametrize("backend", ["torch", "NumPy", "", None])
+def test_an_unknown_backend(backend):
+    with pytest.raises(InputError, match="unknown backend .*numpy, numpy-reference, cupy"):
+        CLIPSegForImageSegmentation.from_pretrained(PLAIN, backend=backend)
+
+
+def test_cupy_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingExtra, match="pip install cupy"):
+        ops_for("cupy")
+
+
+def test_cupy_without_a_gpu(monkeypatch):
+    cuda = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
+        ops_for("cupy-reference")
+
+
+def test_a_file_is_written_whole(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    write_json(path, {"b": "é", "a": [1]})
+    assert path.read_bytes() == '{\n  "a": [\n    1\n  ],\n  "b": "é"\n}\n'.encode()
+    assert read_json(path) == {"a": [1], "b": "é"}
+    assert os.listdir(path.parent) == ["file.json"]
+
+
+def test_a_file_is_readable_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), written_whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("broke down")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '"a"', ""])
+def test_a_json_file_that_is_no_object(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match="a.json (is not valid JSON|holds a JSON)"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_missing_json_file_in_a_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is missing. There is no folder"):
+        read_json(tmp_path / "no" / "a.json")
