@@ -10,6 +10,7 @@ from .segmenter import Segmentation, Segmenter
 from .tokenizer import CLIPTokenizer
 from .trace import trace
 from .version import __version__
+from .visual_prompt import VisualPrompt
 
 __all__ = [
     "CLIPSegConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "ViTImageProcessor",
+    "VisualPrompt",
     "__version__",
     "trace",
 ]

@@ -22,6 +22,7 @@ from .overlay import overlay
 from .picture import load_image
 from .segmenter import Segmenter
 from .version import __version__
+from .visual_prompt import VisualPrompt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a picture that shows what to look for; may be given several times",
+    )
+    segment.add_argument(
+        "--prompt-mask",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="what is meant in the image prompt, white on black; once for each --image-prompt, in their order",
     )
     segment.add_argument("--output", metavar="FOLDER", default="masks", help="default: %(default)s")
     segment.add_argument(
@@ -99,13 +107,13 @@ def run_segment(options: argparse.Namespace) -> None:
             f"--output {folder} is a file; expected a folder, which is made if missing"
         )
     picture = load_image(options.picture)
-    prompts = [*options.prompts, *map(Path, options.image_prompt)]
+    prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
     segmenter = Segmenter.from_pretrained(options.model, backend=options.backend)
     result = segmenter(picture, prompts)
     masks = result.masks(options.threshold)
 
     stem = Path(options.picture).stem
-    captions = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
+    captions = [*options.prompts, *(Path(file).name for file in options.image_prompt)]
     files = [
         folder / f"{stem}_{number}_{slug(caption)}.png"
         for number, caption in enumerate(captions, start=1)
@@ -122,6 +130,17 @@ def run_segment(options: argparse.Namespace) -> None:
             f"highest probability {probabilities.max():.2f}  {file}"
         )
     print(f"{'all together':<{width}}  {sheet}")
+
+
+def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPrompt]:
+    """Each picture by itself, or each with its mask."""
+    if not masks:
+        return [Path(picture) for picture in pictures]
+    if len(masks) != len(pictures):
+        raise InputError(
+            f"got {len(pictures)} --image-prompt and {len(masks)} --prompt-mask; expected a mask for each, or none"
+        )
+    return [VisualPrompt(Path(picture), Path(mask)) for picture, mask in zip(pictures, masks)]
 
 
 def slug(text: str) -> str:

@@ -48,17 +48,16 @@ def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     grey = picture.mean(axis=2, keepdims=True)
     shown = np.where(mask[:, :, None], picture, 0.35 * grey).astype(np.uint8)
     thickness = max(1, round(max(mask.shape) / 160))
-    shown[outline(mask, thickness)] = OUTLINE
+    shown[grown(mask, thickness) & ~mask] = OUTLINE
     return shown
 
 
-def outline(mask: np.ndarray, thickness: int) -> np.ndarray:
-    """The pixels just outside a mask, `thickness` wide.  (height,width) -> (height,width), bool"""
-    grown = mask
-    for _ in range(thickness):
-        padded = np.pad(grown, 1)
-        grown = grown | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
-    return grown & ~mask
+def grown(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The mask and every pixel within `steps` steps up, down, left or right of it.  (height,width), bool"""
+    for _ in range(steps):
+        padded = np.pad(mask, 1)
+        mask = mask | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
+    return mask
 
 
 def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -19,6 +19,7 @@ from .image import probabilities_at
 from .ops import Array
 from .picture import load_image
 from .processor import CLIPSegProcessor
+from .visual_prompt import VisualPrompt
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Segmenter:
         """Segment one picture by P prompts.
 
         image: a path, a PIL picture or an array (see picture.load_image); a path's picture is turned upright.
-        prompts: a string, a picture, or a list of both. A string is always a text; a picture's path must be a
-        pathlib.Path. One prompt keeps its axis: the result then has P = 1.
+        prompts: a string, a picture, a VisualPrompt (a picture with a mask of what is meant in it), or a list of
+        these. A string is always a text; a picture's path must be a pathlib.Path. One prompt keeps its axis: the
+        result then has P = 1.
 
         Raises InputError for no prompt, an empty text or an unusable picture, FileNotFoundError for a missing file.
         """
@@ -102,7 +104,12 @@ class Segmenter:
                 **self._ids(texts)
             )
         if not is_text.all():
-            pictures = [prompt for prompt in prompts if not isinstance(prompt, str)]
+            mean = self.processor.image_processor.image_mean
+            pictures = [
+                prompt.picture(mean) if isinstance(prompt, VisualPrompt) else prompt
+                for prompt in prompts
+                if not isinstance(prompt, str)
+            ]
             embeddings[xp.asarray(~is_text)] = self.model.get_conditional_embeddings(
                 conditional_pixel_values=self._pixel_values(pictures)
             )
