@@ -19,6 +19,8 @@ def attention_in_own_type(module, query, key, value, attention_mask, scaling, **
     return (weights @ value).transpose(1, 2), weights
 
 
+torch.set_num_threads(1)  # on small tensors a second thread does nothing but wait, at length
+
 AttentionInterface.register("own_type", attention_in_own_type)
 AttentionMaskInterface.register("own_type", eager_mask)
 
