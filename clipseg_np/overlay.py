@@ -10,37 +10,42 @@ PAPER = (255, 255, 255)
 INK = (30, 30, 30)
 PANEL_SIDE = 320  # pixels, of a panel's longer side
 COLUMNS = 4
+MARGIN, LINE = 8, 24  # pixels around a panel, and above it for its caption
 
 
 def overlay(picture: np.ndarray, masks: Array, captions: list[str]) -> Image.Image:
     """A sheet with the picture, then one captioned panel for each mask.
 
-    picture (height,width,3), uint8; masks (P,height,width), bool; P captions. Panels are scaled to
-    PANEL_SIDE pixels along their longer side and stand in rows of COLUMNS.
+    picture (height,width,3), uint8; masks (P,height,width), bool; P captions.
     """
-    panels = [("the picture", Image.fromarray(picture))]
-    panels += [
-        (caption, Image.fromarray(highlighted(picture, mask)))
-        for caption, mask in zip(captions, masks)
-    ]
-    height, width = picture.shape[:2]
-    scale = PANEL_SIDE / max(height, width)
-    width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    margin, line = 8, 24
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + margin) + margin, rows * (height + line + margin) + margin),
-        PAPER,
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
-    for place, (caption, panel) in enumerate(panels):
+    shown = [(caption, highlighted(picture, mask)) for caption, mask in zip(captions, masks)]
+    return sheet([("the picture", picture), *shown])
+
+
+def sheet(
+    panels: list[tuple[str, np.ndarray]], columns: int = COLUMNS, side: int = PANEL_SIDE
+) -> Image.Image:
+    """Captioned pictures, (height,width,3) uint8 each, in rows of `columns`, their longer sides `side` pixels."""
+    scaled = [(caption, scaled_to(Image.fromarray(picture), side)) for caption, picture in panels]
+    width = max(picture.width for _, picture in scaled) + MARGIN
+    height = max(picture.height for _, picture in scaled) + MARGIN + LINE
+    columns = min(columns, len(scaled))
+    rows = -(-len(scaled) // columns)
+    page = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=15)
+    for place, (caption, picture) in enumerate(scaled):
         row, column = divmod(place, columns)
-        left, top = margin + column * (width + margin), margin + row * (height + line + margin)
-        sheet.paste(panel.resize((width, height), Image.Resampling.LANCZOS), (left, top + line))
-        draw.text((left, top), fitting(caption, width, font), fill=INK, font=font)
-    return sheet
+        left, top = MARGIN + column * width, MARGIN + row * height
+        draw.text((left, top), fitting(caption, width - MARGIN, font), fill=INK, font=font)
+        page.paste(picture, (left, top + LINE))
+    return page
+
+
+def scaled_to(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side at `side` pixels."""
+    scale = side / max(picture.size)
+    size = [max(1, round(length * scale)) for length in picture.size]
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
