@@ -60,6 +60,7 @@ def test_to_tuple_makes_tuples_of_records_inside(model, x):
     as_tuple = out.to_tuple()
     vision, decoder = as_tuple[3], as_tuple[4]
     assert as_tuple[0] is out.logits
+    assert type(vision) is type(decoder) is tuple
     assert vision[0] is out.vision_model_output.last_hidden_state
     assert vision[2] is out.vision_model_output.hidden_states
     assert decoder[0] is out.decoder_output.logits
