@@ -1,0 +1,70 @@
+"""A small vocabulary of the demonstration checkpoint's own, in CLIP's layout.
+
+Byte-level byte-pair encoding as CLIP's: 256 symbols for the bytes, the same 256 for a word's last byte ("</w>"), one entry
+a merge, then the start and end tokens. The merges are counted on the words of the generated phrases, so that each of
+those is one token; any other word falls into pieces, down to bytes, and is never unknown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def byte_symbols() -> list[str]:
+    """The character that stands for each byte: itself where it can be printed, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    # CLIP's order: the printable bytes first.
+    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(len(others))]
+
+
+def learn_merges(words) -> list[tuple[str, str]]:
+    """Merge the most frequent pair of neighbours, again and again, until each word is one symbol."""
+    split = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while True:
+        pairs = Counter(pair for word in split for pair in itertools.pairwise(word))
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in split:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == best:
+                    word[i : i + 2] = ["".join(best)]
+                i += 1
+
+
+def write_vocabulary(folder: Path, words, longest: int) -> int:
+    """Write vocab.json, merges.txt and the tokenizer's settings; returns the number of tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    symbols = byte_symbols()
+    merges = learn_merges(words)
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), START, END]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    assert len(vocabulary) == len(tokens)
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    settings = {
+        **special,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": longest,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    texts = {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return len(tokens)
