@@ -195,3 +195,8 @@ def test_a_missing_file_is_named_with_what_is_there_instead(tmp_path):
 def test_a_tower_that_is_no_config_is_refused(values):
     with pytest.raises(InputError, match="CLIPSeg(Text|Vision)Config"):
         CLIPSegConfig.from_dict(values)
+
+
+def test_P09b_selu_may_be_named():
+    """The reference documents it and raises KeyError for it."""
+    assert CLIPSegTextConfig(hidden_act="selu").hidden_act == "selu"

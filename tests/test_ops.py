@@ -43,7 +43,7 @@ def test_patch_conv2d_against_loops(height, width):
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_conv2d_against_loops(kernel):
+def test_P18_conv2d_against_loops(kernel):
     x, weight, bias = drawn(2, 3, 4, 5), drawn(6, 3, kernel, kernel, seed=1), drawn(6, seed=2)
     expected = np.zeros((2, 6, 4, 5)) + bias[:, None, None]
     for b, d, row, column in np.ndindex(expected.shape):
@@ -54,7 +54,7 @@ def test_conv2d_against_loops(kernel):
     close(ops.conv2d(x, weight, bias), expected)
 
 
-def test_conv_transpose2d_against_loops():
+def test_P18_conv_transpose2d_paints_blocks_unflipped():
     x, weight, bias = drawn(2, 3, 4, 5), drawn(3, 6, 2, 2, seed=1), drawn(6, seed=2)
     expected = np.zeros((2, 6, 8, 10)) + bias[:, None, None]
     for b, c, row, column in np.ndindex(x.shape):

@@ -107,7 +107,7 @@ def test_a_model_needs_its_own_config():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int32", "bfloat16", "nonsense", None])
-def test_other_types_than_the_two_are_refused(dtype):
+def test_P26_arithmetic_in_float16_is_refused_as_are_other_types(dtype):
     if dtype is None:
         assert CLIPSegTextModel.from_pretrained(PLAIN).dtype == "float32"
     else:
