@@ -1,0 +1,71 @@
+"""The three official architectures at their full size, with drawn weights, against transformers in float32."""
+
+import tempfile
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
+transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
+
+from clipseg_np import CLIPSegForImageSegmentation
+
+from .reference import compare, reference_model
+
+pytestmark = pytest.mark.oracle
+
+TOLERANCE = 1e-4  # relative to the largest value; twelve layers of 768 numbers in float32
+OFFICIAL = {
+    "rd64-refined": {"reduce_dim": 64, "use_complex_transposed_convolution": True},
+    "rd64": {"reduce_dim": 64, "use_complex_transposed_convolution": False},
+    "rd16": {"reduce_dim": 16, "use_complex_transposed_convolution": False},
+}
+START, END = 49406, 49407
+
+
+@pytest.fixture(scope="module", params=OFFICIAL)
+def models(request):
+    """Both models of one architecture; the 600 MB between them are deleted as soon as they are read."""
+    config = transformers.CLIPSegConfig(
+        text_config={"eos_token_id": 2, "bos_token_id": 0},
+        vision_config={"patch_size": 16},
+        extract_layers=[3, 6, 9],
+        **OFFICIAL[request.param],
+    )
+    theirs = reference_model(config, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        yield CLIPSegForImageSegmentation.from_pretrained(folder), theirs
+
+
+def drawn_prompts() -> dict[str, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, START, (2, 77))
+    mask = np.zeros((2, 77), dtype=np.int64)
+    for row, length in enumerate((5, 9)):
+        ids[row, 0], ids[row, length - 1 :], mask[row, :length] = START, END, 1
+    return {
+        "text": {"input_ids": ids, "attention_mask": mask},
+        "picture": {
+            "conditional_pixel_values": rng.normal(size=(2, 3, 224, 224)).astype(np.float32)
+        },
+        "embedding": {"conditional_embeddings": rng.normal(size=(2, 512)).astype(np.float32)},
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "picture", "embedding"])
+def test_all_outputs_at_352_pixels(models, kind):
+    ours, theirs = models
+    prompts = drawn_prompts()[kind]
+    pictures = np.random.default_rng(1).normal(size=(2, 3, 352, 352)).astype(np.float32)
+    inputs = {"pixel_values": pictures, **prompts}
+    with torch.no_grad():
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        expected = theirs(**tensors, output_hidden_states=True)
+    got = ours(**inputs, output_hidden_states=True)
+    assert got.logits.shape == (2, 352, 352)
+    assert np.abs(got.logits[0] - got.logits[1]).max() > 0.1 * np.abs(got.logits).max()
+    found = compare(got, expected)
+    beyond = {name: f"{share:.2e}" for name, share in found.items() if not share <= TOLERANCE}
+    print({name: f"{share:.1e}" for name, share in found.items()})  # shown by pytest -rP
+    assert found and not beyond
