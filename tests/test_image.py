@@ -23,7 +23,7 @@ def drawn(height, width, seed=0):
 # numbers
 
 
-def test_pixel_values_from_first_principles():
+def test_P01_P02_pixel_values_from_first_principles():
     """A red-to-blue ramp of 2 pixels, doubled: bytes first, then 0..1, then ImageNet's mean and
     std.
     """

@@ -29,7 +29,7 @@ def over_white(colours, alpha=ALPHA):
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
-def test_modes_that_pillow_converts(mode):
+def test_P06_modes_that_pillow_converts(mode):
     if mode == "LAB":
         picture = Image.frombytes("LAB", (7, 5), RGB.tobytes())
     else:
@@ -44,7 +44,7 @@ def test_rgb_and_grey():
     np.testing.assert_array_equal(load_image(Image.fromarray(GREY[:, :, 0])), three(GREY))
 
 
-def test_transparent_pixels_show_white():
+def test_P06_transparent_pixels_show_white():
     rgba = Image.fromarray(np.concatenate([RGB, ALPHA], axis=2))
     np.testing.assert_array_equal(load_image(rgba), over_white(RGB))
     grey_alpha = Image.merge("LA", (Image.fromarray(GREY[..., 0]), Image.fromarray(ALPHA[..., 0])))
@@ -70,7 +70,7 @@ def test_premultiplied_alpha_palette_alpha_and_transparent_colours():
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
-def test_sixteen_bits_are_scaled_not_clipped(mode):
+def test_P06_sixteen_bits_are_scaled_not_clipped(mode):
     levels = np.array([[0, 128, 129, 255, 257, 30000, 65535]] * 5, np.uint16)
     stored = levels.astype(">u2" if mode.endswith("B") else "<u2")
     picture = Image.frombytes(mode, (7, 5), stored.tobytes())
@@ -119,7 +119,9 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_a_file_s_orientation_is_honoured_and_an_open_picture_is_left_alone(tmp_path, orientation):
+def test_P05_a_file_s_orientation_is_honoured_and_an_open_picture_is_left_alone(
+    tmp_path, orientation
+):
     picture = Image.fromarray(RGB)
     exif = picture.getexif()
     exif[0x0112] = orientation
@@ -155,7 +157,7 @@ def test_a_file_s_orientation_is_honoured_and_an_open_picture_is_left_alone(tmp_
         (RGB > 127, np.where(RGB > 127, 255, 0)),
     ],
 )
-def test_arrays(array, expected):
+def test_P06_arrays(array, expected):
     loaded = load_image(array)
     assert loaded.dtype == np.uint8
     np.testing.assert_array_equal(loaded, expected)

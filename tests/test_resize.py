@@ -45,7 +45,7 @@ def drawn_pixels(rng, height, width, channels):
 @pytest.mark.parametrize("resample", RESAMPLINGS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("seed", range(30))
-def test_drawn_sizes_give_pillow_s_bytes(seed, channels, resample):
+def test_P02_drawn_sizes_give_pillow_s_bytes(seed, channels, resample):
     rng = np.random.default_rng([seed, channels, resample])
     largest = (4, 30, 200)[seed % 3]
     height, width, new_height, new_width = (int(n) for n in rng.integers(1, largest + 1, 4))
@@ -103,7 +103,7 @@ def test_bilinear_by_hand():
     assert resize(np.array([[70, 0, 7, 0]], np.uint8), (1, 2), 2).tolist() == [[31, 3]]
 
 
-def test_bicubic_has_a_of_minus_one_half():
+def test_P04_bicubic_has_a_of_minus_one_half():
     edge = np.array([[0, 0, 0, 0, 128, 128, 128, 128]], np.uint8)
     # A quarter of a pixel before the edge, Keys' cubic weighs the pixels at -1.25, -0.25, 0.75 and
     # 1.75 with -9, 111, 29 and -3 of 128; with a = -0.75 it would be other numbers.

@@ -53,7 +53,7 @@ def test_the_picture_is_encoded_once_and_no_deeper_than_the_last_extracted_layer
     assert not any(name.startswith("clip.vision_model.encoder.layers.3") for name in layers)
 
 
-def test_masks_are_above_the_threshold(segmenter, picture):
+def test_P30_masks_are_probabilities_above_the_threshold(segmenter, picture):
     result = segmenter(picture, "red")
     assert np.array_equal(result.masks(0.25), result.probabilities > 0.25)
     assert result.masks(0).all() and not result.masks(1).any()
@@ -61,7 +61,7 @@ def test_masks_are_above_the_threshold(segmenter, picture):
         result.masks(1.5)
 
 
-def test_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, picture, tmp_path):
+def test_P05_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, picture, tmp_path):
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright

@@ -80,7 +80,7 @@ def test_the_size_of_clips_vocabulary(clip):
     )
 
 
-def test_accents_stay_and_contractions_are_split(clip):
+def test_P21_accents_stay_and_contractions_are_split(clip):
     """Not as the slow tokenizer without ftfy has it: 15077 for "résumé", 262 563 for "'ve"."""
     assert 15077 not in clip.encode("résumé")
     assert clip.encode("should've")[1:-1] == [1535, 1200]
@@ -120,7 +120,7 @@ def test_a_long_piece_is_not_slow(toy):
         ("\u2c2f\u1c89\ua7cb\U00010d50", "\u2c5f\u1c8a\u0264\U00010d70"),  # newer than Python 3.10
     ],
 )
-def test_alike(toy, one, other):
+def test_P21_alike(toy, one, other):
     assert toy.encode(one) == toy.encode(other)
 
 
@@ -136,7 +136,7 @@ def test_contractions():
     assert found[1::2] == ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'"]
 
 
-def test_ligatures_stay():
+def test_P21_ligatures_stay():
     assert unicode_text.normalise("ﬁĳ２") == "ﬁĳ２"
 
 
@@ -164,7 +164,7 @@ def test_tables_of_the_reference():
         ("!<|ENDOFTEXT|>!", ["!", "<", "|</w>", *"endoftex", "t</w>", "|", ">", "!</w>"]),
     ],
 )
-def test_special_tokens_inside_a_text(toy, text, expected):
+def test_P25_special_tokens_inside_a_text(toy, text, expected):
     assert toy.tokenize(text) == expected
 
 
@@ -204,7 +204,7 @@ def test_padding_with_another_token():
     assert padded.input_ids[0][-1] == 0 != padded.input_ids[1][-1]
 
 
-def test_truncation_keeps_the_end_token(toy):
+def test_P24_truncation_keeps_the_end_token(toy):
     ids = toy("the " * 100, truncation=True)["input_ids"]
     assert len(ids) == 77 and ids[0] == toy.bos_token_id and ids[-1] == toy.eos_token_id
     assert toy("the the the", max_length=4)["input_ids"] == ids[:3] + ids[-1:]

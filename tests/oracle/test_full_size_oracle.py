@@ -25,7 +25,7 @@ START, END = 49406, 49407
 
 @pytest.fixture(scope="module", params=OFFICIAL)
 def models(request):
-    """Both models of one architecture; the 600 MB between them are deleted as soon as they are read."""
+    """One architecture's name and both models; the 600 MB between them are deleted as soon as they are read."""
     config = transformers.CLIPSegConfig(
         text_config={"eos_token_id": 2, "bos_token_id": 0},
         vision_config={"patch_size": 16},
@@ -35,7 +35,7 @@ def models(request):
     theirs = reference_model(config, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        yield CLIPSegForImageSegmentation.from_pretrained(folder), theirs
+        yield request.param, CLIPSegForImageSegmentation.from_pretrained(folder), theirs
 
 
 def drawn_prompts() -> dict[str, dict[str, np.ndarray]]:
@@ -54,8 +54,8 @@ def drawn_prompts() -> dict[str, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("kind", ["text", "picture", "embedding"])
-def test_all_outputs_at_352_pixels(models, kind):
-    ours, theirs = models
+def test_all_outputs_at_352_pixels(models, kind, agreement):
+    name, ours, theirs = models
     prompts = drawn_prompts()[kind]
     pictures = np.random.default_rng(1).normal(size=(2, 3, 352, 352)).astype(np.float32)
     inputs = {"pixel_values": pictures, **prompts}
@@ -67,5 +67,8 @@ def test_all_outputs_at_352_pixels(models, kind):
     assert np.abs(got.logits[0] - got.logits[1]).max() > 0.1 * np.abs(got.logits).max()
     found = compare(got, expected)
     beyond = {name: f"{share:.2e}" for name, share in found.items() if not share <= TOLERANCE}
-    print({name: f"{share:.1e}" for name, share in found.items()})  # shown by pytest -rP
     assert found and not beyond
+    agreement(
+        f"all outputs of {name}, drawn weights, 352 x 352, float32, kinds of prompt",
+        max(found.values()),
+    )

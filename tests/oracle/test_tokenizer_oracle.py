@@ -152,7 +152,7 @@ def drawn_text(draw):
     return "".join(parts)
 
 
-def test_drawn_texts(both):
+def test_drawn_texts(both, agreement):
     name, ours, reference = both
     draw = random.Random(2)
     texts = [drawn_text(draw) for _ in range(N_STRINGS[name])]
@@ -166,6 +166,7 @@ def test_drawn_texts(both):
                 assert ours.decode(mine, skip) == reference.decode(
                     theirs, skip_special_tokens=skip
                 ), ascii(text)
+    agreement("token ids and decoded text of drawn strings", 0, len(texts))
 
 
 def test_drawn_ids(both):
