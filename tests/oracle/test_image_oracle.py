@@ -5,8 +5,8 @@ against torch's.
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra oracle")
-pytest.importorskip("transformers", reason="needs the extra oracle")
+torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
+pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
 import PIL
 from PIL import Image
