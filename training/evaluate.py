@@ -1,76 +1,125 @@
 """Score a checkpoint on fresh generated scenes, through clipseg_np itself.
 
-    python training/evaluate.py [--model FOLDER] [--scenes 1000] [--seed 0] [--json FILE]
+    python training/evaluate.py [--model FOLDER] [--scenes 1000] [--seed 0] [--json FILE] [--page FILE]
 
-Every mask is judged at the picture's own size, at threshold 0.5: the IoU of one phrase on one picture, then the mean over
+Prints a table, and with --page draws a page of examples: the first few as they come, then the worst.
+
+Every mask is judged at the picture's own size, at threshold 0.5: the IoU of one prompt on one picture, then the mean over
 all of them. A phrase that fits nothing has no IoU; its mask counts as empty if it covers less than 0.2 % of the picture.
-The scenes are drawn from seeds that no training run uses.
+Below the table stand the paper's measures of the text prompts (clipseg_np/metrics.py), the shape that a phrase names being
+the class. The scenes are drawn from seeds that no training run uses.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
+import itertools
 import json
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from phrases import HELD_OUT, Phrase, absent_phrase, phrase_of
-from PIL import Image
 from scenes import draw_scene
 
 from clipseg_np import Segmenter, VisualPrompt
+from clipseg_np.metrics import Metrics, picture_iou
+from clipseg_np.overlay import grown, highlighted, sheet
 
 EVALUATION = 977  # first word of the seeds
 EMPTY = 0.002
+TEXT, HELD_OUT_TEXT, PICTURE = "text", "text, pairs kept out of training", "picture"
+TRUE_EDGE = (0, 255, 120)
+FIRST, WORST = 16, 8  # examples on the page
 
 
-def iou(mask, true) -> float:
-    """Intersection over union of two bool masks."""
-    return float((mask & true).sum() / max(1, (mask | true).sum()))
+@dataclass
+class Answer:
+    """One prompt on one picture: what is there, and what was found."""
+
+    group: str
+    phrase: Phrase
+    words: str
+    image: np.ndarray  # (height,width,3), uint8
+    true: np.ndarray  # (height,width), bool
+    probabilities: np.ndarray  # (height,width), float32
+
+    @property
+    def found(self) -> np.ndarray:
+        return self.probabilities > 0.5
+
+    @property
+    def score(self) -> float:
+        """The IoU; of a phrase that fits nothing, 1 where the mask is empty and 0 elsewhere."""
+        if self.true.any():
+            return picture_iou(self.found, self.true)
+        return float(self.found.mean() < EMPTY)
+
+    def panel(self) -> tuple[str, np.ndarray]:
+        """The picture with the true mask's edge in green, and beside it what was found."""
+        picture = self.image.copy()
+        thickness = max(1, round(max(self.true.shape) / 160))
+        picture[grown(self.true, thickness) & ~self.true] = TRUE_EDGE
+        beside = np.concatenate([picture, highlighted(self.image, self.found)], axis=1)
+        return f"{self.score:.2f}  {self.words}", beside
 
 
-def kind(phrase: Phrase) -> str:
-    """The row of the table that the phrase belongs to."""
-    return f"{phrase.named[0]} alone" if len(phrase.named) == 1 else "combination"
-
-
-def text_scores(segment, rng, scores) -> None:
+def text_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
     """One scene, three phrases that fit and one that does not."""
     scene = draw_scene(rng)
-    there = [phrase_of(scene.things[rng.integers(len(scene.things))], rng) for _ in range(3)]
-    there = [phrase if phrase.named else Phrase() for phrase in there]
-    absent = absent_phrase(scene.things, rng)
-    masks = segment(scene.image, [phrase.words(rng) for phrase in (*there, absent)])
-    for phrase, mask in zip(there, masks, strict=False):
-        score = iou(mask, scene.mask(phrase))
-        scores.setdefault("text prompts", []).append(score)
-        row = kind(phrase) if phrase.named else "any shape"
-        scores.setdefault(f"- {row}", []).append(score)
-    scores.setdefault("absent: empty masks", []).append(float(masks[-1].mean() < EMPTY))
+    phrases = [phrase_of(scene.things[rng.integers(len(scene.things))], rng) for _ in range(3)]
+    phrases.append(absent_phrase(scene.things, rng))
+    words = [phrase.words(rng) for phrase in phrases]
+    for phrase, text, found in zip(phrases, words, segmenter(scene.image, words).probabilities):
+        yield Answer(TEXT, phrase, text, scene.image, scene.mask(phrase), found)
 
 
-def held_out_scores(segment, rng, scores) -> None:
+def held_out_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
     """One scene with a colour-shape pair that training never saw, asked for by both."""
     scene = draw_scene(rng, held_out="only")
     things = [thing for thing in scene.things if (thing.colour, thing.shape) in HELD_OUT]
     thing = things[rng.integers(len(things))]
     phrase = Phrase(colour=thing.colour, shape=thing.shape)
-    (mask,) = segment(scene.image, [phrase.words(rng)])
-    scores.setdefault("text prompts, pairs kept out of training", []).append(
-        iou(mask, scene.mask(phrase))
-    )
+    words = phrase.words(rng)
+    found = segmenter(scene.image, words).probabilities[0]
+    yield Answer(HELD_OUT_TEXT, phrase, words, scene.image, scene.mask(phrase), found)
 
 
-def picture_scores(segment, rng, scores) -> None:
-    """One scene, a thing of it asked for by a cut-out of its like from another scene."""
+def picture_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
+    """One scene, a thing of it asked for by its like in another scene, cut out with its mask."""
     scene = draw_scene(rng)
     thing = scene.things[rng.integers(len(scene.things))]
     other = draw_scene(rng, require=(thing.colour, thing.shape))
-    prompt = VisualPrompt(other.image, other.things[0].mask)
-    (mask,) = segment(scene.image, [prompt])
-    true = scene.mask(Phrase(colour=thing.colour, shape=thing.shape))
-    scores.setdefault("picture prompts", []).append(iou(mask, true))
+    found = segmenter(scene.image, VisualPrompt(other.image, other.things[0].mask)).probabilities[0]
+    phrase = Phrase(colour=thing.colour, shape=thing.shape)
+    words = f"(picture of a {thing.colour} {thing.shape})"
+    yield Answer(PICTURE, phrase, words, scene.image, scene.mask(phrase), found)
+
+
+def answers(segmenter: Segmenter, scenes: int, seed: int) -> Iterator[Answer]:
+    """All of them: text prompts on every scene, the other kinds on as many scenes of their own."""
+    for number in range(scenes):
+        for part, ask in enumerate((text_answers, held_out_answers, picture_answers)):
+            yield from ask(segmenter, np.random.default_rng([EVALUATION, seed, part, number]))
+
+
+def row_names(answer: Answer) -> list[str]:
+    """The rows of the table that an answer counts in."""
+    if not answer.true.any():
+        return ["text, nothing fits: share of empty masks"]
+    if answer.group != TEXT:
+        return [answer.group]
+    named = answer.phrase.named
+    kind = "any shape" if not named else f"{named[0]} alone" if len(named) == 1 else "several words"
+    return [TEXT, f"{TEXT}, {kind}"]
+
+
+def page(first: list[Answer], worst: list[Answer]):
+    """Examples as they came, then the worst of all, each with its score."""
+    return sheet([answer.panel() for answer in [*first, *worst]], side=340, columns=4)
 
 
 def main() -> None:
@@ -79,29 +128,39 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
+    parser.add_argument("--page", type=Path, help="draw a page of examples into this file")
     args = parser.parse_args()
-    segmenter = Segmenter.from_pretrained(*filter(None, [args.model]))
-
-    def segment(image, prompts):
-        return segmenter(Image.fromarray(image), prompts).probabilities > 0.5
 
     scores: dict[str, list[float]] = {}
+    metrics = Metrics()
+    first, worst, order = [], [], itertools.count()
     start = time.time()
-    for i in range(args.scenes):
-        for part, score in enumerate((text_scores, held_out_scores, picture_scores)):
-            if part == 0 or i % 2 == 0:
-                score(segment, np.random.default_rng([EVALUATION, args.seed, part, i]), scores)
-    print(f"{args.scenes} scenes, seed {args.seed}, {time.time() - start:.0f} s")
-    print("| prompts | number | mean IoU, or share |")
+    for answer in answers(Segmenter.from_pretrained(args.model), args.scenes, args.seed):
+        for row in row_names(answer):
+            scores.setdefault(row, []).append(answer.score)
+        if answer.group == TEXT:
+            metrics.add(answer.probabilities, answer.true, answer.phrase.shape or "thing")
+        if args.page:
+            if len(first) < FIRST:
+                first.append(answer)
+            heapq.heappush(worst, (-answer.score, next(order), answer))
+            if len(worst) > WORST:
+                heapq.heappop(worst)
+
+    print(f"{args.scenes} scenes of each kind, seed {args.seed}, {time.time() - start:.0f} s\n")
+    print("| prompts | number | mean IoU |")
     print("|---|---:|---:|")
-    rows = sorted(scores, key=lambda row: row.replace("-", "text prompts "))
-    for row in rows:
+    for row in sorted(scores):
         print(f"| {row} | {len(scores[row])} | {np.mean(scores[row]):.3f} |")
+    paper = metrics.scores().at(0.5)
+    print("\nThe paper's measures of the text prompts, absent ones included, at threshold 0.5:")
+    print(", ".join(f"{name} {value:.3f}" for name, value in paper.items()))
     if args.json:
-        table = {
-            row: {"number": len(scores[row]), "mean": float(np.mean(scores[row]))} for row in rows
-        }
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+        table = {row: {"number": len(s), "mean": float(np.mean(s))} for row, s in scores.items()}
+        args.json.write_text(json.dumps(table | {"paper": paper}, indent=2, sort_keys=True) + "\n")
+    if args.page:
+        ranked = [answer for _, _, answer in sorted(worst, reverse=True)]
+        page(first, ranked).save(args.page, optimize=True)
 
 
 if __name__ == "__main__":
