@@ -17,7 +17,7 @@ class MissingExtra(ImportError):
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """Import `module`, which the extra `extra` of this package installs.
+    """Import `module`, a package on PyPI which this package's extra `extra` installs.
 
     Raises MissingExtra with the pip line where it is not installed.
     """
@@ -26,5 +26,5 @@ def optional(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtra(
             f"{module} is needed here and is not installed ({error}). "
-            f"Add it with: pip install 'clipseg_np[{extra}]'"
+            f"Add it with: pip install {module} (it belongs to the extra {extra!r} of clipseg_np)."
         ) from error

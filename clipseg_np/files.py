@@ -67,7 +67,7 @@ def download(hub_id: str, folder: str | os.PathLike | None = None) -> Path:
     ) as error:  # the library raises its own, requests' and the system's errors alike
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"Could not fetch {hub_id} from the Hugging Face hub: {reason} There is no folder of that name "
+            f"Could not fetch {hub_id} from the Hugging Face hub: {reason.rstrip('.')}. There is no folder of that name "
             f"either. Check the name and the network, or give the path of a downloaded checkpoint's folder."
         ) from error
     if not any(found.glob("*.safetensors")):

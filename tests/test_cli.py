@@ -108,7 +108,7 @@ def test_output_that_is_a_file(checkpoint, capsys, picture_file):
 
 def test_hub_id_without_the_library(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert_refused(capsys, tmp_path, "pip install 'clipseg_np[hub]'", "download", "CIDAS/absent")
+    assert_refused(capsys, tmp_path, "pip install huggingface_hub", "download", "CIDAS/absent")
 
 
 def test_hub_that_cannot_be_reached(tmp_path, capsys, monkeypatch):
