@@ -10,6 +10,8 @@ import torch
 from transformers import AttentionInterface, CLIPSegConfig, CLIPSegForImageSegmentation
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+import clipseg_np
+
 
 def attention_in_own_type(module, query, key, value, attention_mask, scaling, **_):
     scores = query @ key.transpose(-1, -2) * scaling
@@ -95,6 +97,21 @@ def reference_model(
             if "embedding" in name:
                 parameter.normal_(0, 0.5, generator=generator)
     return model.to(dtype)
+
+
+def drawn_pair(
+    rng: np.random.Generator, number: int, folder
+) -> tuple[CLIPSegConfig, CLIPSegForImageSegmentation, clipseg_np.CLIPSegForImageSegmentation, str]:
+    """A drawn architecture: its config, the reference, ours loaded from what it saved, and their dtype.
+
+    Odd numbers are in float64.
+    """
+    dtype = ("float32", "float64")[number % 2]
+    config = draw_config(rng, narrowest={"float32": 16, "float64": 2}[dtype])
+    theirs = reference_model(config, seed=number, dtype=getattr(torch, dtype))
+    theirs.save_pretrained(folder)
+    ours = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(folder, dtype=dtype)
+    return config, theirs, ours, dtype
 
 
 def draw_ids(

@@ -6,9 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
-from clipseg_np import CLIPSegForImageSegmentation
-
-from .reference import compare, draw_config, draw_ids, reference_model
+from .reference import compare, draw_ids, drawn_pair
 
 pytestmark = pytest.mark.oracle
 
@@ -33,11 +31,7 @@ def assert_all_within(found: dict[str, float], dtype: str) -> None:
 def drawn(request, tmp_path):
     """A drawn architecture as both models, in float64 for every other draw, with its generator."""
     rng = np.random.default_rng(request.param)
-    dtype = ("float32", "float64")[request.param % 2]
-    config = draw_config(rng, narrowest={"float32": 16, "float64": 2}[dtype])
-    theirs = reference_model(config, seed=request.param, dtype=getattr(torch, dtype))
-    theirs.save_pretrained(tmp_path)
-    ours = CLIPSegForImageSegmentation.from_pretrained(tmp_path, dtype=dtype)
+    config, theirs, ours, dtype = drawn_pair(rng, request.param, tmp_path)
     return rng, config, ours, theirs, dtype
 
 

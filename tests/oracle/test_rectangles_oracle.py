@@ -10,9 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
-from clipseg_np import CLIPSegForImageSegmentation
-
-from .reference import compare, draw_config, draw_ids, reference_model, worst
+from .reference import compare, draw_ids, drawn_pair, worst
 
 pytestmark = pytest.mark.oracle
 
@@ -23,11 +21,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 @pytest.fixture(params=range(ARCHITECTURES))
 def drawn(request, tmp_path):
     rng = np.random.default_rng(10_000 + request.param)
-    dtype = ("float32", "float64")[request.param % 2]
-    config = draw_config(rng, narrowest={"float32": 16, "float64": 2}[dtype])
-    theirs = reference_model(config, seed=request.param, dtype=getattr(torch, dtype))
-    theirs.save_pretrained(tmp_path)
-    ours = CLIPSegForImageSegmentation.from_pretrained(tmp_path, dtype=dtype)
+    config, theirs, ours, dtype = drawn_pair(rng, request.param, tmp_path)
     return rng, config, ours, theirs, dtype
 
 
