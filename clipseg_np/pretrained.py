@@ -43,6 +43,11 @@ class PretrainedModel(Layer):
         self.config = config
         self.at = at
 
+    def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        """`forward`, as a record or, with return_dict=False, as the tuple of its fields."""
+        output = super().__call__(*args, **kwargs)
+        return output.to_tuple() if return_dict is False else output
+
     @property
     def dtype(self) -> numpy.dtype:
         """The type of every array and activation."""

@@ -55,6 +55,14 @@ def test_the_loss_comes_first_when_there_is_one(model, x):
     assert out[0] is out.loss and out[1] is out.logits
 
 
+def test_return_dict_false_gives_the_tuple(model, x):
+    inputs = {"pixel_values": x, "input_ids": IDS}
+    as_tuple = model(**inputs, return_dict=False)
+    assert type(as_tuple) is tuple and len(as_tuple) == 5 and type(as_tuple[3]) is tuple
+    for asked in (True, None):
+        assert model(**inputs, return_dict=asked).keys() == model(**inputs).keys()
+
+
 def test_to_tuple_makes_tuples_of_records_inside(model, x):
     out = model(pixel_values=x, input_ids=IDS, **ALL)
     as_tuple = out.to_tuple()

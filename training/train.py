@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=4, help="phrases a scene")
     parser.add_argument("--crops", type=int, default=4, help="picture prompts a step; 0: none")
     parser.add_argument("--coarse", type=float, default=0.55, help="share of the run at 96 pixels")
-    parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=6e-4, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes that draw scenes, for each process")
     parser.add_argument("--processes", type=int, help="share a step out over so many: 2 on a CPU")
