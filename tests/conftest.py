@@ -1,4 +1,8 @@
-"""What several tests need: a small checkpoint with random weights, and a picture."""
+"""What several tests need: a small checkpoint with random weights, a picture, and the drawing of scenes."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +17,20 @@ from clipseg_np import (
     ViTImageProcessor,
 )
 from clipseg_np.byte_pairs import symbols_of
+
+TRAINING = Path(__file__).parents[1] / "training"
+
+
+@pytest.fixture(scope="session")
+def training():
+    """The modules of training/ that draw scenes and make up phrases, which need no torch."""
+    sys.path.insert(0, str(TRAINING))
+    import example
+    import phrases
+    import scenes
+
+    yield SimpleNamespace(example=example, phrases=phrases, scenes=scenes)
+    sys.path.remove(str(TRAINING))
 
 
 @pytest.fixture(scope="session")

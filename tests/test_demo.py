@@ -1,0 +1,70 @@
+"""The demonstration checkpoint finds what is named: on the example picture, and on scenes drawn here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np import Segmenter
+from clipseg_np.cli import main
+from clipseg_np.files import demo_folder
+from clipseg_np.metrics import picture_iou
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Segmenter.from_pretrained()
+
+
+def test_the_masks_of_readmes_first_command_are_right(training, tmp_path, capsys):
+    example = training.example
+    scene = example.example()
+    assert np.array_equal(np.asarray(Image.open(ROOT / "examples/shapes.png")), scene.image)
+    assert (
+        main(
+            [
+                "segment",
+                str(ROOT / "examples/shapes.png"),
+                *example.PROMPTS,
+                "--output",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    files = sorted(tmp_path.glob("shapes_[0-9]*.png"))
+    assert len(files) == len(example.PROMPTS)
+    for prompt, file in zip(example.PROMPTS, files):
+        assert picture_iou(np.asarray(Image.open(file)) > 0, scene.mask(prompt)) >= 0.7, prompt
+    assert f'"{example.PROMPTS[0]}"' in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_text_prompts_on_fresh_scenes(training, demo):
+    phrases, scenes = training.phrases, training.scenes
+    ious, empty = [], []
+    for seed in range(40):
+        rng = np.random.default_rng([2026, seed])
+        scene = scenes.draw_scene(rng)
+        there = [phrases.phrase_of(thing, rng) for thing in scene.things]
+        absent = phrases.absent_phrase(scene.things, rng)
+        *found, nothing = demo(scene.image, [p.words(rng) for p in (*there, absent)]).masks()
+        ious += [picture_iou(mask, scene.mask(phrase)) for mask, phrase in zip(found, there)]
+        empty.append(nothing.mean() < 0.002)
+    assert np.mean(ious) >= 0.6
+    assert np.mean(empty) >= 0.4
+
+
+def test_the_prompt_matters(training, demo):
+    """The same picture, two phrases: each mask is its own thing's and not the other's."""
+    example = training.example
+    scene = example.example()
+    circle, star = demo(scene.image, ["a red circle", "a star"]).masks()
+    assert picture_iou(circle, scene.mask("a star")) < 0.05
+    assert picture_iou(star, scene.mask("a red circle")) < 0.05
+
+
+def test_it_is_small():
+    assert sum(file.stat().st_size for file in demo_folder().iterdir()) < 10e6
