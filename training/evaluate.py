@@ -95,7 +95,7 @@ def picture_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[
     other = draw_scene(rng, require=(thing.colour, thing.shape))
     found = segmenter(scene.image, VisualPrompt(other.image, other.things[0].mask)).probabilities[0]
     phrase = Phrase(colour=thing.colour, shape=thing.shape)
-    words = f"(picture of a {thing.colour} {thing.shape})"
+    words = f"(a picture: {thing.colour} {thing.shape})"
     yield Answer(PICTURE, phrase, words, scene.image, scene.mask(phrase), found)
 
 
@@ -160,7 +160,7 @@ def main() -> None:
         args.json.write_text(json.dumps(table | {"paper": paper}, indent=2, sort_keys=True) + "\n")
     if args.page:
         ranked = [answer for _, _, answer in sorted(worst, reverse=True)]
-        page(first, ranked).save(args.page, optimize=True)
+        page(first, ranked).quantize(256).save(args.page, optimize=True)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from clipseg_np.byte_pairs import BYTE_SYMBOLS, END_OF_WORD
+
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-def byte_symbols() -> list[str]:
-    """The character that stands for each byte: itself where it can be printed, else one from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    # CLIP's order: the printable bytes first.
-    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(len(others))]
 
 
 def learn_merges(words) -> list[tuple[str, str]]:
     """Merge the most frequent pair of neighbours, again and again, until each word is one symbol."""
-    split = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    split = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges = []
     while True:
         pairs = Counter(pair for word in split for pair in itertools.pairwise(word))
@@ -44,9 +38,9 @@ def learn_merges(words) -> list[tuple[str, str]]:
 def write_vocabulary(folder: Path, words, longest: int) -> int:
     """Write vocab.json, merges.txt and the tokenizer's settings; returns the number of tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    symbols = byte_symbols()
+    symbols = list(BYTE_SYMBOLS.values())
     merges = learn_merges(words)
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), START, END]
+    tokens = [*symbols, *(s + END_OF_WORD for s in symbols), *(a + b for a, b in merges), START, END]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     assert len(vocabulary) == len(tokens)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
