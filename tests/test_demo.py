@@ -38,7 +38,7 @@ def test_the_masks_of_readmes_first_command_are_right(training, tmp_path, capsys
     files = sorted(tmp_path.glob("shapes_[0-9]*.png"))
     assert len(files) == len(example.PROMPTS)
     for prompt, file in zip(example.PROMPTS, files):
-        assert picture_iou(np.asarray(Image.open(file)) > 0, scene.mask(prompt)) >= 0.7, prompt
+        assert picture_iou(np.asarray(Image.open(file)) > 0, scene.mask(prompt)) >= 0.8, prompt
     assert f'"{example.PROMPTS[0]}"' in (ROOT / "README.md").read_text("utf-8")
 
 

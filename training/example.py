@@ -2,7 +2,7 @@
 
     python training/example.py examples/shapes.png
 
-Its seed was picked for a clear layout. How well the checkpoint does on scenes that nobody picked, evaluate.py tells.
+Its seed and prompts were picked for a clear layout and good masks. How well the checkpoint does on scenes that nobody picked, evaluate.py tells.
 """
 
 import sys
@@ -18,7 +18,7 @@ KINDS = [  # shape, colour, surface
     ("ring", "purple", "solid"),
     ("star", "orange", "solid"),
 ]
-PROMPTS = ["a red thing", "the striped square", "a star"]
+PROMPTS = ["a red thing", "the large red circle", "a purple ring"]
 
 
 def example() -> Scene:

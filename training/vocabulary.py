@@ -40,7 +40,13 @@ def write_vocabulary(folder: Path, words, longest: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(BYTE_SYMBOLS.values())
     merges = learn_merges(words)
-    tokens = [*symbols, *(s + END_OF_WORD for s in symbols), *(a + b for a, b in merges), START, END]
+    tokens = [
+        *symbols,
+        *(s + END_OF_WORD for s in symbols),
+        *(a + b for a, b in merges),
+        START,
+        END,
+    ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     assert len(vocabulary) == len(tokens)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
