@@ -1,10 +1,11 @@
 """A backend's name to its arithmetic. The only place that looks for CuPy.
 
-"numpy-reference" and "cupy-reference" run the readable `Ops`; "numpy" and "cupy" are the names for
-everyday use, under which a backend's own overrides are found once there are any.
+"numpy-reference" and "cupy-reference" run the readable `Ops`. "numpy" runs the overrides of `numpy_ops.py`; CuPy has
+none yet, and "cupy" is its reference.
 """
 
 from .errors import InputError, MissingExtra
+from .numpy_ops import NumpyOps
 from .ops import Ops
 
 NAMES = ("numpy", "numpy-reference", "cupy", "cupy-reference")
@@ -17,7 +18,9 @@ def ops_for(backend: str) -> Ops:
     """
     if backend not in NAMES:
         raise InputError(f"unknown backend {backend!r}; expected one of {', '.join(NAMES)}")
-    if backend.startswith("numpy"):
+    if backend == "numpy":
+        return NumpyOps()
+    if backend == "numpy-reference":
         return Ops()
     return Ops(_working_cupy())
 

@@ -1,0 +1,72 @@
+"""Each override of the NumPy backend against the readable method that it replaces."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from clipseg_np.backends import ops_for
+from clipseg_np.numpy_ops import NumpyOps
+from clipseg_np.ops import Ops
+
+fast, plain = NumpyOps(), Ops()
+TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
+OVERRIDES = [name for name in vars(NumpyOps) if not name.startswith("_")]
+
+
+def arguments(name: str, dtype: str) -> list[tuple]:
+    """Inputs for a method, in several shapes."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    heads = [draw(2, 3, 7, 4) for _ in range(3)]
+    causal = np.tril(np.ones((7, 7), bool))[None, None]
+    padded = causal & (np.arange(7) < np.array([[4], [7]]))[:, None, None]
+    return {
+        "linear": [(draw(2, 5, 8), draw(3, 8), draw(3)), (draw(5, 8), draw(3, 8))],
+        "layer_norm": [(draw(2, 5, 8) * 3 + 1, draw(8), draw(8), eps) for eps in (1e-5, 1e-3)],
+        "softmax": [(draw(2, 5, 8) * 30,), (np.full((3, 4), -1e30, dtype),)],
+        "attention": [
+            (*heads,),
+            (*heads, causal),
+            (*heads, padded),
+            (*heads, np.zeros((2, 1, 7, 7), bool)),
+        ],
+        "quick_gelu": [(draw(4, 9) * 5,), (np.array([-1e30, -800, 0, 800, 1e30], dtype),)],
+    }[name]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_it_gives_the_same_and_leaves_its_inputs_alone(name, dtype):
+    for given in arguments(name, dtype):
+        before = [np.copy(part) for part in given]
+        found, expected = getattr(fast, name)(*given), getattr(plain, name)(*given)
+        assert found.dtype == expected.dtype == dtype and found.shape == expected.shape
+        scale = max(np.abs(expected).max(), 1e-30)
+        assert np.abs(found - expected).max() <= TOLERANCE[dtype] * scale
+        assert all(np.array_equal(part, was) for part, was in zip(given, before))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_attention_weights_are_the_same(number):
+    given = arguments("attention", "float64")[number]
+    allowed = given[3] if len(given) > 3 else None
+    found, expected = [], []
+    fast.attention(*given[:3], allowed, found)
+    plain.attention(*given[:3], allowed, expected)
+    assert len(found) == 1
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_its_signature_is_that_of_the_method_it_replaces(name):
+    assert inspect.signature(getattr(NumpyOps, name)) == inspect.signature(getattr(Ops, name))
+
+
+def test_the_names_of_the_backends():
+    assert type(ops_for("numpy")) is NumpyOps
+    assert type(ops_for("numpy-reference")) is Ops
