@@ -1,5 +1,6 @@
 """Every activation and output against golden traces that transformers made (tests/golden/make_golden.py)."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from clipseg_np.trace import trace
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.golden"))
+BACKENDS = ("numpy-reference", "numpy")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}  # relative to the largest expected value
 
 
@@ -39,12 +41,14 @@ def case(request):
     return request.param
 
 
-@pytest.fixture(params=TOLERANCE, scope="module")
+@pytest.fixture(params=itertools.product(TOLERANCE, BACKENDS), ids="-".join, scope="module")
 def run(request, case):
-    """A golden case, with our outputs and our trace of it in one float type."""
-    dtype = request.param
+    """A golden case, with our outputs and our trace of it in one float type on one backend."""
+    dtype, backend = request.param
     golden = Golden(FOLDER / case)
-    part = CLIPSegForImageSegmentation.from_pretrained((FOLDER / case).parent, dtype=dtype)
+    part = CLIPSegForImageSegmentation.from_pretrained(
+        (FOLDER / case).parent, dtype=dtype, backend=backend
+    )
     for name in filter(None, golden.model.split(".")):
         part = getattr(part, name)
     if golden.model == "clip":
