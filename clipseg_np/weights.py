@@ -156,7 +156,7 @@ class Source(Protocol):
 class Checkpoint:
     """The tensors of a folder, each to be taken once.
 
-    `prefixes` are the places where the wanted model may begin (FACTS differ: a text tower's keys begin with
+    `prefixes` are the places where the wanted model may begin (a text tower's keys begin with
     nothing, with "text_model." or with "clip.text_model."); `landmark` is a key that the model certainly has.
     """
 
