@@ -26,6 +26,15 @@ CONFIG_NAME = "config.json"
 LEGACY_EOS_TOKEN_ID = 2  # what old checkpoints say; the end of a text is then its highest token id
 
 
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number; JSON's true and false, which Python counts as numbers, are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return is_whole(value) or isinstance(value, float)
+
+
 class _Config:
     """To and from dictionaries and JSON, the same for all three."""
 
@@ -37,9 +46,8 @@ class _Config:
         cls._require_object(values)
         declared = values.get("model_type", cls.model_type)
         if declared != cls.model_type:
-            if (
-                declared == CLIPSegConfig.model_type
-            ):  # a whole model's config was given for one tower
+            # A whole model's config may be given for one tower.
+            if declared == CLIPSegConfig.model_type:
                 return getattr(CLIPSegConfig.from_dict(values), cls.base_config_key)
             raise InputError(
                 f"model_type is {declared!r}; expected {cls.model_type!r} for {cls.__name__}"
@@ -89,13 +97,13 @@ class _Config:
     def _require_counts(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 self._refuse(name, "a whole number of at least 1")
 
     def _require_numbers(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if not is_number(value):
                 self._refuse(name, "a number")
             if not 0 <= value < float("inf"):
                 self._refuse(name, "a number that is finite and not negative")
@@ -156,7 +164,7 @@ class CLIPSegTextConfig(_Config):
             value = getattr(self, name)
             if value is None and name != "eos_token_id":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
+            if not is_whole(value):
                 self._refuse(name, "a whole number: one token's id")
 
 
@@ -219,10 +227,8 @@ class CLIPSegConfig(_Config):
         """As for the towers; old files repeat a tower's values in `text_config_dict`, which then wins."""
         cls._require_object(values)
         values = dict(values)
-        for name, tower in (
-            ("text_config", CLIPSegTextConfig),
-            ("vision_config", CLIPSegVisionConfig),
-        ):
+        for tower in (CLIPSegTextConfig, CLIPSegVisionConfig):
+            name = tower.base_config_key
             old = values.pop(f"{name}_dict", None)
             if old is not None:
                 new = values.get(name) or {}
@@ -238,10 +244,8 @@ class CLIPSegConfig(_Config):
         return cls(text_config=text_config, vision_config=vision_config, **kwargs)
 
     def __post_init__(self):
-        for name, tower in (
-            ("text_config", CLIPSegTextConfig),
-            ("vision_config", CLIPSegVisionConfig),
-        ):
+        for tower in (CLIPSegTextConfig, CLIPSegVisionConfig):
+            name = tower.base_config_key
             value = getattr(self, name)
             if not isinstance(value, tower):
                 object.__setattr__(self, name, tower.from_dict(value or {}))
@@ -254,9 +258,7 @@ class CLIPSegConfig(_Config):
         self._require_heads("reduce_dim", "decoder_num_attention_heads")
         self._require_numbers("initializer_factor")
         self._require_dropout("decoder_attention_dropout")
-        if isinstance(self.logit_scale_init_value, bool) or not isinstance(
-            self.logit_scale_init_value, (int, float)
-        ):
+        if not is_number(self.logit_scale_init_value):
             self._refuse("logit_scale_init_value", "a number")
         self._require_extract_layers()
         depth = len(self.extract_layers)
@@ -284,7 +286,7 @@ class CLIPSegConfig(_Config):
         if not isinstance(layers, (list, tuple)) or not layers:
             self._refuse("extract_layers", "a list of at least one layer's number")
         for layer in layers:
-            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
+            if not is_whole(layer) or not 0 <= layer <= last:
                 self._refuse(
                     "extract_layers", f"whole numbers from 0 to {last}, the vision tower's layers"
                 )

@@ -62,9 +62,8 @@ def download(hub_id: str, folder: str | os.PathLike | None = None) -> Path:
         found = Path(
             hub.snapshot_download(hub_id, allow_patterns=CHECKPOINT_FILES, local_dir=folder)
         )
-    except (
-        Exception
-    ) as error:  # the library raises its own, requests' and the system's errors alike
+    except Exception as error:
+        # The library raises its own errors, the network's and the system's alike.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"Could not fetch {hub_id} from the Hugging Face hub: {reason.rstrip('.')}. There is no folder of that name "

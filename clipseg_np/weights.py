@@ -36,18 +36,13 @@ STORED_TYPES = {
     "F16": numpy.float16,
     "BF16": numpy.uint16,
 }
-ITEM_SIZES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
+TYPES_BY_SIZE = {
+    8: "F64 I64 U64",
+    4: "F32 I32 U32",
+    2: "F16 BF16 I16 U16",
+    1: "I8 U8 BOOL F8_E4M3 F8_E5M2",
 }
-ITEM_SIZES |= {"U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+ITEM_SIZES = {name: size for size, names in TYPES_BY_SIZE.items() for name in names.split()}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The arithmetic never mixes its arrays with NumPy's, so that it runs on a device's arrays as it stands."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,9 +7,8 @@ from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter,
 from clipseg_np import pretrained as pretrained_module
 from clipseg_np.ops import Ops
 
+from .checkpoints import PLAIN, REFINED
 from .device_array import DeviceArray, DeviceModule
-
-PLAIN, REFINED = (Path(__file__).parent / "golden" / name for name in ("plain", "refined"))
 
 
 @pytest.fixture

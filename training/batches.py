@@ -14,7 +14,8 @@ from scenes import draw_scene
 from clipseg_np import VisualPrompt
 
 MOST = 4  # things in a scene
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, to which a picture prompt's surroundings fade
+# Of ImageNet's colours: pictures are normalised by them, and a picture prompt's surroundings fade to the mean.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = tuple(ATTRIBUTES)
 
 

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import torch
-from batches import NAMES
-from model import MEAN, PATCH, STD, decode, embed, encode
+from batches import MEAN, NAMES, STD
+from model import PATCH, decode, embed, encode
 from phrases import ATTRIBUTES
 from torch import nn
 from torch.nn import functional as F

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import fast_attention  # noqa: F401  (registers "fast")
 import torch
+from batches import MEAN, STD
 from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 SIDE, PATCH, LONGEST = 128, 8, 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def waves(grid: int, width: int) -> torch.Tensor:
