@@ -1,41 +1,69 @@
 """A backend's name to its arithmetic. The only place that looks for CuPy.
 
 "numpy-reference" and "cupy-reference" run the readable `Ops`. "numpy" runs the overrides of `numpy_ops.py`; CuPy has
-none yet, and "cupy" is its reference.
+none yet, and "cupy" is its reference. "auto" is "cupy" where a GPU is there and working, and "numpy" elsewhere.
 """
+
+import warnings
+from functools import cache
+from types import ModuleType
 
 from .errors import InputError, MissingExtra
 from .numpy_ops import NumpyOps
 from .ops import Ops
 
-NAMES = ("numpy", "numpy-reference", "cupy", "cupy-reference")
+NAMES = ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")
+INSTEAD = "or use backend='numpy'"
 
 
 def ops_for(backend: str) -> Ops:
     """The `Ops` of a backend.
 
-    Raises InputError for an unknown name, and MissingExtra where CuPy is asked for and cannot be used.
+    Raises InputError for an unknown name and for a GPU that is asked for and not there or not working, and
+    MissingExtra where CuPy is not installed.
     """
     if backend not in NAMES:
         raise InputError(f"unknown backend {backend!r}; expected one of {', '.join(NAMES)}")
+    if backend == "auto":
+        return _best()
     if backend == "numpy":
         return NumpyOps()
     if backend == "numpy-reference":
         return Ops()
-    return Ops(_working_cupy())
+    return Ops(working_cupy())
 
 
-def _working_cupy():
+@cache
+def _best() -> Ops:
+    """Looked for once, so that it says once why there is no GPU."""
+    try:
+        return ops_for("cupy")
+    except (InputError, MissingExtra) as error:
+        warnings.warn(f"backend 'auto' uses NumPy: {error}", stacklevel=2)
+        return ops_for("numpy")
+
+
+def working_cupy() -> ModuleType:
+    """CuPy, after a first computation: it can be imported, and even see a GPU, and yet lack what it compiles with."""
     try:
         import cupy
     except ImportError as error:
         raise MissingExtra(
             f"the backend 'cupy' needs CuPy, which is not installed ({error}). Add it with: "
-            f"pip install cupy-cuda12x (or cupy-cuda13x, to match the driver), or use backend='numpy'."
+            f"pip install 'clipseg_np[cuda12]' (or [cuda13], to match the driver that nvidia-smi names), {INSTEAD}."
         ) from error
     if not cupy.cuda.is_available():
         raise InputError(
-            "the backend 'cupy' needs an NVIDIA GPU, and CuPy finds none. Check that nvidia-smi lists one, "
-            "or use backend='numpy'."
+            f"the backend 'cupy' needs an NVIDIA GPU, and CuPy finds none. Check that nvidia-smi lists one, {INSTEAD}."
         )
+    try:
+        ones = cupy.ones((2, 2), dtype="float32")
+        right = float((ones @ ones + ones).sum()) == 12
+    except Exception as error:  # of a dozen kinds: driver, compiler, cuBLAS, memory
+        raise InputError(
+            f"CuPy finds a GPU and cannot compute on it ({type(error).__name__}: {error}). Check that one of "
+            f"cupy-cuda12x and cupy-cuda13x alone is installed, the one that fits the driver, {INSTEAD}."
+        ) from error
+    if not right:
+        raise InputError(f"the GPU gives wrong sums through CuPy: mend it, {INSTEAD}.")
     return cupy

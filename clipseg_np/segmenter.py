@@ -91,7 +91,17 @@ class Segmenter:
         features = self.model.encode_image(self._pixel_values([picture]))
         logits = self.model.decode(features, self.embed(prompts))
         probabilities = probabilities_at(logits, picture.shape[:2], self.model.ops)
-        return Segmentation(tuple(prompts), self.model.ops.to_numpy(probabilities))
+        probabilities = self.model.ops.to_numpy(probabilities)
+        if np.isnan(probabilities).any():
+            self._warn_of_nan()
+        return Segmentation(tuple(prompts), probabilities)
+
+    def _warn_of_nan(self) -> None:
+        """Say which weight is to blame. Not looked for at load, which would read the whole file."""
+        xp = self.model.ops.xp
+        damaged = [name for name, w in self.model.at.arrays.items() if bool(xp.isnan(w).any())]
+        cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
+        warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=3)
 
     def embed(self, prompts: list) -> Array:
         """Texts and pictures, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""

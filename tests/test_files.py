@@ -3,14 +3,17 @@
 import os
 import stat
 import sys
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np import CLIPSegForImageSegmentation, backends
 from clipseg_np.backends import NAMES, ops_for
 from clipseg_np.errors import InputError, MissingExtra, optional
 from clipseg_np.files import checkpoint_folder, download, read_json, write_json, written_whole
+from clipseg_np.numpy_ops import NumpyOps
 
 from .checkpoints import PLAIN
 
@@ -92,27 +95,74 @@ def test_an_optional_library():
 
 
 def test_backends_by_name():
-    assert NAMES == ("numpy", "numpy-reference", "cupy", "cupy-reference")
+    assert NAMES == ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")
     assert ops_for("numpy").xp.__name__ == ops_for("numpy-reference").xp.__name__ == "numpy"
 
 
 @pytest.mark.parametrize("backend", ["torch", "NumPy", "", None])
 def test_an_unknown_backend(backend):
-    with pytest.raises(InputError, match="unknown backend .*numpy, numpy-reference, cupy"):
+    with pytest.raises(InputError, match="unknown backend .*auto, numpy, numpy-reference, cupy"):
         CLIPSegForImageSegmentation.from_pretrained(PLAIN, backend=backend)
 
 
-def test_cupy_that_is_not_installed(monkeypatch):
+def pretend_cupy(monkeypatch, gpus: int = 1, ones=np.ones):
+    """A module by the name of CuPy that has what is asked of it before it is used."""
+    cuda = SimpleNamespace(is_available=lambda: gpus > 0)
+    module = SimpleNamespace(cuda=cuda, ones=ones)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def without_a_compiler(shape, dtype):
+    raise RuntimeError("cannot open libnvrtc")
+
+
+def test_a_working_gpu(monkeypatch):
+    module = pretend_cupy(monkeypatch)
+    assert ops_for("cupy").xp is ops_for("cupy-reference").xp is module
+
+
+@pytest.mark.parametrize("backend", ("cupy", "cupy-reference"))
+def test_cupy_that_is_not_installed(backend, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(MissingExtra, match="pip install cupy"):
-        ops_for("cupy")
+    with pytest.raises(MissingExtra, match=r"pip install 'clipseg_np\[cuda12\]'"):
+        ops_for(backend)
 
 
-def test_cupy_without_a_gpu(monkeypatch):
-    cuda = SimpleNamespace(is_available=lambda: False)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
-        ops_for("cupy-reference")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gpus": 0}, "needs an NVIDIA GPU"),
+        ({"ones": without_a_compiler}, "cannot compute on it .RuntimeError: cannot open libnvrtc"),
+        ({"ones": np.zeros}, "wrong sums"),
+    ],
+)
+def test_cupy_that_does_not_work(given, said, monkeypatch):
+    pretend_cupy(monkeypatch, **given)
+    for backend in ("cupy", "cupy-reference"):
+        with pytest.raises(InputError, match=f"{said}.*or use backend='numpy'"):
+            ops_for(backend)
+
+
+@pytest.fixture
+def fresh_auto():
+    backends._best.cache_clear()
+    yield
+    backends._best.cache_clear()
+
+
+def test_auto_takes_the_gpu_that_works(monkeypatch, fresh_auto):
+    module = pretend_cupy(monkeypatch)
+    assert ops_for("auto").xp is module
+
+
+def test_auto_falls_back_to_numpy_and_says_so_once(monkeypatch, fresh_auto):
+    pretend_cupy(monkeypatch, gpus=0)
+    with pytest.warns(UserWarning, match="'auto' uses NumPy: .*needs an NVIDIA GPU"):
+        assert type(ops_for("auto")) is NumpyOps
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(ops_for("auto")) is NumpyOps
 
 
 def test_a_file_is_written_whole(tmp_path):

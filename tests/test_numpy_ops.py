@@ -9,7 +9,7 @@ from clipseg_np.backends import ops_for
 from clipseg_np.numpy_ops import NumpyOps
 from clipseg_np.ops import Ops
 
-fast, plain = NumpyOps(), Ops()
+plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
 OVERRIDES = [name for name in vars(NumpyOps) if not name.startswith("_")]
 
@@ -25,23 +25,42 @@ def arguments(name: str, dtype: str) -> list[tuple]:
     causal = np.tril(np.ones((7, 7), bool))[None, None]
     padded = causal & (np.arange(7) < np.array([[4], [7]]))[:, None, None]
     return {
-        "linear": [(draw(2, 5, 8), draw(3, 8), draw(3)), (draw(5, 8), draw(3, 8))],
-        "layer_norm": [(draw(2, 5, 8) * 3 + 1, draw(8), draw(8), eps) for eps in (1e-5, 1e-3)],
-        "softmax": [(draw(2, 5, 8) * 30,), (np.full((3, 4), -1e30, dtype),)],
+        "linear": [
+            (draw(2, 5, 8), draw(3, 8), draw(3)),
+            (draw(5, 8), draw(300, 8)),
+            (draw(5, 8), draw(300, 8), draw(300)),
+            (draw(3, 100, 8), draw(7, 8), draw(7)),
+        ],
+        "patch_conv2d": [(draw(3, 3, 9, 12), draw(5, 3, 4, 4))],
+        "conv2d": [(draw(3, 4, 5, 6), draw(2, 4, 3, 3), draw(2))],
+        "conv_transpose2d": [(draw(3, 4, 5, 6), draw(4, 2, 3, 3), draw(2))],
+        "relu": [(draw(3, 4, 5, 6),), (draw(50, 3000),)],
+        "layer_norm": [
+            *((draw(2, 5, 8) * 3 + 1, draw(8), draw(8), eps) for eps in (1e-5, 1e-3)),
+            (draw(2, 99, 999) + 1, draw(999), draw(999), 1e-5),
+        ],
+        "softmax": [(draw(2, 5, 8) * 30,), (np.full((3, 4), -1e30, dtype),), (draw(9, 9, 999),)],
         "attention": [
             (*heads,),
             (*heads, causal),
             (*heads, padded),
             (*heads, np.zeros((2, 1, 7, 7), bool)),
+            [draw(2, 3, 150, 4) for _ in range(3)],
         ],
-        "quick_gelu": [(draw(4, 9) * 5,), (np.array([-1e30, -800, 0, 800, 1e30], dtype),)],
+        "quick_gelu": [
+            (draw(4, 9) * 5,),
+            (draw(50, 3000),),
+            (np.array([-1e30, -800, 0, 800, 1e30], dtype),),
+        ],
     }[name]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", OVERRIDES)
-def test_it_gives_the_same_and_leaves_its_inputs_alone(name, dtype):
+@pytest.mark.parametrize("threads", (1, 2, 5))
+def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, name, dtype):
+    fast = NumpyOps(threads)
     for given in arguments(name, dtype):
         before = [np.copy(part) for part in given]
         found, expected = getattr(fast, name)(*given), getattr(plain, name)(*given)
@@ -56,7 +75,7 @@ def test_the_attention_weights_are_the_same(number):
     given = arguments("attention", "float64")[number]
     allowed = given[3] if len(given) > 3 else None
     found, expected = [], []
-    fast.attention(*given[:3], allowed, found)
+    NumpyOps().attention(*given[:3], allowed, found)
     plain.attention(*given[:3], allowed, expected)
     assert len(found) == 1
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-13, atol=1e-15)

@@ -13,6 +13,8 @@ from clipseg_np import (
     trace,
 )
 
+from .checkpoints import checkpoint, stored_arrays
+
 
 def expected_probabilities(segmenter, picture, **prompt):
     """One prompt through the model's own forward, at the picture's own size."""
@@ -122,3 +124,38 @@ def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, picture):
     np.testing.assert_allclose(
         double(picture, "red").probabilities, again(picture, "red").probabilities, atol=1e-4
     )
+
+
+def with_weights(segmenter, folder, change) -> Segmenter:
+    """The same segmenter, its weights changed by `change` on their way through a file."""
+    segmenter.model.save_pretrained(folder / "sound")
+    arrays = stored_arrays(folder / "sound")
+    change(arrays)
+    changed = checkpoint(folder / "changed", arrays, like=folder / "sound")
+    model = CLIPSegForImageSegmentation.from_pretrained(changed)
+    return Segmenter(model, segmenter.processor)
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_nan_in_the_masks_is_a_warning_that_names_the_damaged_weight(
+    stored, segmenter, picture, tmp_path
+):
+    name = "decoder.film_mul.weight"
+
+    def damage(arrays):
+        arrays[name][3, 4] = np.nan
+        arrays[name] = arrays[name].astype(stored)
+
+    damaged = with_weights(segmenter, tmp_path, damage)
+    with pytest.warns(UserWarning, match=f"the masks hold NaN: the checkpoint's {name} holds NaN"):
+        damaged(picture, "red")
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_weights_that_no_mask_depends_on_are_no_reason_to_warn(
+    segmenter, picture, tmp_path
+):
+    def change(arrays):
+        arrays["clip.logit_scale"][...] = np.inf
+
+    with_weights(segmenter, tmp_path, change)(picture, "red")

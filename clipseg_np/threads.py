@@ -1,0 +1,88 @@
+"""A few threads that share out independent work, each with one thread of BLAS.
+
+NumPy holds Python's lock only between its loops and products, so that plain threads run at the same time. Its matrix
+products bring threads of their own (OpenBLAS), which wait for each other inside every product and, when it is done,
+keep the processor busy for a while: here a product belongs to one thread, and what surrounds it is shared out too.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+from threadpoolctl import ThreadpoolController
+
+
+@cache
+def usual_count() -> int:
+    """As many threads as BLAS would take: the cores that this process may run on, or OPENBLAS_NUM_THREADS and its like."""
+    counts = [part["num_threads"] for part in _blas().info() if part["user_api"] == "blas"]
+    return max(counts, default=os.cpu_count() or 1)
+
+
+class Threads:
+    """`count` threads, the caller's among them; by default, as many as BLAS would take."""
+
+    def __init__(self, count: int | None = None):
+        self.count = count or usual_count()
+
+    def share(self, work: Callable[[slice], None], length: int, least: int = 1) -> None:
+        """Call `work` for slices that make up 0 to `length`, at once, none shorter than `least` (if there are two).
+
+        `work` must not share out its own work again. What it raises, this raises, when all have ended.
+        """
+        parts = max(1, min(self.count, length // least))
+        ends = [length * part // parts for part in range(parts + 1)]
+        slices = [slice(*pair) for pair in pairwise(ends)]
+        with one_blas_thread:
+            others = [_pool(self.count).submit(work, part) for part in slices[1:]]
+            try:
+                work(slices[0])
+            finally:
+                errors = [other.exception() for other in others]
+        for error in filter(None, errors):
+            raise error
+
+
+@cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, count - 1), "clipseg_np")
+
+
+class OneBlasThread:
+    """`with` this, BLAS keeps to one thread, until the last of those who asked for it has left.
+
+    The setting is the whole process's: two callers who each put back what they found would leave it changed.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.callers = 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.callers:
+                self.limit = _blas().limit(limits=1, user_api="blas")
+            self.callers += 1
+
+    def __exit__(self, *_) -> None:
+        with self.lock:
+            self.callers -= 1
+            if not self.callers:
+                self.limit.restore_original_limits()
+
+
+_blas = cache(ThreadpoolController)  # looks through the process's libraries, which takes a while
+one_blas_thread = OneBlasThread()
+
+
+def _start_anew() -> None:
+    """A forked process has none of its parent's threads, and nobody in it limits BLAS."""
+    _pool.cache_clear()
+    one_blas_thread.__init__()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_anew)

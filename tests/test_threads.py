@@ -1,0 +1,131 @@
+"""Work shared out over threads: all of it, once, at the same time, with BLAS as it was afterwards."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from clipseg_np.backends import ops_for
+from clipseg_np.threads import Threads, one_blas_thread
+
+
+def blas_threads() -> list[int]:
+    return [
+        library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
+    ]
+
+
+needs_blas = pytest.mark.skipif(
+    not blas_threads(), reason="NumPy's BLAS here is not one that threadpoolctl knows"
+)
+
+
+@pytest.mark.parametrize("least", (1, 4, 100))
+@pytest.mark.parametrize("length", (1, 2, 7, 100, 101))
+@pytest.mark.parametrize("count", (1, 2, 5))
+def test_the_slices_make_up_the_whole(count, length, least):
+    slices = []
+    Threads(count).share(slices.append, length, least)
+    slices.sort(key=lambda part: part.start)
+    assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
+    assert len(slices) == max(1, min(count, length // least))
+    assert len(slices) == 1 or all(part.stop - part.start >= least for part in slices)
+
+
+def test_the_threads_run_at_the_same_time():
+    meeting = threading.Barrier(3, timeout=20)  # breaks if one waits for another to end
+    Threads(3).share(lambda part: meeting.wait(), 3)
+
+
+@needs_blas
+def test_by_default_as_many_as_blas_would_take():
+    """Asked in a process of its own: BLAS reads the variables when it is loaded."""
+    code = "from clipseg_np.threads import Threads; print(Threads().count)"
+    variables = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == "1"
+    assert Threads().count == max(blas_threads())
+
+
+@pytest.mark.parametrize("failing", (0, 2))
+def test_an_error_in_any_part_is_raised_when_all_have_ended(failing):
+    ended = []
+
+    def work(part):
+        if part.start == failing:
+            raise ValueError("this part")
+        ended.append(part.start)
+
+    with pytest.raises(ValueError, match="this part"):
+        Threads(3).share(work, 3)
+    assert len(ended) == 2
+
+
+@needs_blas
+def test_blas_keeps_to_one_thread_and_gets_its_own_back():
+    with threadpool_limits(2, user_api="blas"):
+        seen = []
+        Threads(2).share(lambda part: seen.extend(blas_threads()), 2)
+        assert set(seen) == {1}
+        assert set(blas_threads()) == {2}
+
+
+@needs_blas
+def test_the_first_to_leave_does_not_lift_the_limit_of_another():
+    with threadpool_limits(2, user_api="blas"):
+        first, second = one_blas_thread, one_blas_thread
+        first.__enter__()
+        second.__enter__()
+        first.__exit__()
+        assert set(blas_threads()) == {1}
+        second.__exit__()
+        assert set(blas_threads()) == {2}
+
+
+def in_a_fork(queue):
+    slices = []
+    Threads(2).share(slices.append, 2)
+    queue.put(len(slices))
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork"
+)
+def test_a_forked_process_has_threads_of_its_own():
+    Threads(2).share(lambda part: None, 2)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=in_a_fork, args=(queue,))
+    child.start()
+    assert queue.get(timeout=20) == 2
+    child.join()
+
+
+def test_several_callers_at_once_get_their_own_results():
+    ops = ops_for("numpy")
+    xs = np.random.default_rng(0).normal(size=(4, 500, 300))
+    expected = [x @ xs[0, :300].T for x in xs]
+    found = [None] * 4
+
+    def call(i):
+        for _ in range(20):
+            found[i] = ops.linear(xs[i], xs[0, :300])
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
