@@ -1,30 +1,82 @@
-"""Time this package against transformers, side by side in one run, on the rd64-refined architecture at 352 x 352.
+"""Time this package against transformers, ONNX Runtime and OpenVINO, side by side in one run.
 
-    python benchmarks/speed.py [--rounds 7] [--output benchmarks/FILE.md]
+    python -m pip install '.[benchmark]'
+    python benchmarks/speed.py --output benchmarks/cpu
 
-Needs the extra `oracle`. The weights are random: time does not depend on their values. In every round each system
-answers once, in turn, so that a slow moment of the machine hits all; the medians and their ratios are what counts.
-All get the same token ids and pixel values, in memory; logits are checked to agree before anything is timed.
+Writes cpu.md and cpu.png. In every round each system answers once, in turn, so that a slow moment of the machine hits all;
+the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are checked to
+agree before anything is timed.
 """
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
+from PIL import Image
+from process import measure as measure_processes
+from systems import OURS, REFERENCE, SIDE, System, example, save_checkpoint, systems
 
-import clipseg_np
-
-PROMPTS = (1, 5, 20)
 TOLERANCE = 1e-4  # of the largest logit
-REFERENCE = "transformers"
+TASKS = {  # name: what `example` makes, and the share of --rounds
+    "1 prompt": ({"prompts": 1}, 1),
+    "5 prompts": ({"prompts": 5}, 0.5),
+    "20 prompts": ({"prompts": 20}, 0.25),
+    "8 pictures, 1 prompt": ({"prompts": 8, "pictures": 8, "different": False}, 0.25),
+}
+SIDES = (224, 352, 480, 640)
+PROMPTS = (1, 2, 5, 10, 20)
+LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "openvino", "clipseg_np")
+
+
+def interleaved(calls: dict, rounds: int) -> dict:
+    """The median seconds of each call, all of them once a round."""
+    seconds = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def compare(contenders: dict[str, System], given: tuple, rounds: int) -> dict[str, float]:
+    """The median seconds of each system, after a round that is not counted, in which their logits are compared."""
+    expected = contenders[REFERENCE](*given)
+    for name, run in contenders.items():
+        off = np.abs(run(*given) - expected).max() / np.abs(expected).max()
+        if not off <= TOLERANCE:
+            raise SystemExit(f"{name} deviates by {off:.1e}; allowed {TOLERANCE:.0e}")
+    return interleaved({name: lambda r=run: r(*given) for name, run in contenders.items()}, rounds)
+
+
+def product_rate(rounds: int = 15) -> float:
+    """Multiplications and additions a second of NumPy's matrix products, in the shape of most of the work."""
+    rng = np.random.default_rng(0)
+    tokens, width = (SIDE // 16) ** 2 + 1, 768
+    a, b = rng.normal(size=(tokens, width)), rng.normal(size=(width, 4 * width))
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    best = interleaved({"product": lambda: a @ b}, rounds)["product"]
+    return 2 * tokens * width * 4 * width / best
+
+
+def product_work(prompts: int, depth: int = 10) -> float:
+    """Multiplications and additions in the matrix products that one picture and its prompts need."""
+
+    def layer(tokens: int, width: int, hidden: int) -> float:
+        return 2 * tokens * (4 * width**2 + 2 * width * hidden + 2 * tokens * width)
+
+    patches = (SIDE // 16) ** 2
+    vision = depth * layer(patches + 1, 768, 3072) + 2 * patches * 768 * 768
+    text = prompts * 12 * layer(8, 512, 2048)
+    decoder = 3 * 2 * (patches + 1) * 768 * 64 + prompts * 3 * layer(patches + 1, 64, 2048)
+    head = prompts * 2 * patches * (9 * 64 * 64 + 64 * 32 * 16 + 16 * 32 * 16)
+    return vision + text + decoder + head
 
 
 def processor_name() -> str:
@@ -33,94 +85,118 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def inputs(prompts: int) -> dict[str, np.ndarray]:
-    """One picture and `prompts` texts of 8 tokens."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 49406, (prompts, 8))
-    ids[:, 0], ids[:, -1] = 49406, 49407
-    return {
-        "input_ids": ids,
-        "pixel_values": rng.normal(size=(1, 3, 352, 352)).astype(np.float32),
-    }
+def versions() -> str:
+    found = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
-def systems(folder: str) -> dict[str, Callable[[dict], np.ndarray]]:
-    """Each system as a function from inputs to logits (prompts,352,352)."""
-    reference = transformers.CLIPSegForImageSegmentation.from_pretrained(folder).eval()
-
-    def run_transformers(given: dict) -> np.ndarray:
-        ids = torch.from_numpy(given["input_ids"])
-        pixels = torch.from_numpy(given["pixel_values"]).expand(len(ids), -1, -1, -1)
-        with torch.inference_mode():
-            return reference(input_ids=ids, pixel_values=pixels).logits.numpy()
-
-    def ours(backend: str) -> Callable[[dict], np.ndarray]:
-        model = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(folder, backend=backend)
-
-        def run(given: dict) -> np.ndarray:
-            embeddings = model.get_conditional_embeddings(input_ids=given["input_ids"])
-            return model.decode(model.encode_image(given["pixel_values"]), embeddings)
-
-        return run
-
-    return {
-        REFERENCE: run_transformers,
-        "clipseg_np, numpy": ours("numpy"),
-        "clipseg_np, numpy-reference": ours("numpy-reference"),
-    }
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows]]
 
 
-def measure(contenders: dict, given: dict, rounds: int) -> dict[str, float]:
-    """The median seconds of each, after one round that is not counted, in which their logits are compared."""
-    expected = contenders[REFERENCE](given)
-    for name, run in contenders.items():
-        off = np.abs(run(given) - expected).max() / np.abs(expected).max()
-        if not off <= TOLERANCE:
-            raise SystemExit(f"{name} deviates by {off:.1e}; allowed {TOLERANCE:.0e}")
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run(given)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def draw(found: dict, growth: dict, file: Path) -> None:
+    """Bars of each task relative to the reference, and how our own time grows."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (bars, prompts, sides) = plt.subplots(
+        1, 3, figsize=(13, 4), width_ratios=(2.2, 1, 1), layout="constrained"
+    )
+    names = list(next(iter(found.values())))
+    height = 0.8 / len(names)
+    for number, name in enumerate(names):
+        shares = [times[name] / times[REFERENCE] for times in found.values()]
+        places = np.arange(len(found)) + number * height
+        drawn = bars.barh(places, shares, height, label=name)
+        bars.bar_label(drawn, [f"{share:.2f}" for share in shares], padding=2, fontsize=7)
+    bars.set_yticks(np.arange(len(found)) + 0.4 - height / 2, list(found))
+    bars.invert_yaxis()
+    bars.set_xlabel("time, as a share of transformers'")
+    bars.legend(fontsize=8)
+    for axes, name, label in (
+        (prompts, "prompts", "prompts on one picture"),
+        (sides, "side", "picture's side, pixels"),
+    ):
+        axes.plot(list(growth[name]), list(growth[name].values()), marker="o")
+        axes.set_xlabel(label)
+        axes.set_ylabel("seconds")
+        axes.set_ylim(0)
+    for axes in (bars, prompts, sides):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="write the table to this file too")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--output", type=Path, help="write .md and .png under this name")
     args = parser.parse_args()
-    config = transformers.CLIPSegConfig(
-        text_config={"eos_token_id": 2},
-        vision_config={"patch_size": 16},
-        use_complex_transposed_convolution=True,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        transformers.CLIPSegForImageSegmentation(config).save_pretrained(folder)
+        folder = Path(folder)
+        save_checkpoint(folder)
+        picture = folder / "picture.png"
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        Image.fromarray(noise).save(picture)
+        processes = measure_processes(folder, picture, max(1, args.rounds // 2))
         contenders = systems(folder)
-        found = {p: measure(contenders, inputs(p), args.rounds) for p in PROMPTS}
-    heads = [f"{p} prompt{'s' * (p > 1)}" for p in PROMPTS]
+        found = {
+            task: compare(contenders, example(**given), max(1, round(args.rounds * share)))
+            for task, (given, share) in TASKS.items()
+        }
+    run = contenders[OURS]
+    by_prompts = {n: lambda n=n: run(*example(n)) for n in PROMPTS}
+    by_side = {n: lambda n=n: run(*example(1, side=n)) for n in SIDES}
+    growth = {
+        "prompts": interleaved(by_prompts, args.rounds // 2),
+        "side": interleaved(by_side, args.rounds // 2),
+    }
+    rate = product_rate()
+    floor = product_work(1) / rate
+    own = found["1 prompt"][OURS]
+    more = (found["20 prompts"][OURS] - own) / 19
+
     lines = [
         (
-            f"One picture, float32, {processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-            f"NumPy {np.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
-            f"clipseg_np {clipseg_np.__version__}. Medians of {args.rounds} rounds, in seconds, and as a share of "
-            f"transformers' time."
+            f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on {processor_name()}, "
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}. Medians of up to {args.rounds} "
+            f"interleaved rounds, in seconds, and as a share of transformers' time."
         ),
         "",
-        f"| | {' | '.join(heads)} |",
-        f"|---|{'---:|' * len(heads)}",
     ]
+    rows = []
     for name in contenders:
-        cells = [
-            f"{found[p][name]:.2f} ({found[p][name] / found[p][REFERENCE]:.2f})" for p in PROMPTS
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
+        times = [(found[task][name], found[task][REFERENCE]) for task in TASKS]
+        rows.append([name, *(f"{own:.2f} ({own / other:.2f})" for own, other in times)])
+    lines += [*table(["", *TASKS], rows), ""]
+    head = ["whole process, start to mask written", "seconds", "peak memory, MB", "installed, MB"]
+    rows = [
+        [name, f"{seconds:.2f}", f"{peak:.0f}", f"{size:.0f}"]
+        for name, (seconds, peak, size) in processes.items()
+    ]
+    lines += [*table(head, rows), ""]
+    lines += [
+        (
+            f"One picture and one prompt need {product_work(1) / 1e9:.0f} GFLOP of matrix products; NumPy multiplies at "
+            f"{rate / 1e9:.0f} GFLOP/s here, which makes a floor of {floor:.2f} s: {floor / own:.2f} of the time taken. "
+            f"Each further prompt costs {100 * more / own:.1f} % of the first."
+        ),
+        "",
+    ]
+    for name, times in growth.items():
+        rows = [["seconds", *(f"{seconds:.2f}" for seconds in times.values())]]
+        lines += [*table([name, *map(str, times)], rows), ""]
+    text = "\n".join(lines)
     print(text)
     if args.output:
-        args.output.write_text(text, encoding="utf-8")
+        args.output.with_suffix(".md").write_text(text, encoding="utf-8")
+        draw(found, growth, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .errors import InputError
 from .files import checkpoint_folder, written_whole
 from .initialise import RandomStart
 from .layers import Layer
-from .weights import WEIGHTS_NAME, Checkpoint, Scope, save_weights
+from .weights import WEIGHTS_NAME, Checkpoint, Scope, give_back, save_weights
 
 DTYPES = ("float32", "float64")
 
@@ -80,12 +80,14 @@ class PretrainedModel(Layer):
 
     def state_dict(self) -> dict[str, numpy.ndarray]:
         """This model's arrays by their dotted names in its own checkpoint."""
-        start = f"{self.name}." if self.name else ""
-        return {
-            name[len(start) :]: self.ops.to_numpy(array)
-            for name, array in self.at.arrays.items()
-            if name.startswith(start)
-        }
+        return {name: self.ops.to_numpy(array) for name, array in self.at.within(self.name).items()}
+
+    def give_back_memory(self) -> None:
+        """Let go of the memory of mapped weights, which are read again from their file when they are next used.
+
+        For a part that is used seldom, or a model that waits: what it costs is a few milliseconds at the next use.
+        """
+        give_back(self.at.within(self.name).values())
 
     def _floats(self, values: Any) -> Any:
         """Values on this model's device, in its type."""

@@ -88,8 +88,9 @@ class Segmenter:
         """
         prompts = _listed(prompts)
         picture = load_image(image)
+        embeddings = self.embed(prompts)
         features = self.model.encode_image(self._pixel_values([picture]))
-        logits = self.model.decode(features, self.embed(prompts))
+        logits = self.model.decode(features, embeddings)
         probabilities = probabilities_at(logits, picture.shape[:2], self.model.ops)
         probabilities = self.model.ops.to_numpy(probabilities)
         if np.isnan(probabilities).any():
@@ -113,6 +114,7 @@ class Segmenter:
             embeddings[xp.asarray(is_text)] = self.model.get_conditional_embeddings(
                 **self._ids(texts)
             )
+            self.model.clip.text_model.give_back_memory()  # as large as half of the vision tower
         if not is_text.all():
             mean = self.processor.image_processor.image_mean
             pictures = [

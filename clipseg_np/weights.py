@@ -10,7 +10,9 @@ viewed here.
 
 import difflib
 import math
+import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +65,18 @@ class StoredTensor:
         if self.stored_type == "BF16":  # the upper half of a float32
             raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
         return raw.reshape(self.shape).astype(dtype, copy=False)
+
+
+def give_back(arrays: Iterable[Array]) -> None:
+    """Return the memory that mapped arrays took up when they were read; used again, they are read again.
+
+    Nothing happens to arrays that are not mapped, nor where the system has no such call.
+    """
+    for array in arrays:
+        while isinstance(array, numpy.ndarray):
+            array = array.base
+        if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            array.madvise(mmap.MADV_DONTNEED)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -223,6 +237,11 @@ class Scope:
         array = self.ops.asarray(self.source.take(full, shape), dtype=self.dtype)
         self.arrays[full] = array
         return array
+
+    def within(self, place: str) -> dict[str, Array]:
+        """The arrays taken in a place of the model, by their names there."""
+        start = f"{place}." if place else ""
+        return {name[len(start) :]: a for name, a in self.arrays.items() if name.startswith(start)}
 
     def _join(self, part: str | int) -> str:
         return f"{self.name}.{part}" if self.name else str(part)

@@ -1,5 +1,7 @@
 """Segmenter: prompts of every kind, the picture encoded once and no deeper than needed, results at its own size."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -159,3 +161,38 @@ def test_infinite_weights_that_no_mask_depends_on_are_no_reason_to_warn(
         arrays["clip.logit_scale"][...] = np.inf
 
     with_weights(segmenter, tmp_path, change)(picture, "red")
+
+
+def mapped_kilobytes(file) -> int:
+    """How much of a file that is mapped into this process is in its memory now, by the system's own account."""
+    here, total = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:  # the head of a mapping, with its file's name
+            here = line.endswith(str(file))
+        elif here and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="memory is measured in Linux's own way"
+)
+def test_the_memory_of_mapped_weights_can_be_given_back(segmenter, tmp_path):
+    segmenter.model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    model = CLIPSegForImageSegmentation.from_pretrained(tmp_path)
+    assert mapped_kilobytes(file) <= 8  # loading reads no more than scalars and the like
+    expected = model.clip.text_model(np.array([[1, 2, 191]])).pooler_output
+    read = mapped_kilobytes(file)
+    assert read > 8
+    model.decoder.film_mul.weight.sum()
+    model.clip.text_model.give_back_memory()
+    assert 0 < mapped_kilobytes(file) < read
+    again = model.clip.text_model(np.array([[1, 2, 191]])).pooler_output
+    assert np.array_equal(again, expected)
+    model.give_back_memory()
+    assert mapped_kilobytes(file) == 0
+    Segmenter(model, segmenter.processor).embed(["red"])
+    text_alone = mapped_kilobytes(file)
+    model.clip.text_model(np.array([[1, 2, 191]]))
+    assert text_alone < mapped_kilobytes(file)  # Segmenter had given it back

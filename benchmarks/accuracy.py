@@ -1,0 +1,76 @@
+"""How far each backend's logits lie from those of the readable arithmetic in float64, which is the yardstick.
+
+    python benchmarks/accuracy.py
+
+Two checkpoints: the demonstration's, on its example picture, and the rd64-refined architecture with random weights (this
+one needs the extra `benchmark`, and shows transformers beside it). CuPy's backends are in the table where a GPU is at hand.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, InputError
+from clipseg_np.backends import NAMES
+from clipseg_np.errors import MissingExtra
+from clipseg_np.files import demo_folder
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "shapes.png"
+PROMPTS = ["a red thing", "the large red circle", "a purple ring"]
+YARDSTICK = ("numpy-reference", "float64")
+
+
+def with_clipseg_np(folder: Path, backend: str, dtype: str, inputs: dict) -> np.ndarray:
+    model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=backend, dtype=dtype)
+    return model.ops.to_numpy(model(**inputs).logits)
+
+
+def deviations(folder: Path, inputs: dict) -> dict[tuple[str, str], float]:
+    """(backend, dtype): the largest difference anywhere, relative to the largest logit."""
+    truth = with_clipseg_np(folder, *YARDSTICK, inputs)
+    found = {}
+    for backend in NAMES:
+        for dtype in ("float32", "float64"):
+            if backend == "auto" or (backend, dtype) == YARDSTICK:
+                continue
+            try:
+                logits = with_clipseg_np(folder, backend, dtype, inputs)
+            except (InputError, MissingExtra):
+                continue  # no GPU here
+            found[backend, dtype] = np.abs(logits - truth).max() / np.abs(truth).max()
+    return found
+
+
+def official_size() -> dict[tuple[str, str], float]:
+    from systems import example, paired, save_checkpoint, with_transformers
+
+    ids, pixels = example(3)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        save_checkpoint(folder)
+        inputs = {"input_ids": ids, "pixel_values": pixels}
+        found = deviations(folder, inputs)
+        truth = with_clipseg_np(folder, *YARDSTICK, inputs)
+        logits = with_transformers(folder)(*paired(ids, pixels))
+        found["transformers", "float32"] = np.abs(logits - truth).max() / np.abs(truth).max()
+    return found
+
+
+def main() -> None:
+    processor = CLIPSegProcessor.from_pretrained(demo_folder())
+    inputs = processor(text=PROMPTS, images=[EXAMPLE] * len(PROMPTS), padding=True)
+    columns = {"demonstration checkpoint": deviations(demo_folder(), inputs)}
+    try:
+        columns["rd64-refined, random weights"] = official_size()
+    except ImportError as error:
+        print(f"rd64-refined is left out: {error}\n")
+    rows = {row: None for column in columns.values() for row in column}
+    print(f"| backend | type | {' | '.join(columns)} |\n|---|---|{'---:|' * len(columns)}")
+    for row in rows:
+        cells = (f"{c[row]:.1e}" if row in c else "" for c in columns.values())
+        print(f"| {' | '.join([*row, *cells])} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The systems that are timed: each a function from token ids and pixel values to logits.
+
+All of them run the same checkpoint: the rd64-refined architecture with random weights, for time does not depend on their values.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+import clipseg_np
+
+SIDE = 352
+REFERENCE = "transformers"
+OURS = "clipseg_np, numpy"
+System = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids (P,T), pixels (B,3,H,W) -> (P,H,W)
+
+
+def save_checkpoint(folder: Path) -> None:
+    """As large as the official one, with a tokenizer and preprocessing, for either library to load."""
+    config = transformers.CLIPSegConfig(
+        text_config={"eos_token_id": 2},
+        vision_config={"patch_size": 16},
+        use_complex_transposed_convolution=True,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    processor = clipseg_np.CLIPSegProcessor.from_pretrained(clipseg_np.files.demo_folder())
+    processor.image_processor = clipseg_np.ViTImageProcessor(size=SIDE)
+    processor.save_pretrained(folder)
+
+
+def systems(folder: Path) -> dict[str, System]:
+    """Those that can be had here; what is missing is said."""
+    found = {REFERENCE: with_transformers(folder), OURS: with_clipseg_np(folder, "numpy")}
+    found["clipseg_np, numpy-reference"] = with_clipseg_np(folder, "numpy-reference")
+    for name, build in (
+        ("transformers, torch.compile", with_compiled_transformers),
+        ("ONNX Runtime", with_onnx_runtime),
+        ("OpenVINO, float32", with_openvino),
+    ):
+        try:
+            found[name] = build(folder)
+        except Exception as error:  # noqa: BLE001  (a compiler or a library is not there)
+            print(f"{name} is left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
+    return found
+
+
+def with_clipseg_np(folder: Path, backend: str) -> System:
+    model = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(folder, backend=backend)
+
+    def run(ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        different, place = np.unique(ids, axis=0, return_inverse=True)  # a prompt is embedded once
+        embeddings = model.get_conditional_embeddings(input_ids=different)[place.ravel()]
+        return model.decode(model.encode_image(pixels), embeddings)
+
+    return run
+
+
+class Logits(torch.nn.Module):
+    """The reference's logits alone, which is what can be exported."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        load = transformers.CLIPSegForImageSegmentation.from_pretrained
+        self.model = load(folder, dtype=torch.float32).eval()
+
+    def forward(self, input_ids, pixel_values):
+        return self.model(input_ids=input_ids, pixel_values=pixel_values).logits
+
+
+def paired(ids: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As many pictures as prompts, which all but clipseg_np ask for."""
+    return ids, np.broadcast_to(pixels, (len(ids), *pixels.shape[1:]))
+
+
+def with_transformers(folder: Path, compiled: bool = False) -> System:
+    model = Logits(folder)
+    if compiled:
+        model = torch.compile(model)
+
+    def run(ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        ids, pixels = paired(ids, pixels)
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arrays that cannot be written to
+            return model(torch.from_numpy(ids), torch.from_numpy(pixels)).numpy()
+
+    return run
+
+
+def with_compiled_transformers(folder: Path) -> System:
+    run = with_transformers(folder, compiled=True)
+    run(*example(1))  # it compiles now, or fails
+    return run
+
+
+def onnx_file(folder: Path) -> Path:
+    """The reference as one graph for any number of pairs. The export leaves out what no logit depends on."""
+    file = folder / "model.onnx"
+    if not file.exists():
+        ids, pixels = (torch.from_numpy(array) for array in example(2, pictures=2))
+        names = ["input_ids", "pixel_values"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Logits(folder),
+                (ids, pixels),
+                file,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_axes={name: {0: "pairs"} for name in names},
+                dynamo=False,  # its graphs keep the example's number of pairs
+            )
+    return file
+
+
+def with_onnx_runtime(folder: Path) -> System:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx_file(folder), providers=["CPUExecutionProvider"])
+
+    def run(ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        ids, pixels = paired(ids, pixels)
+        return session.run(None, {"input_ids": ids, "pixel_values": np.ascontiguousarray(pixels)})[
+            0
+        ]
+
+    return run
+
+
+def with_openvino(folder: Path) -> System:
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(onnx_file(folder), "CPU", options)
+
+    def run(ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        ids, pixels = paired(ids, pixels)
+        return model({"input_ids": ids, "pixel_values": np.ascontiguousarray(pixels)})[0]
+
+    return run
+
+
+def example(
+    prompts: int, pictures: int = 1, side: int = SIDE, different: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts of 8 tokens, (prompts,8), all `different` or all the same, and (pictures,3,side,side) pixel values."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 49406, (prompts, 8))
+    ids[:, 0], ids[:, -1] = 49406, 49407
+    if not different:
+        ids[:] = ids[0]
+    return ids, rng.normal(size=(pictures, 3, side, side)).astype(np.float32)
