@@ -1,99 +1,108 @@
-"""Scenes and phrases turned into the arrays that a training step takes, in worker processes of torch's DataLoader.
+"""Scenes of the pool and phrases about them, turned into the arrays that a training step takes.
 
-Batch number `i` depends on the seed and on `i` alone: a resumed run goes on with the scenes it would have had.
+Batch number `i` depends on the seed and on `i` alone: a resumed run goes on with the batches it would have had.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 from phrases import ATTRIBUTES, HELD_OUT, Phrase, absent_phrase, phrase_of
-from PIL import Image
-from scenes import draw_scene
-
-from clipseg_np import VisualPrompt
-
-MOST = 4  # things in a scene
-# Of ImageNet's colours: pictures are normalised by them, and a picture prompt's surroundings fade to the mean.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NAMES = tuple(ATTRIBUTES)
+from pool import MOST, NAMES, classes, load
 
 
-def classes(thing) -> list[int]:
-    """The four attributes as numbers, in the order of ATTRIBUTES; 0 is none (or, of a patch, background)."""
-    return [1 + ATTRIBUTES[n].index(v) if (v := getattr(thing, n)) else 0 for n in NAMES]
+def thing_of(kind) -> Phrase | None:
+    """A thing's attributes from their numbers; None where there is no thing."""
+    if kind[-1] == 0:
+        return None
+    return Phrase(**{n: ATTRIBUTES[n][k - 1] if k else None for n, k in zip(NAMES, kind)})
 
 
-def pixels(image, side: int) -> np.ndarray:
-    """(3, side, side) uint8: resized as at inference (Pillow's bilinear), not yet normalised."""
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.BILINEAR)).transpose(
-        2, 0, 1
-    )
+def undecided(phrase: Phrase, thing: Phrase) -> bool:
+    """Whether only the shape tells that `thing` is not meant, where that shape is never seen in the thing's colour.
+
+    Training holds no green triangle. A model that is told, of each green thing, that it is no triangle learns that
+    green things never are: nothing is said where this could be learned.
+    """
+    return (thing.colour, phrase.shape) in HELD_OUT and replace(phrase, shape=None).fits(thing)
 
 
-def soft_mask(mask, side: int) -> np.ndarray:
-    """(side, side) uint8: the share of each pixel that belongs to the mask, times 255."""
-    shrinking = min(mask.shape) > side
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.resize((side, side), Image.BOX if shrinking else Image.BILINEAR))
+def turned(rng, *arrays):
+    """The same flip or quarter turn of each (..., side, side)."""
+    quarters, flip = rng.integers(4), rng.random() < 0.5
+    for array in arrays:
+        array = np.rot90(array, quarters, (-2, -1))
+        yield array[..., ::-1] if flip else array
 
 
 class Batches(torch.utils.data.Dataset):
     """Batch `i`: `scenes` scenes with `prompts` phrases each, of which `absent` (a share) fit nothing in the scene.
 
-    The first `crops` scenes have a picture prompt too, cut from another scene, which stands for their first phrase.
+    The first `crops` scenes have a picture prompt too, cut from any scene, which stands for their first phrase.
     """
 
-    def __init__(self, seed, scenes, prompts, side, tokenize, crops=0, absent=0.25, held_out=False):
-        self.seed, self.scenes, self.prompts, self.side = seed, scenes, prompts, side
-        self.tokenize, self.crops, self.absent, self.held_out = tokenize, crops, absent, held_out
+    def __init__(self, folder: Path, seed, scenes, prompts, tokenize, crops=0, absent=0.35):
+        self.pool = load(folder)
+        self.seed, self.scenes, self.prompts, self.crops = seed, scenes, prompts, crops
+        self.tokenize, self.absent = tokenize, absent
+        self.alike = {}  # (colour, shape) -> the picture prompts that show one
+        for i, kind in enumerate(self.pool["crop_kinds"]):
+            self.alike.setdefault(tuple(kind[2:]), []).append(i)
+        pairs = {tuple(kind) for kind in self.pool["kinds"][..., 2:].reshape(-1, 2)} - {(0, 0)}
+        if crops and not pairs <= set(self.alike):
+            raise ValueError(
+                f"{folder} has no picture prompt of some things in it: draw more scenes (--pool), or --crops 0"
+            )
 
     def __getitem__(self, i: int) -> dict:
-        rng = np.random.default_rng([self.seed, i])
-        images = np.zeros((self.scenes, 3, self.side, self.side), np.uint8)
-        masks = np.zeros((self.scenes, MOST, self.side, self.side), np.uint8)
-        kinds = np.zeros((self.scenes, MOST, len(NAMES)), np.int64)
-        fits = np.zeros((self.scenes, self.prompts, MOST), np.float32)
-        asked = np.zeros((self.scenes, self.prompts, len(NAMES)), np.int64)
-        texts, crops = [], np.zeros((self.crops, 3, self.side, self.side), np.uint8)
-        for b in range(self.scenes):
-            scene = draw_scene(rng, held_out=self.held_out)
-            images[b] = pixels(scene.image, self.side)
-            for k, thing in enumerate(scene.things):
-                masks[b, k] = soft_mask(thing.mask, self.side)
-                kinds[b, k] = classes(thing)
+        rng = np.random.default_rng([*self.seed, i])
+        count, side = len(self.pool["images"]), self.pool["images"].shape[-1]
+        arrays = {
+            "images": np.zeros((self.scenes, 3, side, side), np.uint8),
+            "masks": np.zeros((self.scenes, MOST, side, side), np.uint8),
+            "kinds": np.zeros((self.scenes, MOST, len(NAMES)), np.int64),
+            "crops": np.zeros((self.crops, 3, side, side), np.uint8),
+            "fits": np.zeros((self.scenes, self.prompts, MOST), np.float32),
+            "undecided": np.zeros((self.scenes, self.prompts, MOST), np.float32),
+            "asked": np.zeros((self.scenes, self.prompts, len(NAMES)), np.int64),
+        }
+        texts = []
+        for b, number in enumerate(rng.integers(count, size=self.scenes)):
+            picture, masks = (self.pool[name][number] for name in ("images", "masks"))
+            arrays["images"][b], arrays["masks"][b] = turned(rng, picture, masks)
+            arrays["kinds"][b] = kinds = self.pool["kinds"][number]
+            things = [thing for kind in kinds if (thing := thing_of(kind))]
             for p in range(self.prompts):
                 if b < self.crops and p == 0:
-                    thing = scene.things[rng.integers(len(scene.things))]
+                    thing = things[rng.integers(len(things))]
                     phrase = Phrase(colour=thing.colour, shape=thing.shape)
-                    other = draw_scene(rng, require=(thing.colour, thing.shape))
-                    prompt = VisualPrompt(other.image, other.things[0].mask)
-                    crops[b] = pixels(prompt.picture(MEAN), self.side)
-                elif rng.random() < self.absent:
-                    phrase = absent_phrase(scene.things, rng)
+                    crops = self.alike[tuple(classes(phrase)[2:])]
+                    crop = self.pool["crops"][crops[rng.integers(len(crops))]]
+                    (arrays["crops"][b],) = turned(rng, crop)
                 else:
-                    phrase = self.present(scene, rng)
+                    phrase = self.phrase(things, rng)
                 texts.append(phrase.words(rng))
-                asked[b, p] = classes(phrase)
-                fits[b, p, : len(scene.things)] = [phrase.fits(t) for t in scene.things]
-        arrays = {
-            "images": images,
-            "masks": masks,
-            "kinds": kinds,
-            "fits": fits,
-            "asked": asked,
-            "crops": crops,
-        }
+                arrays["asked"][b, p] = classes(phrase)
+                for k, thing in enumerate(things):
+                    arrays["fits"][b, p, k] = phrase.fits(thing)
+                    arrays["undecided"][b, p, k] = undecided(phrase, thing)
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         ids = self.tokenize(texts, padding=True, return_tensors="np").input_ids
-        return {name: torch.from_numpy(a) for name, a in arrays.items()} | {
-            "ids": torch.from_numpy(np.asarray(ids))
-        }
+        return batch | {"ids": torch.from_numpy(np.asarray(ids))}
 
-    def present(self, scene, rng) -> Phrase:
-        """A phrase that fits; where held-out pairs are the matter ("only"), one that names such a pair."""
-        things = scene.things
-        if self.held_out == "only":
-            things = [t for t in things if (t.colour, t.shape) in HELD_OUT]
-            thing = things[rng.integers(len(things))]
-            return Phrase(colour=thing.colour, shape=thing.shape)
+    def phrase(self, things, rng) -> Phrase:
+        if rng.random() < self.absent:
+            return absent_phrase(things, rng)
         return phrase_of(things[rng.integers(len(things))], rng)
+
+
+class HeldOutBatches(Batches):
+    """Every phrase names a pair of colour and shape that is kept out of training, and is there."""
+
+    def phrase(self, things, rng) -> Phrase:
+        pairs = [(t.colour, t.shape) for t in things if (t.colour, t.shape) in HELD_OUT]
+        colour, shape = pairs[rng.integers(len(pairs))]
+        return Phrase(colour=colour, shape=shape)

@@ -2,6 +2,8 @@
 
 - the masks: cross-entropy of each pixel, and soft Dice of each mask, empty ones included;
 - each patch token, of the deeper extracted layers, tells size, surface, colour and shape of what covers the patch;
+- of the shallower ones, which of the patch's pixels belong to a thing; and in the middle, where that thing's centre is
+  and how large it is: without this, shapes are not learned for a long time;
 - each phrase's embedding tells which attributes the phrase names;
 - a patch token, projected as the class token is, has a high cosine with the embeddings of the phrases that fit there;
 - a picture prompt's embedding is that of the phrase it stands for, and the decoder gets mixtures of the two.
@@ -10,13 +12,26 @@
 from __future__ import annotations
 
 import torch
-from batches import MEAN, NAMES, STD
-from model import PATCH, decode, embed, encode
-from phrases import ATTRIBUTES
+from model import SIDE, by_patches, decode, embed, encode, taken
+from phrases import ATTRIBUTES, COLOURS, HELD_OUT, SHAPES
+from pool import MEAN, NAMES, STD
 from torch import nn
 from torch.nn import functional as F
 
-WEIGHTS = {"bce": 3.0, "dice": 1.0, "phrase": 0.3, "align": 1.0, "match": 0.3}
+WEIGHTS = {
+    "bce": 3.0,
+    "dice": 1.0,
+    "patch": 2.0,
+    "edge": 0.5,
+    "place": 0.25,
+    "phrase": 0.3,
+    "align": 1.0,
+    "match": 0.3,
+}
+ABSENT = 1.5  # how much more the pixels of an absent phrase count
+NEVER = torch.zeros(len(COLOURS) + 1, len(SHAPES) + 1)  # 1 where the pair is kept out of training
+for colour, shape in HELD_OUT:
+    NEVER[1 + COLOURS.index(colour), 1 + SHAPES.index(shape)] = 1
 
 
 class Auxiliary(nn.Module):
@@ -29,28 +44,73 @@ class Auxiliary(nn.Module):
         self.patch = nn.ModuleList(
             nn.ModuleList(nn.Linear(width, n) for n in counts) for _ in config.extract_layers[1:]
         )
+        self.edge = nn.ModuleList(
+            nn.Linear(width, config.vision_config.patch_size**2) for _ in config.extract_layers[:-1]
+        )
+        self.place = nn.Linear(width, 4)
         self.phrase = nn.ModuleList(nn.Linear(config.projection_dim, n) for n in counts)
         self.scale = nn.Parameter(torch.tensor(2.3))
         self.bias = nn.Parameter(torch.tensor(-4.0))
 
 
-def prepare(batch, side, device):
-    """A batch of uint8 arrays -> normalised pictures and soft masks at `side`, on the device."""
+def prepare(batch, device, tokens: int | None):
+    """A batch of uint8 arrays -> normalised pictures, and the masks of the `tokens` patches worth looking at, or of all.
+
+    Adds "keep", (B,K), and "masks" becomes (B,things,K,pixels), "covers" (B,K,things): each thing's share of a patch.
+    """
     batch = {name: array.to(device, non_blocking=True) for name, array in batch.items()}
     mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
     std = torch.tensor(STD, device=device).view(3, 1, 1)
     for name in ("images", "crops"):
         batch[name] = (batch[name].float() / 255 - mean) / std
-    batch["masks"] = batch["masks"].float() / 255
-    if side != batch["images"].shape[-1]:
-        for name in ("images", "crops"):
-            if len(batch[name]):
-                batch[name] = F.interpolate(
-                    batch[name], size=(side, side), mode="bilinear", antialias=True
-                )
-        batch["masks"] = F.interpolate(batch["masks"], size=(side, side), mode="area")
-    batch["targets"] = torch.einsum("bpk,bkhw->bphw", batch["fits"], batch["masks"])
+    masks = by_patches(batch["masks"].float() / 255).transpose(1, 2)  # (B,N,things,pixels)
+    covers = masks.mean(-1)
+    batch["places"] = places(covers)
+    batch["keep"] = None
+    if tokens is not None:
+        there = (covers.sum(-1) > 0).float()
+        grid = round(there.shape[1] ** 0.5)
+        near = F.max_pool2d(there.view(-1, 1, grid, grid), 3, 1, 1).flatten(1)
+        # Things first, then what is around them, then anything; the noise lets some of each in.
+        worth = 2 * there + near + 1.5 * torch.rand_like(near)
+        batch["keep"] = worth.topk(tokens, 1).indices
+    for name, values in (("masks", masks), ("covers", covers), ("places", batch["places"])):
+        batch[name] = taken(values, batch["keep"])
+    batch["masks"] = batch["masks"].transpose(1, 2)
+    batch["targets"] = torch.einsum("bpk,bknd->bpnd", batch["fits"], batch["masks"])
     return batch
+
+
+def places(covers):
+    """(B,N,things) -> (B,N,5) of the thing that covers most of a patch.
+
+    How far its centre is, rows and columns in units of its spread; the spread's logarithm; that of its area in
+    spreads; and last its share of the patch.
+    """
+    grid = round(covers.shape[1] ** 0.5)
+    line = torch.arange(grid, device=covers.device, dtype=covers.dtype)
+    place = torch.cartesian_prod(line, line)  # (N,2)
+    area = covers.sum(1) + 1e-4
+    centre = torch.einsum("bnk,nd->bkd", covers, place) / area[..., None]
+    far = place[None, :, None] - centre[:, None]  # (B,N,things,2)
+    spread = (covers * far.square().sum(-1)).sum(1) / area
+    spread = spread.clamp(min=0.1).sqrt()
+    own = torch.cat(
+        [
+            far / spread[:, None, :, None],
+            spread.log()[:, None, :, None].expand_as(far[..., :1]),
+            (area / spread**2).log().clamp(min=-3)[:, None, :, None].expand_as(far[..., :1]),
+            covers[..., None],
+        ],
+        -1,
+    )
+    most = covers.argmax(-1)[..., None, None].expand(-1, -1, 1, 5)
+    return own.gather(2, most)[:, :, 0]
+
+
+def excused(logits, colours):
+    """The shapes' logits, without those that are never seen in these colours: of them nothing is learned."""
+    return logits.masked_fill(NEVER.to(logits.device)[colours] > 0, -30)
 
 
 def soft_cross_entropy(logits, shares):
@@ -58,11 +118,57 @@ def soft_cross_entropy(logits, shares):
     return -(shares * logits.float().log_softmax(-1)).sum(-1)
 
 
-def losses(model, auxiliary, batch) -> dict:
+def patch_loss(auxiliary, activations, batch):
+    """What covers each patch: shares of the things, and of the background."""
+    covers, kinds = batch["covers"], batch["kinds"]
+    background = (1 - covers.sum(-1)).clamp(min=0)
+    weight = 0.15 + (1 - background)  # most patches are background
+    never = NEVER.to(covers.device)[kinds[..., NAMES.index("colour")]]  # (B,things,shapes)
+    never = torch.einsum("bnk,bkc->bnc", covers, never) > 0
+    loss = 0
+    for i, name in enumerate(NAMES):
+        one_hot = F.one_hot(kinds[..., i], len(ATTRIBUTES[name]) + 1).float()
+        shares = torch.einsum("bnk,bkc->bnc", covers, one_hot)
+        shares[..., 0] += background
+        for heads, tokens in zip(auxiliary.patch, activations[1:], strict=True):
+            logits = heads[i](tokens[:, 1:]).float()
+            if (
+                name == "shape"
+            ):  # nothing is learned about a shape that is never seen in this colour
+                logits = logits.masked_fill(never & (shares == 0), -30)
+            loss = loss + (weight * soft_cross_entropy(logits, shares)).mean()
+    return loss / weight.mean() / len(NAMES) / len(auxiliary.patch)
+
+
+def place_loss(auxiliary, tokens, batch):
+    """Where the thing's centre is, and how large the thing."""
+    *place, share = batch["places"].unbind(-1)
+    wrong = F.smooth_l1_loss(
+        auxiliary.place(tokens[:, 1:]).float(), torch.stack(place, -1), reduction="none"
+    )
+    return (wrong.mean(-1) * share).sum() / share.sum()
+
+
+def mask_losses(logits, batch) -> dict:
+    """Cross-entropy and soft Dice of (B,P,K,pixels), where it is decided whether a thing is meant."""
+    targets = batch["targets"]
+    counts = 1 - torch.einsum("bpk,bknd->bpnd", batch["undecided"], batch["masks"]).clamp(0, 1)
+    absent = (batch["fits"].sum(-1) == 0).float()[..., None, None]
+    wrong = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p = logits.sigmoid() * counts
+    smooth = SIDE**2 / 1000
+    both, either = (p * targets).sum((2, 3)), (p + targets).sum((2, 3))
+    return {
+        "bce": (wrong * counts * (1 + (ABSENT - 1) * absent)).mean(),
+        "dice": (1 - (2 * both + smooth) / (either + smooth)).mean(),
+    }
+
+
+def losses(model, auxiliary, batch, with_masks: bool) -> dict:
     """Each loss by name, not yet weighted."""
-    targets, crops = batch["targets"], len(batch["crops"])
-    scenes, prompts = targets.shape[:2]
-    activations, projected = encode(model, batch["images"])
+    crops = len(batch["crops"])
+    scenes, prompts = batch["fits"].shape[:2]
+    activations, projected = encode(model, batch["images"], batch["keep"])
     text = embed(model, batch["ids"]).float().view(scenes, prompts, -1)
     conditional = text
     found = {}
@@ -76,42 +182,34 @@ def losses(model, auxiliary, batch) -> dict:
         mixed = share * picture + (1 - share) * wanted
         first = torch.cat([mixed, text[crops:, 0]])
         conditional = torch.cat([first[:, None], text[:, 1:]], 1)
-    logits = decode(model.decoder, activations, conditional).float()
+    if with_masks:
+        logits = decode(model.decoder, activations, conditional).float()
+        found |= mask_losses(logits, batch)
 
-    flat = targets.flatten(0, 1)
-    found["bce"] = F.binary_cross_entropy_with_logits(logits, flat)
-    p = logits.sigmoid()
-    smooth = logits.shape[-1] ** 2 / 1000
-    both, either = (p * flat).sum((1, 2)), (p + flat).sum((1, 2))
-    found["dice"] = (1 - (2 * both + smooth) / (either + smooth)).mean()
+    found["patch"] = patch_loss(auxiliary, activations, batch)
+    found["place"] = place_loss(auxiliary, activations[1], batch)
+    things = batch["masks"].sum(1).clamp(max=1)
+    found["edge"] = 0
+    for head, tokens in zip(auxiliary.edge, activations[:-1], strict=True):
+        found["edge"] += F.binary_cross_entropy_with_logits(head(tokens[:, 1:]).float(), things)
 
-    # What covers each patch: shares of the things, and of the background.
-    covers = F.avg_pool2d(batch["masks"], PATCH).flatten(2).transpose(1, 2)  # (B,N,K)
-    background = (1 - covers.sum(-1, keepdim=True)).clamp(min=0)
-    near = 0
-    weight = 0.15 + (1 - background[..., 0])  # most patches are background
+    found["phrase"] = 0
     for i, name in enumerate(NAMES):
-        kinds = F.one_hot(batch["kinds"][..., i], len(ATTRIBUTES[name]) + 1).float()
-        shares = torch.einsum("bnk,bkc->bnc", covers, kinds)
-        shares[..., :1] += background
-        for heads, tokens in zip(auxiliary.patch, activations[1:], strict=True):
-            wrong = soft_cross_entropy(heads[i](tokens[:, 1:]), shares)
-            near = near + (weight * wrong).mean()
-    found["patch"] = near / weight.mean() / len(NAMES) / len(auxiliary.patch)
-
-    said = 0
-    for i in range(len(NAMES)):
-        guess = auxiliary.phrase[i](text).float().flatten(0, 1)
-        said = said + F.cross_entropy(guess, batch["asked"][..., i].flatten())
-        if crops and NAMES[i] in ("colour", "shape"):
+        asked = batch["asked"][..., i]
+        guess = auxiliary.phrase[i](text).float()
+        found["phrase"] += F.cross_entropy(guess.flatten(0, 1), asked.flatten()) / len(NAMES)
+        if crops and name in ("colour", "shape"):
             guess = auxiliary.phrase[i](picture).float()
-            found["match"] = found["match"] + F.cross_entropy(guess, batch["asked"][:crops, 0, i])
-    found["phrase"] = said / len(NAMES)
+            if name == "shape":
+                guess = excused(guess, batch["asked"][:crops, 0, NAMES.index("colour")])
+            found["match"] = found["match"] + F.cross_entropy(guess, asked[:crops, 0])
 
     cosine = torch.einsum(
         "bne,bpe->bpn", F.normalize(projected[:, 1:].float(), dim=-1), F.normalize(text, dim=-1)
     )
     aligned = auxiliary.scale.exp() * cosine + auxiliary.bias
-    share = F.avg_pool2d(targets, PATCH).flatten(2).clamp(0, 1)
-    found["align"] = F.binary_cross_entropy_with_logits(aligned, share)
+    decided = 1 - torch.einsum("bpk,bnk->bpn", batch["undecided"], batch["covers"]).clamp(0, 1)
+    share = batch["targets"].mean(-1).clamp(0, 1)
+    wrong = F.binary_cross_entropy_with_logits(aligned, share, reduction="none")
+    found["align"] = (wrong * decided).mean()
     return found

@@ -9,22 +9,56 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fast_attention  # noqa: F401  (registers "fast")
 import torch
-from batches import MEAN, STD
+from pool import MEAN, STD
 from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-SIDE, PATCH, LONGEST = 128, 8, 32
+SIDE, PATCH, WIDTH, LONGEST = 128, 8, 128, 32
 
 
-def waves(grid: int, width: int) -> torch.Tensor:
-    """(grid*grid, width): sines and cosines of a patch's row and column, so that neighbours are alike from the start."""
-    frequency = torch.pi * 2 ** torch.linspace(-1, 3, width // 4)  # from a quarter wave to four
-    angle = (torch.arange(grid)[:, None] + 0.5) / grid * frequency
+POSITIONS = 32  # channels that hold a patch's row and column at the start: 8 frequencies, sine and cosine, of both
+NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows down, columns right
+
+
+def frequencies() -> torch.Tensor:
+    """Radians a patch: from one wave over the picture's side to one over four patches."""
+    return torch.pi * torch.arange(1, POSITIONS // 4 + 1) / (SIDE // PATCH)
+
+
+def waves(grid: int) -> torch.Tensor:
+    """(grid*grid, POSITIONS): sines and cosines of a patch's row, then of its column."""
+    angle = (torch.arange(grid)[:, None] + 0.5) * frequencies()
     line = torch.cat([angle.sin(), angle.cos()], 1)
     rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
-    return 0.5 * torch.cat([rows, columns], -1).flatten(0, 1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
+
+
+def look_at(attention, head: int, offset: tuple[int, int]) -> None:
+    """Start a head so that a token attends to the one `offset` (rows, columns) away, as a convolution's kernel would.
+
+    Query and key read the position channels, the key turned back by the offset: their product is a sum of
+    cos(frequency * (distance - offset)), which is largest where the distance is the offset.
+    """
+    query, key = attention.q_proj.weight, attention.k_proj.weight
+    width = len(query) // attention.num_heads
+    row = head * width
+    query[row : row + width] *= 0.1
+    key[row : row + width] *= 0.1
+    per_axis = POSITIONS // 2
+    used = range(per_axis // 2 - 1, -1, -POSITIONS // width)  # as many as the head is wide for
+    for axis, distance in enumerate(offset):
+        for number in used:
+            sine = axis * per_axis + number
+            cosine = sine + per_axis // 2
+            turn = frequencies()[number] * distance
+            query[row, sine] += 1
+            query[row + 1, cosine] += 1
+            key[row, sine] += turn.cos()
+            key[row, cosine] -= turn.sin()
+            key[row + 1, cosine] += turn.cos()
+            key[row + 1, sine] += turn.sin()
+            row += 2
 
 
 def build_model(tokens: int) -> CLIPSegForImageSegmentation:
@@ -41,10 +75,10 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
         "pad_token_id": tokens - 1,
     }
     vision = {
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
         "image_size": SIDE,
         "patch_size": PATCH,
     }
@@ -52,15 +86,13 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
         text_config=text,
         vision_config=vision,
         projection_dim=96,
-        extract_layers=[0, 2, 4],
+        extract_layers=[1, 3, 5],
         reduce_dim=64,
         decoder_num_attention_heads=2,
         decoder_intermediate_size=256,
         use_complex_transposed_convolution=False,
     )
-    model = CLIPSegForImageSegmentation._from_config(config, attn_implementation="eager")
-    for layer in [*model.clip.vision_model.encoder.layers, *model.decoder.layers]:
-        layer.self_attn.config._attn_implementation = "fast"
+    model = CLIPSegForImageSegmentation._from_config(config, attn_implementation="sdpa")
     # The default initialisation expects a trained backbone; these give both towers and the decoder a signal at once.
     text, vision, decoder = model.clip.text_model, model.clip.vision_model, model.decoder
     with torch.no_grad():
@@ -68,14 +100,23 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
         model.clip.visual_projection.weight *= 0.5
         nn.init.normal_(text.embeddings.token_embedding.weight, std=0.5)
         nn.init.normal_(text.embeddings.position_embedding.weight, std=0.3)
-        nn.init.normal_(vision.embeddings.patch_embedding.weight, std=(3 * PATCH**2) ** -0.5)
-        nn.init.normal_(vision.embeddings.position_embedding.weight, std=0.1)
-        vision.embeddings.position_embedding.weight[1:] += waves(SIDE // PATCH, 128)
         nn.init.normal_(vision.embeddings.class_embedding, std=0.3)
+        nn.init.normal_(vision.embeddings.patch_embedding.weight, std=(3 * PATCH**2) ** -0.5)
+        nn.init.normal_(vision.embeddings.position_embedding.weight, std=0.05)
         for layer in [*text.encoder.layers, *vision.encoder.layers]:
             for name in ("q_proj", "k_proj", "v_proj"):
                 weight = getattr(layer.self_attn, name).weight
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        # Positions have channels of their own, to which the layers write little at first; half of the heads read them.
+        vision.embeddings.class_embedding[:POSITIONS] = 0
+        vision.embeddings.patch_embedding.weight[:POSITIONS] = 0
+        vision.embeddings.position_embedding.weight[:, :POSITIONS] = 0
+        vision.embeddings.position_embedding.weight[1:, :POSITIONS] = waves(SIDE // PATCH)
+        for i, layer in enumerate(vision.encoder.layers):
+            layer.self_attn.out_proj.weight[:POSITIONS] *= 0.05
+            layer.mlp.fc2.weight[:POSITIONS] *= 0.05
+            for head, (down, right) in enumerate(NEIGHBOURS):
+                look_at(layer.self_attn, head, (down * (1 + i // 2), right * (1 + i // 2)))
         for module in decoder.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -86,10 +127,22 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
     return model
 
 
-def encode(model, pixel_values):
-    """(B,3,S,S) -> the extracted activations, each (B,T,D), and every token of the last layer, projected, (B,T,E)."""
+def taken(patches, keep):
+    """(B,N,...) -> (B,K,...), the patches that `keep`, (B,K), numbers; all of them where it is None."""
+    if keep is None:
+        return patches
+    index = keep.view(*keep.shape, *[1] * (patches.ndim - 2)).expand(-1, -1, *patches.shape[2:])
+    return patches.gather(1, index)
+
+
+def encode(model, pixel_values, keep=None):
+    """(B,3,S,S) -> the extracted activations, each (B,1+K,D), and every token of the last layer, projected, (B,1+K,E).
+
+    keep: (B,K), the patches to look at; the others are left out as if they were not there.
+    """
     vision = model.clip.vision_model
-    x = vision.pre_layrnorm(vision.embeddings(pixel_values))
+    x = vision.embeddings(pixel_values)
+    x = vision.pre_layrnorm(torch.cat([x[:, :1], taken(x[:, 1:], keep)], 1))
     activations = []
     for i, layer in enumerate(vision.encoder.layers):
         x = layer(x, attention_mask=None)
@@ -104,11 +157,11 @@ def embed(model, ids):
 
 
 def decode(decoder, activations, conditional):
-    """Activations of B pictures, (B,T,D) each, and (B,P,E) embeddings -> logits (B*P,S,S).
+    """Activations of B pictures, (B,1+K,D) each, and (B,P,E) embeddings -> logits (B,P,K,PATCH*PATCH) of the patches.
 
     The decoder's own arithmetic for several prompts a picture: what does not depend on the prompt is done once.
     """
-    prompts = conditional.shape[1]
+    pictures, prompts = conditional.shape[:2]
     conditional = conditional.flatten(0, 1)[:, None]
     x = 0
     for i, (activation, layer) in enumerate(zip(activations[::-1], decoder.layers, strict=True)):
@@ -116,9 +169,15 @@ def decode(decoder, activations, conditional):
         if i == decoder.conditional_layer:
             x = decoder.film_mul(conditional) * x + decoder.film_add(conditional)
         x = layer(x, attention_mask=None)
-    grid = round((x.shape[1] - 1) ** 0.5)
-    x = x[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
-    return decoder.transposed_convolution(x).squeeze(1)
+    head = decoder.transposed_convolution  # its kernels do not overlap: a product
+    return (x[:, 1:] @ head.weight.flatten(1) + head.bias).unflatten(0, (pictures, prompts))
+
+
+def by_patches(maps):
+    """(...,S,S) -> (...,N,PATCH*PATCH)."""
+    grid = maps.shape[-1] // PATCH
+    cut = maps.unflatten(-1, (grid, PATCH)).unflatten(-3, (grid, PATCH))
+    return cut.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 
 def export(model, tokenizer_folder: Path, folder: Path) -> None:

@@ -19,15 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from batches import Batches
+from batches import Batches, HeldOutBatches
 from losses import WEIGHTS, Auxiliary, losses, prepare
 from model import LONGEST, SIDE, build_model, decode, embed, encode, export
+from muon import Muon
 from phrases import vocabulary_words
+from pool import fill
 from torch import nn
 from transformers import CLIPTokenizer
 from vocabulary import write_vocabulary
 
-COARSE_SIDE = 96  # of the pictures in the first part of the run
+TOKENS = 112  # patches looked at, of 256, until the last part of the run
 TRAINING, VALIDATION = 1, 2  # in the seeds; evaluate.py uses others
 
 
@@ -37,16 +39,15 @@ def validate(model, batches, device) -> dict:
     model.eval()
     ious, empty = [], []
     for batch in batches:
-        batch = prepare(batch, SIDE, device)
-        with torch.autocast(device, torch.bfloat16):
-            activations, _ = encode(model, batch["images"])
-            text = embed(model, batch["ids"]).unflatten(0, batch["fits"].shape[:2])
-            mask = decode(model.decoder, activations, text) > 0
-        true = batch["targets"].flatten(0, 1) >= 0.5
-        there = batch["fits"].flatten(0, 1).sum(1) > 0
-        both, either = (mask & true).sum((1, 2)), (mask | true).sum((1, 2))
+        batch = prepare(batch, device, None)
+        activations, _ = encode(model, batch["images"])
+        text = embed(model, batch["ids"]).unflatten(0, batch["fits"].shape[:2])
+        mask = decode(model.decoder, activations, text) > 0
+        true = batch["targets"] >= 0.5
+        there = batch["fits"].sum(-1) > 0
+        both, either = (mask & true).sum((2, 3)), (mask | true).sum((2, 3))
         ious += (both / either.clamp(min=1))[there].tolist()
-        empty += (mask.float().mean((1, 2)) < 0.002)[~there].tolist()
+        empty += (mask.float().mean((2, 3)) < 0.002)[~there].tolist()
     model.train()
     return {"iou": float(np.mean(ious)), "empty": float(np.mean(empty)) if empty else None}
 
@@ -56,23 +57,38 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--run", type=Path, default=Path(__file__).parent / "runs" / "demo")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--pool", type=int, default=48000, help="scenes to draw")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--minutes", type=float, help="end after so long instead of --steps")
-    parser.add_argument("--scenes", type=int, default=20, help="scenes a step, of each process")
-    parser.add_argument("--prompts", type=int, default=4, help="phrases a scene")
-    parser.add_argument("--crops", type=int, default=4, help="picture prompts a step; 0: none")
-    parser.add_argument("--coarse", type=float, default=0.55, help="share of the run at 96 pixels")
-    parser.add_argument("--rate", type=float, default=6e-4, help="highest learning rate")
+    parser.add_argument("--scenes", type=int, default=16, help="scenes a step, of each process")
+    parser.add_argument("--prompts", type=int, default=3, help="phrases a scene")
+    parser.add_argument("--crops", type=int, default=2, help="picture prompts a step; 0: none")
+    parser.add_argument("--towers", type=float, default=0.35, help="share of the run without masks")
+    parser.add_argument("--whole", type=float, default=0.72, help="share from which on all patches")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, help="processes that draw scenes, for each process")
+    parser.add_argument("--workers", type=int, default=1, help="batch makers of each process")
     parser.add_argument("--processes", type=int, help="share a step out over so many: 2 on a CPU")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last state")
     args = parser.parse_args()
-    on_cpu = args.device == "cpu"
-    args.processes = args.processes or (2 if on_cpu else 1)
-    args.workers = args.workers or (1 if on_cpu else max(1, os.cpu_count() - 2))
+    args.processes = args.processes or (2 if args.device == "cpu" else 1)
+    if args.crops > args.scenes:
+        parser.error(f"--crops {args.crops} is more than --scenes {args.scenes}")
     return args
+
+
+def optimisers(model, auxiliary, rate):
+    """Muon for the matrices between activations, AdamW for embeddings, heads, gains and biases."""
+    layers = [*model.clip.text_model.encoder.layers, *model.clip.vision_model.encoder.layers]
+    layers += [*model.decoder.layers, *model.decoder.reduces]
+    hidden = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in hidden}
+    rest = [p for m in (model, auxiliary) for p in m.parameters() if id(p) not in chosen]
+    return [
+        Muon(hidden, lr=rate, weight_decay=0.03),
+        torch.optim.AdamW(rest, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 def shared(parameters, elapsed: float) -> float:
@@ -84,6 +100,11 @@ def shared(parameters, elapsed: float) -> float:
     for gradient, part in zip(gradients, flat[:-1].split([g.numel() for g in gradients])):
         gradient.copy_(part.view_as(gradient))
     return float(flat[-1])
+
+
+def share_of_rate(done: float) -> float:
+    """Of the highest rate: all of it in the first half, then along a cosine to nearly nothing."""
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * max(0, 2 * done - 1))) / 2
 
 
 def train(rank: int, args: argparse.Namespace) -> None:
@@ -100,40 +121,47 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
     model = build_model(tokens).to(args.device)
     auxiliary = Auxiliary(model.config).to(args.device)
-    parameters = [*model.named_parameters(), *auxiliary.named_parameters()]
-    groups = [
-        {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": 0.03},
-        {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), fused=True)
+    parameters = [*model.parameters(), *auxiliary.parameters()]
+    both = optimisers(model, auxiliary, args.rate)
+    groups = [(group, group["lr"]) for optimiser in both for group in optimiser.param_groups]
+    parts = {"model": model, "auxiliary": auxiliary, "muon": both[0], "adamw": both[1]}
     step, before = 0, 0.0  # steps and seconds done
     state_file = args.run / "state.pt"
     if args.resume:
         state = torch.load(state_file, map_location=args.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        auxiliary.load_state_dict(state["auxiliary"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         step, before = state["step"], state["seconds"]
     if first:
         log = (args.run / "log.jsonl").open("a" if args.resume else "w")
 
     def save():
         state = {"step": step, "seconds": before + time.time() - start}
-        for name, part in (("model", model), ("auxiliary", auxiliary), ("optimizer", optimizer)):
-            state[name] = part.state_dict()
+        state |= {name: part.state_dict() for name, part in parts.items()}
         torch.save(state, state_file.with_suffix(".part"))
         os.replace(state_file.with_suffix(".part"), state_file)
         export(model, vocabulary, args.output)
 
-    def fresh(seed, **changes):
-        return Batches([args.seed, *seed], args.scenes, args.prompts, SIDE, tokenize, **changes)
+    def say(line):
+        print(json.dumps(line), flush=True)
+        log.write(json.dumps(line) + "\n")
+        log.flush()
 
-    mixed = fresh([VALIDATION, 1])
-    unseen = fresh([VALIDATION, 2], held_out="only", absent=0.0)
+    def scores():
+        found = {f"valid_{k}": round(v, 4) for k, v in validate(model, mixed, args.device).items()}
+        unseen_iou = validate(model, unseen, args.device)["iou"]
+        return found | {"valid_held_out_iou": round(unseen_iou, 4)}
+
     if first:
-        mixed, unseen = ([data[i] for i in range(4)] for data in (mixed, unseen))
+        sizes = {"scenes": 25, "prompts": 4, "tokenize": tokenize}
+        mixed = Batches(args.run / "mixed", [args.seed, VALIDATION], **sizes)
+        unseen = HeldOutBatches(args.run / "unseen", [args.seed, VALIDATION], **sizes, absent=0)
+        mixed, unseen = ([data[i] for i in range(6)] for data in (mixed, unseen))
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    seed = [args.seed, TRAINING]
+    sizes = {"scenes": args.scenes, "prompts": args.prompts, "crops": args.crops}
     data = torch.utils.data.DataLoader(
-        fresh([TRAINING], crops=args.crops),
+        Batches(args.run / "training", seed, **sizes, tokenize=tokenize),
         batch_size=None,
         sampler=range(step * args.processes + rank, 10**8, args.processes),
         num_workers=args.workers,
@@ -143,65 +171,56 @@ def train(rank: int, args: argparse.Namespace) -> None:
     sums = {}
     elapsed = before
     torch.manual_seed(args.seed + 1000 * rank + step)
-    if first:
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     for batch in data:
         done = elapsed / 60 / args.minutes if args.minutes else step / args.steps
         if done >= 1:
             break
-        cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
-        rate = args.rate * min(1, (step + 1) / 400) * cosine
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        side = COARSE_SIDE if done < args.coarse else SIDE
-        batch = prepare(batch, side, args.device)
-        with torch.autocast(args.device, torch.bfloat16):
-            found = losses(model, auxiliary, batch)
-        weights = WEIGHTS | {"patch": 2 - 1.8 * done}  # most of all a start
-        total = sum(weights[name] * loss for name, loss in found.items())
-        optimizer.zero_grad()
+        rate = min(1, (step + 1) / 200) * share_of_rate(done)
+        for group, highest in groups:
+            group["lr"] = rate * highest
+        batch = prepare(batch, args.device, TOKENS if done < args.whole else None)
+        found = losses(model, auxiliary, batch, with_masks=done >= args.towers)
+        total = sum(WEIGHTS[name] * loss for name, loss in found.items())
+        for p in parameters:
+            p.grad = None
         total.backward()
         # The gradients are shared, and the first process's clock with them, so that all end together.
         elapsed = before + time.time() - start
         if args.processes > 1:
-            elapsed = shared([p for _, p in parameters], elapsed if first else 0.0)
-        found["norm"] = nn.utils.clip_grad_norm_([p for _, p in parameters], 1.0)
-        optimizer.step()
+            elapsed = shared(parameters, elapsed if first else 0.0)
+        found["norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimiser in both:
+            optimiser.step()
         step += 1
         if not first:
             continue
         for name, loss in found.items():
-            sums[name] = sums.get(name, 0) + loss.detach()
+            sums.setdefault(name, []).append(loss.detach())
         if step % 50 == 0:
-            means = {name: round(float(value) / 50, 4) for name, value in sums.items()}
-            line = {"step": step, "seconds": round(elapsed), "side": side, "rate": round(rate, 6)}
-            line |= means
+            line = {"step": step, "seconds": round(elapsed), "rate": round(rate * args.rate, 6)}
+            line |= {name: round(float(sum(all) / len(all)), 4) for name, all in sums.items()}
             sums = {}
-            if time.time() - said > 150:
+            if time.time() - said > 240 and done > args.towers:
                 said = time.time()
-                line |= {
-                    f"valid_{k}": round(v, 4)
-                    for k, v in validate(model, mixed, args.device).items()
-                }
-                line["valid_held_out_iou"] = round(validate(model, unseen, args.device)["iou"], 4)
-            print(json.dumps(line), flush=True)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+                line |= scores()
+            say(line)
             if time.time() - saved > 240:
                 saved = time.time()
                 save()
     if first:
-        last = {"step": step, "seconds": round(elapsed)}
-        last |= {f"valid_{k}": round(v, 4) for k, v in validate(model, mixed, args.device).items()}
-        last["valid_held_out_iou"] = round(validate(model, unseen, args.device)["iou"], 4)
-        print(json.dumps(last), flush=True)
-        log.write(json.dumps(last) + "\n")
+        say({"step": step, "seconds": round(elapsed)} | scores())
         save()
 
 
 def main() -> None:
     args = arguments()
     write_vocabulary(args.run / "vocabulary", vocabulary_words(), LONGEST)
+    if not args.resume:
+        cores = os.cpu_count()
+        fill(args.run / "training", [args.seed, TRAINING], args.pool, SIDE, workers=cores)
+        few = {"scenes": 300, "side": SIDE, "workers": cores}
+        fill(args.run / "mixed", [args.seed, VALIDATION, 1], **few)
+        fill(args.run / "unseen", [args.seed, VALIDATION, 2], **few, held_out="only")
     if args.processes > 1:
         (args.run / "meeting").unlink(missing_ok=True)
         torch.multiprocessing.spawn(train, (args,), args.processes)
