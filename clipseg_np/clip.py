@@ -40,7 +40,7 @@ class TextEmbeddings(Layer):
 
 
 class PatchEmbedding(Layer):
-    """Each patch of pixels to a vector.  (B,C,H,W) -> (B,h,w,D)"""
+    """Each patch of pixels to a vector.  (B,C,H,W) -> (B,D,h,w)"""
 
     def __init__(self, at: Scope, config: CLIPSegVisionConfig):
         super().__init__(at)
@@ -66,10 +66,10 @@ class VisionEmbeddings(Layer):
 
     def forward(self, pixel_values: Array) -> Array:
         patches = self.patch_embedding(pixel_values)
-        B, h, w, D = patches.shape
+        B, D, h, w = patches.shape
         tokens = self.ops.xp.empty((B, 1 + h * w, D), dtype=patches.dtype)
         tokens[:, 0] = self.class_embedding
-        tokens[:, 1:] = patches.reshape(B, h * w, D)
+        tokens[:, 1:] = patches.reshape(B, D, h * w).transpose(0, 2, 1)
         return tokens + self.positions(h, w)
 
     def positions(self, h: int, w: int) -> Array:

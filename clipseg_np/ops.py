@@ -50,14 +50,14 @@ class Ops:
     def patch_conv2d(self, x: Array, weight: Array) -> Array:
         """A convolution whose stride is its kernel: each patch is seen once, so it is a reshape and an @.
 
-        (B,C,H,W), (D,C,p,p) -> (B,h,w,D) with h = H//p, w = W//p; pixels past the last whole patch are
+        (B,C,H,W), (D,C,p,p) -> (B,D,h,w) with h = H//p, w = W//p; pixels past the last whole patch are
         not seen, as in any convolution without padding.
         """
         (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
         h, w = H // p, W // p
         patches = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p)
-        patches = patches.transpose(0, 2, 4, 1, 3, 5).reshape(B, h, w, C * p * p)
-        return patches @ weight.reshape(D, C * p * p).T
+        patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(B, C * p * p, h * w)
+        return (weight.reshape(D, C * p * p) @ patches).reshape(B, D, h, w)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """A convolution with stride 1, padded to keep the size: the sum of one @ for each kernel cell.

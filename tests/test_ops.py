@@ -35,10 +35,10 @@ def test_embedding_looks_rows_up():
 @pytest.mark.parametrize("height, width", [(6, 6), (6, 9), (8, 7)])  # the last: pixels left over
 def test_patch_conv2d_against_loops(height, width):
     x, weight = drawn(2, 4, height, width), drawn(5, 4, 3, 3, seed=1)
-    expected = np.zeros((2, height // 3, width // 3, 5))
-    for b, row, column, d in np.ndindex(expected.shape):
+    expected = np.zeros((2, 5, height // 3, width // 3))
+    for b, d, row, column in np.ndindex(expected.shape):
         patch = x[b, :, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
-        expected[b, row, column, d] = (patch * weight[d]).sum()
+        expected[b, d, row, column] = (patch * weight[d]).sum()
     close(ops.patch_conv2d(x, weight), expected)
 
 
