@@ -1,6 +1,6 @@
-"""The command `clipseg-np`: segment, info, download.
+"""The command `clipseg-np`: segment, info, trace, compare, download.
 
-What a user can mend is said in one line on standard error, with exit code 2.
+What a user can mend is said in one line on standard error, with exit code 2; `compare` has 1 for a deviation.
 """
 
 import argparse
@@ -16,10 +16,13 @@ from PIL import Image
 
 from .backends import NAMES
 from .clipseg import CLIPSegForImageSegmentation
+from .compare import compare, report
 from .errors import InputError, MissingExtra
 from .files import checkpoint_folder, demo_folder, download, written_whole
+from .golden import Golden, write_golden
 from .overlay import overlay
 from .picture import load_image
+from .processor import CLIPSegProcessor
 from .segmenter import Segmenter
 from .version import __version__
 from .visual_prompt import VisualPrompt
@@ -31,11 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _say("warning", message)
         try:
-            options.run(options)
+            return options.run(options) or 0
+        except BrokenPipeError:  # whoever reads the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except (InputError, MissingExtra, OSError) as error:
             _say("error", error)
             return 2
-    return 0
 
 
 def _say(kind: str, message: object) -> None:
@@ -80,7 +85,19 @@ def parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="show versions and a checkpoint's size and shape")
     info.set_defaults(run=run_info)
-    for command in (segment, info):
+
+    golden = commands.add_parser("trace", help="write what every layer returns, to port from")
+    golden.add_argument("picture", metavar="PICTURE", help="the picture's file")
+    golden.add_argument("prompts", metavar="PROMPT", nargs="+", help="texts")
+    golden.add_argument("--output", metavar="FILE", required=True, help="a .safetensors file")
+    golden.add_argument(
+        "--names", metavar="PATTERN", default="*", help="of the layers to write, as 'decoder.*'"
+    )
+    golden.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s"
+    )
+    golden.set_defaults(run=run_trace)
+    for command in (segment, info, golden):
         command.add_argument(
             "--model",
             metavar="FOLDER_OR_ID",
@@ -89,6 +106,17 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--backend", choices=NAMES, default="numpy", help="default: %(default)s"
         )
+
+    check = commands.add_parser("compare", help="find the first layer of a port that deviates")
+    check.add_argument("golden", metavar="GOLDEN", help="a file that `trace` wrote")
+    check.add_argument("other", metavar="OTHER", help="a .safetensors or .npz with the same names")
+    check.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=float,
+        help="largest difference allowed, relative to a layer's largest number; default: by the float types",
+    )
+    check.set_defaults(run=run_compare)
 
     fetch = commands.add_parser("download", help="fetch a checkpoint from the Hugging Face hub")
     fetch.add_argument("hub_id", metavar="HUB_ID", help="such as CIDAS/clipseg-rd64-refined")
@@ -180,6 +208,38 @@ def run_info(options: argparse.Namespace) -> None:
         f"decoder      {config.reduce_dim} wide, reads vision layers "
         f"{', '.join(map(str, config.extract_layers))}, {head} head"
     )
+
+
+def run_trace(options: argparse.Namespace) -> None:
+    folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
+
+    def load(dtype: str) -> CLIPSegForImageSegmentation:
+        return CLIPSegForImageSegmentation.from_pretrained(
+            folder, backend=options.backend, dtype=dtype
+        )
+
+    model = load(options.dtype)
+    rough = load("float32") if options.dtype == "float64" else None
+    processor = CLIPSegProcessor.from_pretrained(folder)
+    pictures = [load_image(options.picture)] * len(options.prompts)
+    inputs = processor(text=options.prompts, images=pictures, padding=True)
+    about = {
+        "checkpoint": str(options.model or "demonstration"),
+        "picture": Path(options.picture).name,
+        "prompts": options.prompts,
+    }
+    write_golden(options.output, model, inputs, options.names, about, rough)
+    arrays = Golden(options.output)
+    size = os.path.getsize(options.output)
+    print(f"{len(arrays)} arrays, {size / 1e6:.1f} MB, {model.dtype}  {options.output}")
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    if options.tolerance is not None and not options.tolerance >= 0:
+        raise InputError(f"--tolerance is {options.tolerance}; expected a number of 0 or more")
+    rows = compare(Golden(options.golden), Golden(options.other), options.tolerance)
+    print(report(rows))
+    return 0 if all(row.fine for row in rows) else 1
 
 
 def run_download(options: argparse.Namespace) -> None:

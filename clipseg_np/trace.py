@@ -26,13 +26,14 @@ class Activations(dict):
         self.all.setdefault(name, []).append(value)
 
 
-_current: ContextVar[Activations | None] = ContextVar("clipseg_np_trace", default=None)
+_current: ContextVar[Any] = ContextVar("clipseg_np_trace", default=None)
 
 
 @contextmanager
-def trace() -> Iterator[Activations]:
-    """Record the outputs of all layers called inside the block."""
-    activations = Activations()
+def trace(activations: Any = None) -> Iterator[Any]:
+    """Record the outputs of all layers called inside the block, in `activations` or whatever else has a `record`."""
+    if activations is None:
+        activations = Activations()
     token = _current.set(activations)
     try:
         yield activations

@@ -1,0 +1,126 @@
+"""What `compare` says of two sets of arrays: names, numbers, and the kind of mistake where there is one."""
+
+import numpy as np
+import pytest
+
+from clipseg_np.compare import MEASURED, TOLERANCES, compare, report
+
+rng = np.random.default_rng(0)
+EXPECTED = rng.normal(size=(2, 3, 5)) * 4
+GOLDEN = {"first": rng.normal(size=(4,)), "second": EXPECTED, "third": rng.normal(size=(2, 2))}
+
+
+def said(found) -> str:
+    """The report's first line where "second" is `found` in float64."""
+    return report(compare(GOLDEN, GOLDEN | {"second": found}), table=False).splitlines()[0]
+
+
+def test_equal_arrays_agree():
+    rows = compare(GOLDEN, dict(GOLDEN))
+    assert [row.name for row in rows] == list(GOLDEN)
+    assert all(row.fine and row.used == 0 for row in rows)
+    assert report(rows).startswith("All 3 agree.")
+
+
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        (-EXPECTED, "Every sign is wrong"),
+        (8 * EXPECTED, "It is 8 times what is expected"),
+        (EXPECTED / 64**0.5, "It is 0.125 times what is expected"),
+        (-2 * EXPECTED, "It is -2 times"),
+        (0 * EXPECTED, "All of it is 0"),
+        (EXPECTED + np.arange(5), "one number for each place of axis 2: a bias"),
+        (EXPECTED + np.arange(3)[:, None], "one number for each place of axis 1: a bias"),
+        (EXPECTED[:, ::-1], "Axis 1 is reversed"),
+        (EXPECTED.transpose(0, 2, 1), r"transpose(0, 2, 1) fits, and makes the numbers right"),
+        (EXPECTED.transpose(2, 0, 1), r"transpose(1, 2, 0) fits, and makes the numbers right"),
+        (EXPECTED.transpose(0, 2, 1) + 1, "fits the shape, but not the numbers"),
+        (EXPECTED.reshape(2, 15), "A reshape fits, and makes the numbers right"),
+        (EXPECTED[:, :2], "has shape (2, 2, 5); expected (2, 3, 5)."),
+        (np.where(EXPECTED > 4, np.nan, EXPECTED), "it holds nan in "),
+        (np.where(EXPECTED > 4, np.inf, EXPECTED), "it holds inf in "),
+    ],
+)
+def test_a_mistake_of_a_known_kind_is_named(found, kind):
+    line = said(found)
+    assert line.startswith("second is the first of 1 that deviate(s): it ")
+    assert kind in line
+
+
+def test_square_axes_in_another_order_are_seen_by_their_numbers():
+    square = rng.normal(size=(4, 4))
+    (row,) = compare({"x": square}, {"x": square.T})
+    assert "transpose(1, 0) fits" in row.said
+
+
+def test_a_deviation_of_no_known_kind_is_given_by_its_worst_element():
+    found = EXPECTED.copy()
+    found[1, 2, 3] += 1e-6
+    line = said(found)
+    assert "it is worst at [1, 2, 3]: expected " in line and "off by 1e-06" in line
+    assert "ULP of float64" in line and "a bias" not in line
+
+
+def test_a_missing_name_is_named_and_one_too_many_is_not():
+    other = {name: array for name, array in GOLDEN.items() if name != "second"} | {"more": EXPECTED}
+    rows = compare(GOLDEN, other)
+    assert [row.name for row in rows if not row.fine] == ["second"]
+    assert "second is the first of 1 that deviate(s): it is missing." in report(rows)
+
+
+def test_the_report_names_the_layers_before_and_marks_all_that_deviate():
+    text = report(
+        compare(GOLDEN, {n: a + 1 for n, a in GOLDEN.items()} | {"first": GOLDEN["first"]})
+    )
+    assert "second is the first of 2" in text and "Before it, 1 agree(s), last first." in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("<-")] == [
+        "second",
+        "third",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("types", "allowed"),
+    [
+        (("float64", "float64"), TOLERANCES["float64"]),
+        (("float64", "float32"), TOLERANCES["float32"]),
+        (("float16", "float32"), TOLERANCES["float16"]),
+    ],
+)
+def test_the_coarser_type_decides_what_is_allowed(types, allowed):
+    for share in (0.5, 2):
+        x = np.ones(3) * 1024
+        off = x + 1024 * share * allowed
+        (row,) = compare({"x": x.astype(types[0])}, {"x": off.astype(types[1])})
+        assert row.fine == (share < 1), row
+
+
+def test_whole_numbers_must_be_equal():
+    ids = np.array([5, 6])
+    assert compare({"ids": ids}, {"ids": ids.astype(np.int32)})[0].fine
+    assert not compare({"ids": ids}, {"ids": ids + [0, 1]})[0].fine
+
+
+def test_a_tolerance_that_is_given_is_the_one():
+    off = {"x": np.array([1.0, 1.001])}
+    assert not compare({"x": np.ones(2)}, off)[0].fine
+    assert compare({"x": np.ones(2)}, off, 2e-3)[0].fine
+    assert not compare({"x": np.ones(2)}, off, 5e-4)[0].fine
+
+
+def test_where_float32_went_astray_more_is_allowed_in_float32_and_nowhere_else():
+    class Measured(dict):
+        """As a golden file: a mapping that knows what made it."""
+
+    golden = Measured(x=np.ones(2), y=np.ones(2))
+    golden.about = {"float32_error": {"x": 1e-4}}
+    off = np.ones(2) + 0.9e-4 * MEASURED
+    single = {"x": off.astype(np.float32), "y": off.astype(np.float32)}
+    assert [row.fine for row in compare(golden, single)] == [True, False]
+    assert [row.fine for row in compare(golden, {"x": off, "y": off})] == [False, False]
+
+
+def test_nan_that_is_expected_is_fine():
+    x = np.array([1.0, np.nan, np.inf])
+    assert compare({"x": x}, {"x": x.copy()})[0].fine
