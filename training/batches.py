@@ -45,7 +45,7 @@ class Batches(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder: Path, seed, scenes, prompts, tokenize, crops=0, absent=0.35):
-        self.pool = load(folder)
+        self.folder = folder
         self.seed, self.scenes, self.prompts, self.crops = seed, scenes, prompts, crops
         self.tokenize, self.absent = tokenize, absent
         self.alike = {}  # (colour, shape) -> the picture prompts that show one
@@ -56,6 +56,11 @@ class Batches(torch.utils.data.Dataset):
             raise ValueError(
                 f"{folder} has no picture prompt of some things in it: draw more scenes (--pool), or --crops 0"
             )
+
+    @property
+    def pool(self) -> dict[str, np.ndarray]:
+        """Mapped by each process for itself: sent to another one, it would become a copy in memory."""
+        return load(self.folder)
 
     def __getitem__(self, i: int) -> dict:
         rng = np.random.default_rng([*self.seed, i])

@@ -164,8 +164,16 @@ def mask_losses(logits, batch) -> dict:
     }
 
 
-def losses(model, auxiliary, batch, with_masks: bool) -> dict:
-    """Each loss by name, not yet weighted."""
+def reaching(x, share: float):
+    """The same numbers; `share` of the gradient goes further back."""
+    return share * x + (1 - share) * x.detach()
+
+
+def losses(model, auxiliary, batch, reach: float | None) -> dict:
+    """Each loss by name, not yet weighted.
+
+    `reach`: what share of the masks' gradient reaches the towers; where it is None, there are no masks.
+    """
     crops = len(batch["crops"])
     scenes, prompts = batch["fits"].shape[:2]
     activations, projected = encode(model, batch["images"], batch["keep"])
@@ -182,8 +190,9 @@ def losses(model, auxiliary, batch, with_masks: bool) -> dict:
         mixed = share * picture + (1 - share) * wanted
         first = torch.cat([mixed, text[crops:, 0]])
         conditional = torch.cat([first[:, None], text[:, 1:]], 1)
-    if with_masks:
-        logits = decode(model.decoder, activations, conditional).float()
+    if reach is not None:
+        seen = [reaching(activation, reach) for activation in activations]
+        logits = decode(model.decoder, seen, reaching(conditional, reach)).float()
         found |= mask_losses(logits, batch)
 
     found["patch"] = patch_loss(auxiliary, activations, batch)

@@ -84,6 +84,7 @@ def fill(folder: Path, seed, scenes: int, side: int, held_out=False, workers: in
                 files[i][number if i < 3 else number // CROPS] = array
 
 
+@functools.cache
 def load(folder: Path) -> dict[str, np.ndarray]:
     """The arrays by name, mapped and not read."""
     return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}

@@ -107,6 +107,16 @@ def share_of_rate(done: float) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * max(0, 2 * done - 1))) / 2
 
 
+def reach(done: float, towers: float, whole: float) -> float | None:
+    """What share of the masks' gradient reaches the towers (see losses.py).
+
+    None of it at first: a decoder that knows nothing yet would undo what the towers have learned.
+    """
+    if done < towers:
+        return None
+    return min(1.0, max(0.0, 2 * (done - towers) / (whole - towers) - 1))
+
+
 def train(rank: int, args: argparse.Namespace) -> None:
     """The run, in process number `rank`; the first one validates, logs and saves."""
     first = rank == 0
@@ -179,7 +189,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         for group, highest in groups:
             group["lr"] = rate * highest
         batch = prepare(batch, args.device, TOKENS if done < args.whole else None)
-        found = losses(model, auxiliary, batch, with_masks=done >= args.towers)
+        found = losses(model, auxiliary, batch, reach(done, args.towers, args.whole))
         total = sum(WEIGHTS[name] * loss for name, loss in found.items())
         for p in parameters:
             p.grad = None
