@@ -6,23 +6,21 @@ What a user can mend is said in one line on standard error, with exit code 2; `c
 import argparse
 import os
 import platform
-import re
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .backends import NAMES
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .errors import InputError, MissingExtra
-from .files import checkpoint_folder, demo_folder, download, written_whole
+from .files import checkpoint_folder, demo_folder, download
 from .golden import Golden, write_golden
-from .overlay import overlay
 from .picture import load_image
 from .processor import CLIPSegProcessor
+from .results import KINDS, CleanUp, as_json_lines, as_lines, write_results
 from .segmenter import Segmenter
 from .version import __version__
 from .visual_prompt import VisualPrompt
@@ -57,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     segment = commands.add_parser("segment", help="write a mask of a picture for each prompt")
     segment.add_argument("picture", metavar="PICTURE", help="the picture's file")
     segment.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help='a text, such as "a red circle"'
+        "prompts",
+        metavar="PROMPT",
+        nargs="*",
+        help='a text, such as "a red circle", or several joined: "a cat - a collar", "a cat + a dog", "a & b", "!a"',
     )
     segment.add_argument(
         "--image-prompt",
@@ -81,6 +82,29 @@ def parser() -> argparse.ArgumentParser:
         default=0.5,
         help="what is more probable than this, 0 to 1, is in the mask; default: %(default)s",
     )
+    segment.add_argument(
+        "--write",
+        metavar="KIND",
+        nargs="+",
+        choices=tuple(KINDS),
+        default=["mask"],
+        help=f"pictures to write for each prompt, of {', '.join(KINDS)}; default: mask",
+    )
+    segment.add_argument(
+        "--labels",
+        action="store_true",
+        help="write a map of all prompts in one too, as an indexed PNG and as JSON",
+    )
+    segment.add_argument(
+        "--smallest", metavar="N", type=int, default=0, help="leave out regions of fewer pixels"
+    )
+    segment.add_argument(
+        "--grow", metavar="N", type=float, default=0, help="widen masks by N pixels; -N: shrink"
+    )
+    segment.add_argument(
+        "--feather", metavar="N", type=float, default=0, help="soften edges by N pixels"
+    )
+    segment.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")
     segment.set_defaults(run=run_segment)
 
     info = commands.add_parser("info", help="show versions and a checkpoint's size and shape")
@@ -136,28 +160,30 @@ def run_segment(options: argparse.Namespace) -> None:
         )
     picture = load_image(options.picture)
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
+    clean_up = CleanUp(options.smallest, options.grow, options.feather)
+    if options.smallest < 0 or options.feather < 0:
+        raise InputError("--smallest and --feather are numbers of pixels; expected 0 or more")
     segmenter = Segmenter.from_pretrained(options.model, backend=options.backend)
-    result = segmenter(picture, prompts)
-    masks = result.masks(options.threshold)
-
+    result = segmenter.combine(picture, prompts)
     stem = Path(options.picture).stem
     captions = [*options.prompts, *(Path(file).name for file in options.image_prompt)]
-    files = [
-        folder / f"{stem}_{number}_{slug(caption)}.png"
-        for number, caption in enumerate(captions, start=1)
-    ]
-    for mask, file in zip(masks, files):
-        save_picture(file, Image.fromarray(mask.astype(np.uint8) * 255))
-    sheet = folder / f"{stem}_overlay.png"
-    save_picture(sheet, overlay(picture, masks, captions))
-
-    width = max(map(len, captions))
-    for caption, mask, probabilities, file in zip(captions, masks, result.probabilities, files):
-        print(
-            f"{caption:<{width}}  area {100 * mask.mean():5.1f} %  "
-            f"highest probability {probabilities.max():.2f}  {file}"
-        )
-    print(f"{'all together':<{width}}  {sheet}")
+    said = write_results(
+        folder,
+        stem,
+        picture,
+        result,
+        captions,
+        options.write,
+        options.threshold,
+        clean_up,
+        options.labels,
+    )
+    if options.json:
+        print(as_json_lines(said))
+    else:
+        print(as_lines(said))
+        width = max(map(len, captions))
+        print(f"{'all together':<{width}}  {folder / f'{stem}_overlay.png'}")
 
 
 def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPrompt]:
@@ -169,16 +195,6 @@ def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPr
             f"got {len(pictures)} --image-prompt and {len(masks)} --prompt-mask; expected a mask for each, or none"
         )
     return [VisualPrompt(Path(picture), Path(mask)) for picture, mask in zip(pictures, masks)]
-
-
-def slug(text: str) -> str:
-    """A text as part of a file's name: letters and digits of any script, joined by hyphens, at most 40."""
-    return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
-
-
-def save_picture(path: Path, image: Image.Image) -> None:
-    with written_whole(path) as temporary:
-        image.save(temporary, format="PNG")
 
 
 def run_info(options: argparse.Namespace) -> None:

@@ -1,11 +1,16 @@
-"""Masks to look at: the picture once for each prompt, with what was found in colour and the rest in dark grey."""
+"""Masks to look at: what was found in colour and the rest in dark grey, as a sheet, a heat map, a rim or a map of labels."""
+
+import colorsys
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .masks import contour
 from .ops import Array
+from .resize import resize_bilinear
 
 OUTLINE = (255, 0, 200)  # of a hue that pictures rarely hold
+GLOW = (255, 120, 0)  # of a heat map
 PAPER = (255, 255, 255)
 INK = (30, 30, 30)
 PANEL_SIDE = 320  # pixels, of a panel's longer side
@@ -57,6 +62,17 @@ def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return shown
 
 
+def heat(picture: np.ndarray, values: np.ndarray, highest: float | None = None) -> np.ndarray:
+    """A map of any size laid over a picture: bright where it is `highest`, dark where it is 0.  -> (H,W,3), uint8"""
+    values = resize_bilinear(np.asarray(values, np.float32), picture.shape[:2])
+    share = np.clip(values / (highest or values.max() or 1), 0, 1)[..., None]
+    grey = picture.mean(axis=2, keepdims=True)
+    glow = np.array(GLOW) * share
+    return np.clip(0.35 * grey * (1 - share) + 0.6 * picture * share + 0.5 * glow, 0, 255).astype(
+        np.uint8
+    )
+
+
 def grown(mask: np.ndarray, steps: int) -> np.ndarray:
     """The mask and every pixel within `steps` steps up, down, left or right of it.  (height,width), bool"""
     for _ in range(steps):
@@ -72,3 +88,20 @@ def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+def rimmed(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture with the mask's rim drawn into it.  -> (height,width,3), uint8"""
+    shown = picture.copy()
+    shown[contour(mask, max(1, round(max(mask.shape) / 160)))] = OUTLINE
+    return shown
+
+
+def indexed(labels: np.ndarray) -> Image.Image:
+    """A label map (height,width), uint8, as a picture with a palette: 0 is dark, each other number a colour of its own."""
+    image = Image.fromarray(labels, "L").convert("P")
+    hues = (np.arange(255) * 0.618034) % 1  # far apart from one number to the next
+    colours = [colorsys.hsv_to_rgb(hue, 0.75, 0.95 - 0.2 * (i % 2)) for i, hue in enumerate(hues)]
+    palette = np.concatenate([[(0.15, 0.15, 0.15)], colours])
+    image.putpalette(np.rint(255 * palette).astype(np.uint8).tobytes())
+    return image

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from .errors import optional
-from .resize import resize_bilinear
+from .overlay import heat
+
+__all__ = ["heat", "show"]
 
 MAP = "magma"  # of heat maps: from black to nearly white, and as readable in print
 
@@ -30,14 +32,3 @@ def show(*panels: tuple[str, Any], columns: int = 4, size: float = 2.6, **option
             axis.imshow(values, **({"cmap": MAP} | options if values.ndim == 2 else {}))
     figure.tight_layout()
     return figure
-
-
-def heat(picture: np.ndarray, values: np.ndarray, highest: float | None = None) -> np.ndarray:
-    """A map of any size laid over a picture: bright where it is `highest`, dark where it is 0.  -> (H,W,3), uint8"""
-    values = resize_bilinear(np.asarray(values, np.float32), picture.shape[:2])
-    share = np.clip(values / (highest or values.max() or 1), 0, 1)[..., None]
-    grey = picture.mean(axis=2, keepdims=True)
-    glow = np.array([255, 120, 0]) * share
-    return np.clip(0.35 * grey * (1 - share) + 0.6 * picture * share + 0.5 * glow, 0, 255).astype(
-        np.uint8
-    )

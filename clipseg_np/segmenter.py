@@ -14,6 +14,7 @@ import numpy as np
 from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
 from .errors import InputError
+from .expression import parse
 from .files import checkpoint_folder, demo_folder
 from .image import probabilities_at
 from .ops import Array
@@ -96,6 +97,20 @@ class Segmenter:
         if np.isnan(probabilities).any():
             self._warn_of_nan()
         return Segmentation(tuple(prompts), probabilities)
+
+    def combine(self, image: Any, prompts: Any) -> Segmentation:
+        """As a call, save that a text may join several: "a cat - a collar" (see expression.py).
+
+        What is named more than once is looked for once. Raises InputError, besides, for what cannot be read.
+        """
+        prompts = _listed(prompts)
+        read = [parse(prompt) if isinstance(prompt, str) else None for prompt in prompts]
+        texts = list(dict.fromkeys(text for one in read if one for text in one.prompts))
+        others = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        found = self(image, [*texts, *others]).probabilities
+        maps, pictures = dict(zip(texts, found)), iter(found[len(texts) :])
+        combined = [one.value(maps) if one else next(pictures) for one in read]
+        return Segmentation(tuple(prompts), np.stack(combined))
 
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""

@@ -11,7 +11,8 @@ from PIL import Image
 
 import clipseg_np
 from clipseg_np import Segmenter, __version__
-from clipseg_np.cli import main, slug
+from clipseg_np.cli import main
+from clipseg_np.results import slug
 
 
 def run(*arguments: object) -> int:

@@ -1,0 +1,152 @@
+"""What `clipseg-np segment` leaves in a folder: pictures of several kinds for each prompt, a sheet, and a map of labels."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .files import write_json, written_whole
+from .masks import cut_out, feather, grow, label_map, regions, run_lengths, without_crumbs
+from .overlay import heat, highlighted, indexed, overlay, rimmed
+from .segmenter import Segmentation
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    """What is done to a mask, in this order: `smallest` region kept, then `grow` (or shrink) and `feather`, in pixels."""
+
+    smallest: int = 0
+    grow: float = 0.0
+    feather: float = 0.0
+
+    def __call__(self, mask: np.ndarray) -> np.ndarray:
+        if self.smallest:
+            mask = without_crumbs(mask, self.smallest)
+        if self.grow:
+            mask = grow(mask, self.grow)
+        return mask
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prompt's answer: the picture, the mask, cleaned up, and the map of probabilities."""
+
+    picture: np.ndarray
+    mask: np.ndarray
+    probabilities: np.ndarray
+    feather: float = 0.0
+
+    @property
+    def soft(self) -> np.ndarray:
+        """The mask, 0 to 1, with its edge feathered where that was asked for."""
+        return feather(self.mask, self.feather) if self.feather else self.mask.astype(np.float32)
+
+
+def grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.rint(255 * values).astype(np.uint8))
+
+
+# The kinds of picture, by name: the mask, white on black; how likely each pixel is; that as a heat map over the
+# picture; the picture without its surroundings; the picture with the mask's rim; and with the rest in dark grey.
+KINDS: dict[str, Callable[[Found], Image.Image]] = {
+    "mask": lambda found: grey(found.soft),
+    "soft": lambda found: grey(found.probabilities),
+    "heat": lambda found: Image.fromarray(heat(found.picture, found.probabilities, 1)),
+    "cutout": lambda found: Image.fromarray(cut_out(found.picture, found.soft)),
+    "contour": lambda found: Image.fromarray(rimmed(found.picture, found.mask)),
+    "highlight": lambda found: Image.fromarray(highlighted(found.picture, found.mask)),
+}
+
+
+def write_results(
+    folder: Path,
+    stem: str,
+    picture: np.ndarray,
+    result: Segmentation,
+    captions: list[str],
+    kinds: list[str],
+    threshold: float = 0.5,
+    clean_up: CleanUp = CleanUp(),
+    labels: bool = False,
+) -> list[dict]:
+    """Write all that is asked for. Returns, for each prompt, what to say of it.
+
+    That is its `prompt`, `area` in pixels, `share` of the picture, `presence` (the highest probability), the mask's `box`
+    (None where it is empty), and its `files`.
+    """
+    masks = [clean_up(mask) for mask in result.masks(threshold)]
+    said = []
+    for number, (caption, mask, probabilities) in enumerate(
+        zip(captions, masks, result.probabilities), start=1
+    ):
+        found = Found(picture, mask, probabilities, clean_up.feather)
+        name = f"{stem}_{number}_{slug(caption)}"
+        files = {k: folder / (f"{name}.png" if k == "mask" else f"{name}_{k}.png") for k in kinds}
+        for kind, file in files.items():
+            save_picture(file, KINDS[kind](found))
+        said.append(
+            {"prompt": caption, **facts(mask), "presence": round(float(probabilities.max()), 4)}
+        )
+        said[-1]["files"] = [str(file) for file in files.values()]
+    save_picture(folder / f"{stem}_overlay.png", overlay(picture, masks, captions))
+    if labels:
+        write_labels(folder, stem, np.where(masks, result.probabilities, 0), captions)
+    return said
+
+
+def facts(mask: np.ndarray) -> dict:
+    """A mask's area, share of the picture, and box (left, top, right, bottom; the ends excluded)."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else ()
+    return {
+        "area": int(mask.sum()),
+        "share": round(float(mask.mean()), 6),
+        "box": [int(end) for end in ends] or None,
+    }
+
+
+def write_labels(folder: Path, stem: str, probabilities: np.ndarray, captions: list[str]) -> None:
+    """STEM_labels.png, each pixel the number of its likeliest prompt, and STEM_labels.json, which tells what is where.
+
+    `probabilities` are 0 outside the masks. A label's mask is in COCO's form; "regions" are its connected parts.
+    """
+    labels = label_map(probabilities, 0)
+    entries = []
+    for number, caption in enumerate(captions, start=1):
+        mask = labels == number
+        parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)[1]]
+        entry = {"number": number, "name": caption, **facts(mask), "regions": parts}
+        entries.append({**entry, "segmentation": run_lengths(mask)})
+    save_picture(folder / f"{stem}_labels.png", indexed(labels))
+    height, width = labels.shape
+    about = {"height": height, "width": width, "background": 0, "labels": entries}
+    write_json(folder / f"{stem}_labels.json", about)
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name: letters and digits of any script, joined by hyphens, at most 40."""
+    return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
+
+
+def save_picture(path: Path, image: Image.Image) -> None:
+    with written_whole(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def as_lines(said: list[dict]) -> str:
+    """For reading, one line a prompt."""
+    width = max(len(one["prompt"]) for one in said)
+    return "\n".join(
+        f"{one['prompt']:<{width}}  area {100 * one['share']:5.1f} %  highest probability {one['presence']:.2f}  "
+        f"{' '.join(one['files'])}"
+        for one in said
+    )
+
+
+def as_json_lines(said: list[dict]) -> str:
+    """For scripts, one JSON object a prompt."""
+    return "\n".join(json.dumps(one, ensure_ascii=False) for one in said)

@@ -1,0 +1,137 @@
+"""Masks grown, cleaned, cut out, labelled and written as runs."""
+
+import numpy as np
+import pytest
+
+from clipseg_np.errors import InputError
+from clipseg_np.masks import (
+    contour,
+    cut_out,
+    feather,
+    grow,
+    label_map,
+    regions,
+    run_lengths,
+    without_crumbs,
+)
+
+
+def drawn(seed, shape=(23, 31), share=0.1):
+    return np.random.default_rng(seed).random(shape) < share
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 1.5, 2, 5, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_growing_takes_in_what_is_near_enough(seed, pixels):
+    mask = drawn(seed, share=0.02)
+    rows, columns = np.indices(mask.shape)
+    near = np.zeros(mask.shape, bool)
+    for i, j in np.argwhere(mask):
+        near |= (rows - i) ** 2 + (columns - j) ** 2 <= pixels**2
+    np.testing.assert_array_equal(grow(mask, pixels), near)
+    np.testing.assert_array_equal(grow(~mask, -pixels), ~near)
+
+
+def test_growing_and_shrinking_leave_nothing_and_everything_alone():
+    for mask in (np.zeros((4, 5), bool), np.ones((4, 5), bool)):
+        for pixels in (3, -3):
+            assert np.array_equal(grow(mask, pixels), mask)
+
+
+def test_feathering_keeps_the_middle_of_an_edge_at_one_half():
+    mask = np.zeros((40, 40), bool)
+    mask[:, 20:] = True
+    soft = feather(mask, 3)
+    assert soft.dtype == np.float32 and soft.min() >= 0 and soft.max() <= 1
+    assert abs(soft[20, 19] + soft[20, 20] - 1) < 0.02 and 0.3 < soft[20, 19] < 0.5
+    assert soft[20, 5] == 0 and soft[20, 35] == 1
+
+
+def flooded(mask):
+    """Connected parts by flooding, pixel by pixel."""
+    labels, number = np.zeros(mask.shape, int), 0
+    for start in map(tuple, np.argwhere(mask)):
+        if labels[start]:
+            continue
+        number += 1
+        stack = [start]
+        while stack:
+            i, j = stack.pop()
+            inside = 0 <= i < mask.shape[0] and 0 <= j < mask.shape[1]
+            if inside and mask[i, j] and not labels[i, j]:
+                labels[i, j] = number
+                stack += [(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+    return labels
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.2, 0.35, 0.5, 0.8, 1])
+@pytest.mark.parametrize("seed", range(5))
+def test_connected_parts_are_those_of_a_flood(seed, share):
+    mask = drawn(seed, share=share)
+    labels, found = regions(mask)
+    np.testing.assert_array_equal(labels, flooded(mask))
+    assert len(found) == labels.max(initial=0)
+    for number, region in enumerate(found, 1):
+        rows, columns = np.nonzero(labels == number)
+        assert region.area == len(rows)
+        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert region.box == tuple(map(int, box))
+
+
+def test_a_spiral_and_a_comb_are_one_part_each():
+    comb = np.zeros((7, 9), bool)
+    comb[:, ::2] = True
+    comb[-1] = True
+    assert len(regions(comb)[1]) == 1
+    assert len(regions(comb[:-1])[1]) == 5
+
+
+def test_crumbs_go_and_the_rest_stays():
+    mask = np.zeros((10, 10), bool)
+    mask[1:4, 1:4] = mask[6, 6:8] = mask[9, 0] = True
+    cleaned = without_crumbs(mask, 3)
+    assert cleaned.sum() == 9 and cleaned[2, 2]
+    assert without_crumbs(mask, 2).sum() == 11
+    assert np.array_equal(without_crumbs(mask, 1), mask)
+    assert not without_crumbs(np.zeros((3, 3), bool), 5).any()
+
+
+def test_a_cut_out_is_transparent_where_the_mask_is_not():
+    picture = np.full((2, 3, 3), 9, np.uint8)
+    mask = np.array([[1, 0, 1], [0, 0, 1]], bool)
+    cut = cut_out(picture, mask)
+    assert cut.shape == (2, 3, 4) and cut.dtype == np.uint8
+    np.testing.assert_array_equal(cut[..., 3], mask * 255)
+    np.testing.assert_array_equal(cut[..., :3], picture)
+    assert cut_out(picture, np.full((2, 3), 0.5, np.float32))[0, 0, 3] == 128
+    with pytest.raises(InputError, match="expected one size"):
+        cut_out(picture, mask.T)
+
+
+def test_the_contour_is_the_rim_inside():
+    mask = np.zeros((9, 9), bool)
+    mask[2:7, 2:9] = True
+    rim = contour(mask)
+    inner = np.zeros_like(mask)
+    inner[3:6, 3:9] = True
+    np.testing.assert_array_equal(rim, mask & ~inner)
+
+
+def test_a_label_map_holds_the_likeliest_prompt_above_the_threshold():
+    probabilities = np.array([[[0.9, 0.2, 0.6]], [[0.3, 0.4, 0.6]]], np.float32)
+    assert label_map(probabilities).tolist() == [[1, 0, 1]]
+    assert label_map(probabilities, 0.3).tolist() == [[1, 2, 1]]
+    assert label_map(probabilities).dtype == np.uint8
+    with pytest.raises(InputError, match="at most 255"):
+        label_map(np.zeros((256, 1, 1)))
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_run_lengths_go_down_the_columns_and_begin_with_nothing(share):
+    mask = drawn(1, share=share)
+    coded = run_lengths(mask)
+    assert coded["size"] == [23, 31] and sum(coded["counts"]) == mask.size
+    values = np.repeat(np.arange(len(coded["counts"])) % 2, coded["counts"])
+    np.testing.assert_array_equal(values.reshape(mask.shape, order="F"), mask)
+    assert all(count > 0 for count in coded["counts"][1:])
+    assert run_lengths(np.array([[True, False]]))["counts"] == [0, 1, 1]
