@@ -16,8 +16,8 @@ NAMES = ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")
 INSTEAD = "or use backend='numpy'"
 
 
-def ops_for(backend: str) -> Ops:
-    """The `Ops` of a backend.
+def ops_for(backend: str, threads: int | None = None) -> Ops:
+    """The `Ops` of a backend; `threads` share out the work of "numpy", by default as many as there are cores.
 
     Raises InputError for an unknown name and for a GPU that is asked for and not there or not working, and
     MissingExtra where CuPy is not installed.
@@ -25,22 +25,22 @@ def ops_for(backend: str) -> Ops:
     if backend not in NAMES:
         raise InputError(f"unknown backend {backend!r}; expected one of {', '.join(NAMES)}")
     if backend == "auto":
-        return _best()
+        return _best(threads)
     if backend == "numpy":
-        return NumpyOps()
+        return NumpyOps(threads)
     if backend == "numpy-reference":
         return Ops()
     return Ops(working_cupy())
 
 
 @cache
-def _best() -> Ops:
+def _best(threads: int | None) -> Ops:
     """Looked for once, so that it says once why there is no GPU."""
     try:
         return ops_for("cupy")
     except (InputError, MissingExtra) as error:
         warnings.warn(f"backend 'auto' uses NumPy: {error}", stacklevel=2)
-        return ops_for("numpy")
+        return ops_for("numpy", threads)
 
 
 def working_cupy() -> ModuleType:

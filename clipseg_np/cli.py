@@ -1,18 +1,24 @@
-"""The command `clipseg-np`: segment, info, trace, compare, download.
+"""The command `clipseg-np`: segment, batch, info, trace, compare, download.
 
 What a user can mend is said in one line on standard error, with exit code 2; `compare` has 1 for a deviation.
 """
 
 import argparse
+import json
+import multiprocessing
 import os
 import platform
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from .backends import NAMES
+from .batch import REPORT, Job, run_batch
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .errors import InputError, MissingExtra
@@ -20,8 +26,9 @@ from .files import checkpoint_folder, demo_folder, download
 from .golden import Golden, write_golden
 from .picture import load_image
 from .processor import CLIPSegProcessor
-from .results import KINDS, CleanUp, as_json_lines, as_lines, write_results
+from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
 from .segmenter import Segmenter
+from .threads import usual_count
 from .version import __version__
 from .visual_prompt import VisualPrompt
 
@@ -53,59 +60,25 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     segment = commands.add_parser("segment", help="write a mask of a picture for each prompt")
-    segment.add_argument("picture", metavar="PICTURE", help="the picture's file")
     segment.add_argument(
-        "prompts",
-        metavar="PROMPT",
-        nargs="*",
-        help='a text, such as "a red circle", or several joined: "a cat - a collar", "a cat + a dog", "a & b", "!a"',
+        "picture", metavar="PICTURE", help="the picture's file; - reads it from standard input"
     )
-    segment.add_argument(
-        "--image-prompt",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a picture that shows what to look for; may be given several times",
-    )
-    segment.add_argument(
-        "--prompt-mask",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="what is meant in the image prompt, white on black; once for each --image-prompt, in their order",
-    )
-    segment.add_argument("--output", metavar="FOLDER", default="masks", help="default: %(default)s")
-    segment.add_argument(
-        "--threshold",
-        metavar="T",
-        type=float,
-        default=0.5,
-        help="what is more probable than this, 0 to 1, is in the mask; default: %(default)s",
-    )
-    segment.add_argument(
-        "--write",
-        metavar="KIND",
-        nargs="+",
-        choices=tuple(KINDS),
-        default=["mask"],
-        help=f"pictures to write for each prompt, of {', '.join(KINDS)}; default: mask",
-    )
-    segment.add_argument(
-        "--labels",
-        action="store_true",
-        help="write a map of all prompts in one too, as an indexed PNG and as JSON",
-    )
-    segment.add_argument(
-        "--smallest", metavar="N", type=int, default=0, help="leave out regions of fewer pixels"
-    )
-    segment.add_argument(
-        "--grow", metavar="N", type=float, default=0, help="widen masks by N pixels; -N: shrink"
-    )
-    segment.add_argument(
-        "--feather", metavar="N", type=float, default=0, help="soften edges by N pixels"
-    )
-    segment.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")
     segment.set_defaults(run=run_segment)
+    batch = commands.add_parser("batch", help="the same for all pictures of a folder")
+    batch.add_argument("folder", metavar="FOLDER", help="with pictures, also in folders inside it")
+    batch.add_argument(
+        "--glob",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="of pictures' names, as '*.jpg'; may be given several times; default: all that Pillow reads",
+    )
+    batch.add_argument(
+        "--workers", metavar="N", type=int, default=usual_count(), help="default: %(default)s"
+    )
+    batch.set_defaults(run=run_batch_command)
+    for command in (segment, batch):
+        add_options_of_results(command)
 
     info = commands.add_parser("info", help="show versions and a checkpoint's size and shape")
     info.set_defaults(run=run_info)
@@ -121,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s"
     )
     golden.set_defaults(run=run_trace)
-    for command in (segment, info, golden):
+    for command in (segment, batch, info, golden):
         command.add_argument(
             "--model",
             metavar="FOLDER_OR_ID",
@@ -151,32 +124,94 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_options_of_results(command: argparse.ArgumentParser) -> None:
+    """What is looked for, and what is written of it: the same for one picture and for many."""
+    command.add_argument(
+        "prompts",
+        metavar="PROMPT",
+        nargs="*",
+        help='a text, such as "a red circle", or several joined: "a cat - a collar", "a cat + a dog", "a & b", "!a"',
+    )
+    command.add_argument(
+        "--image-prompt",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a picture that shows what to look for; may be given several times",
+    )
+    command.add_argument(
+        "--prompt-mask",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="what is meant in the image prompt, white on black; once for each --image-prompt, in their order",
+    )
+    command.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default="masks",
+        help="default: %(default)s; for one picture and one prompt, - writes to standard output",
+    )
+    command.add_argument(
+        "--threshold",
+        metavar="T",
+        type=float,
+        default=0.5,
+        help="what is more probable than this, 0 to 1, is in the mask; default: %(default)s",
+    )
+    command.add_argument(
+        "--write",
+        metavar="KIND",
+        nargs="+",
+        choices=tuple(KINDS),
+        default=["mask"],
+        help=f"pictures to write for each prompt, of {', '.join(KINDS)}; default: mask",
+    )
+    command.add_argument(
+        "--labels",
+        action="store_true",
+        help="write a map of all prompts in one too, as an indexed PNG and as JSON",
+    )
+    command.add_argument(
+        "--smallest", metavar="N", type=int, default=0, help="leave out regions of fewer pixels"
+    )
+    command.add_argument(
+        "--grow", metavar="N", type=float, default=0, help="widen masks by N pixels; -N: shrink"
+    )
+    command.add_argument(
+        "--feather", metavar="N", type=float, default=0, help="soften edges by N pixels"
+    )
+    command.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")
+
+
 def run_segment(options: argparse.Namespace) -> None:
     """Everything is computed before the first file is written."""
     folder = Path(options.output)
+    to_stdout = options.output == "-"
+    number = len(options.prompts) + len(options.image_prompt)
+    if to_stdout and (number != 1 or len(options.write) != 1 or options.labels or options.json):
+        raise InputError(
+            "--output - writes one picture: expected one prompt, one kind, no --labels and no --json"
+        )
     if folder.exists() and not folder.is_dir():
         raise InputError(
             f"--output {folder} is a file; expected a folder, which is made if missing"
         )
-    picture = load_image(options.picture)
+    stem, picture = read_picture(options.picture)
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
-    clean_up = CleanUp(options.smallest, options.grow, options.feather)
-    if options.smallest < 0 or options.feather < 0:
-        raise InputError("--smallest and --feather are numbers of pixels; expected 0 or more")
+    tidy = clean_up(options)
     segmenter = Segmenter.from_pretrained(options.model, backend=options.backend)
     result = segmenter.combine(picture, prompts)
-    stem = Path(options.picture).stem
+    if to_stdout:
+        found = Found(
+            picture, tidy(result.masks(options.threshold)[0]), result.probabilities[0], tidy.feather
+        )
+        KINDS[options.write[0]](found).save(sys.stdout.buffer, format="PNG")
+        return
     captions = [*options.prompts, *(Path(file).name for file in options.image_prompt)]
+    kinds = options.write
     said = write_results(
-        folder,
-        stem,
-        picture,
-        result,
-        captions,
-        options.write,
-        options.threshold,
-        clean_up,
-        options.labels,
+        folder, stem, picture, result, captions, kinds, options.threshold, tidy, options.labels
     )
     if options.json:
         print(as_json_lines(said))
@@ -184,6 +219,62 @@ def run_segment(options: argparse.Namespace) -> None:
         print(as_lines(said))
         width = max(map(len, captions))
         print(f"{'all together':<{width}}  {folder / f'{stem}_overlay.png'}")
+
+
+def read_picture(name: str) -> tuple[str, np.ndarray]:
+    """What to call a picture's results, and the picture; "-" is standard input."""
+    if name != "-":
+        return Path(name).stem, load_image(name)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(sys.stdin.buffer.read())
+        file.flush()
+        return "picture", load_image(file.name)
+
+
+def clean_up(options: argparse.Namespace) -> CleanUp:
+    if options.smallest < 0 or options.feather < 0:
+        raise InputError("--smallest and --feather are numbers of pixels; expected 0 or more")
+    return CleanUp(options.smallest, options.grow, options.feather)
+
+
+def run_batch_command(options: argparse.Namespace) -> int:
+    """Exit code 1 where a picture failed; the others are done all the same."""
+    masks = options.prompt_mask or [None] * len(options.image_prompt)
+    image_prompts(options.image_prompt, options.prompt_mask)  # as many of one as of the other
+    job = Job(
+        prompts=tuple(options.prompts),
+        output=options.output,
+        model=options.model,
+        image_prompts=tuple(zip(options.image_prompt, masks)),
+        kinds=tuple(options.write),
+        threshold=options.threshold,
+        clean_up=clean_up(options),
+        labels=options.labels,
+        backend=options.backend,
+    )
+    if options.workers < 1:
+        raise InputError(f"--workers is {options.workers}; expected 1 or more")
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
+    with ProcessPoolExecutor(options.workers, mp_context=context) as executor:
+        report = run_batch(job, options.folder, executor, options.glob, progress)
+    failed = [one for one in report if "error" in one]
+    for one in report if options.json else failed:
+        line = json.dumps(one, ensure_ascii=False) if options.json else one["error"]
+        print(line, file=sys.stdout if options.json else sys.stderr)
+    if not options.json:
+        print(
+            f"{len(report) - len(failed)} of {len(report)} pictures  {Path(options.output, REPORT)}"
+        )
+    return 1 if failed else 0
+
+
+def progress(done: Iterable, number: int) -> Iterable:
+    """A bar on standard error, where someone looks at it and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return done
+    return tqdm(done, total=number, unit="picture", disable=None)
 
 
 def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPrompt]:

@@ -55,15 +55,22 @@ class PretrainedModel(Layer):
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, *, backend: str = "numpy", dtype: str = "float32"
+        cls,
+        folder_or_hub_id: str | os.PathLike,
+        *,
+        backend: str = "numpy",
+        dtype: str = "float32",
+        threads: int | None = None,
     ) -> "PretrainedModel":
         """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
+
+        `threads` share out the work of the backend "numpy"; by default, as many as there are cores.
 
         Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
         weights.py), InputError for an unknown backend or dtype, and MissingExtra for a hub id without
         huggingface_hub.
         """
-        ops, dtype = ops_for(backend), float_type(dtype)
+        ops, dtype = ops_for(backend, threads), float_type(dtype)
         folder = checkpoint_folder(folder_or_hub_id)
         config = cls.config_class.from_pretrained(folder)
         checkpoint = Checkpoint(folder, dtype, cls.landmark, cls.prefixes)

@@ -68,13 +68,18 @@ class Segmenter:
         *,
         backend: str = "numpy",
         dtype: str = "float32",
+        threads: int | None = None,
     ) -> "Segmenter":
         """Load a checkpoint: a folder, a hub id, or, without an argument, the demonstration checkpoint.
+
+        `threads` share out the work of the backend "numpy"; by default, as many as there are cores.
 
         Raises what CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained raise.
         """
         folder = demo_folder() if folder_or_hub_id is None else checkpoint_folder(folder_or_hub_id)
-        model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=backend, dtype=dtype)
+        model = CLIPSegForImageSegmentation.from_pretrained(
+            folder, backend=backend, dtype=dtype, threads=threads
+        )
         return cls(model, CLIPSegProcessor.from_pretrained(folder))
 
     def __call__(self, image: Any, prompts: Any) -> Segmentation:

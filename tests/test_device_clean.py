@@ -17,7 +17,9 @@ def device(monkeypatch):
     ops = Ops(DeviceModule())
     here = pretrained_module.ops_for
     monkeypatch.setattr(
-        pretrained_module, "ops_for", lambda name: ops if name == "device" else here(name)
+        pretrained_module,
+        "ops_for",
+        lambda name, *rest: ops if name == "device" else here(name, *rest),
     )
     return ops
 

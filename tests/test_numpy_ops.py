@@ -88,4 +88,5 @@ def test_its_signature_is_that_of_the_method_it_replaces(name):
 
 def test_the_names_of_the_backends():
     assert type(ops_for("numpy")) is NumpyOps
+    assert ops_for("numpy", 3).threads.count == 3
     assert type(ops_for("numpy-reference")) is Ops

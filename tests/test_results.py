@@ -121,7 +121,15 @@ def test_a_segmenter_combines_prompts_and_looks_for_each_once(segmenter, picture
 
 def test_from_the_command_line(checkpoint, picture, picture_file, tmp_path, capsys):
     command = ["segment", str(picture_file), "red - a blue x", "--model", str(checkpoint)]
-    command += ["--output", str(tmp_path / "out"), "--write", "cutout", "soft", "--labels", "--json"]
+    command += [
+        "--output",
+        str(tmp_path / "out"),
+        "--write",
+        "cutout",
+        "soft",
+        "--labels",
+        "--json",
+    ]
     assert main(command) == 0
     (said,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert said["prompt"] == "red - a blue x" and len(said["files"]) == 2

@@ -1,0 +1,221 @@
+"""A folder of pictures, segmented by any `concurrent.futures.Executor`: threads, processes, or another machine's.
+
+    with ProcessPoolExecutor() as executor:
+        report = run_batch(Job(prompts=("a cat",), output="out"), pictures_in("photos"), executor)
+
+Each picture gets a folder of its own under the output folder, written beside it and renamed when it is whole, with a
+`record.json` that holds the key of what made it: picture, prompts, options, checkpoint. A second run leaves alone what
+has the same key; a killed one loses no more than the pictures it was at. A picture that fails is in the report with its
+reason, and the others go on.
+
+Each picture is computed by one thread, however many workers there are: the bytes of the results do not depend on that.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .errors import InputError
+from .files import CHECKPOINT_FILES, checkpoint_folder, demo_folder, written_whole
+from .picture import load_image
+from .results import KINDS, CleanUp, write_results
+from .segmenter import Segmenter
+from .version import __version__
+from .visual_prompt import VisualPrompt
+
+RECORD = "record.json"
+REPORT = "report.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with each picture: the same for all, and small enough to be sent to each worker.
+
+    `prompts` are texts and expressions; `image_prompts` pairs of a picture's path and its mask's, or None. Paths must
+    mean the same wherever a worker runs.
+    """
+
+    prompts: tuple[str, ...]
+    output: str
+    model: str | None = None
+    image_prompts: tuple[tuple[str, str | None], ...] = ()
+    kinds: tuple[str, ...] = ("mask",)
+    threshold: float = 0.5
+    clean_up: CleanUp = field(default_factory=CleanUp)
+    labels: bool = False
+    backend: str = "numpy"
+
+    @property
+    def captions(self) -> list[str]:
+        return [*self.prompts, *(Path(picture).name for picture, _ in self.image_prompts)]
+
+
+def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list[Path]:
+    """The pictures of a folder and of those inside it, in order of their names; by suffix, or by glob patterns.
+
+    Raises InputError where there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected one with pictures in it")
+    Image.init()  # fills in the suffixes of all formats
+    suffixes = {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
+    found = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".")
+        and (
+            any(Path(parent, name).match(pattern) for pattern in patterns)
+            if patterns
+            else Path(name).suffix.lower() in suffixes
+        )
+    ]
+    if not found:
+        wanted = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
+        raise InputError(f"{folder} holds no picture {wanted}, and no folder inside it does")
+    return sorted(found)
+
+
+def run_batch(
+    job: Job,
+    folder: str | os.PathLike,
+    executor: Executor,
+    patterns: Iterable[str] = (),
+    progress: Callable[[Iterator, int], Iterable] | None = None,
+) -> list[dict]:
+    """Segment every picture in `folder`. Returns, and writes to report.jsonl, a record for each, in order of their names.
+
+    A record holds the "picture" (its path within the folder) and "prompts", what results.write_results says of each; or,
+    where it failed, the "error". `progress` is shown the records as they come, with their number.
+    Raises InputError for a job that cannot be done at all.
+    """
+    folder, output = Path(folder), Path(job.output)
+    pictures = [
+        p for p in pictures_in(folder, patterns) if output.resolve() not in p.resolve().parents
+    ]
+    if not pictures:
+        raise InputError(f"{folder} holds no picture outside of the output folder {output}")
+    mark = job_mark(job)
+    output.mkdir(parents=True, exist_ok=True)
+    names = [picture.relative_to(folder).as_posix() for picture in pictures]
+    futures = {
+        executor.submit(one_picture, job, mark, str(picture), name): name
+        for picture, name in zip(pictures, names)
+    }
+    done = ((futures[future], future.result()) for future in as_completed(futures))
+    records = dict(done if progress is None else progress(done, len(futures)))
+    report = [{"picture": name, **records[name]} for name in names]
+    with written_whole(output / REPORT) as temporary:
+        temporary.write_text(
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in report), "utf-8"
+        )
+    return report
+
+
+def job_mark(job: Job) -> str:
+    """What the results depend on besides the picture, as a hash. Raises InputError for a job that cannot be done."""
+    if not job.captions:
+        raise InputError("there is no prompt: give at least one text or picture")
+    unknown = set(job.kinds) - set(KINDS)
+    if unknown:
+        raise InputError(f"unknown kind {min(unknown)!r} of picture; expected {', '.join(KINDS)}")
+    said = asdict(job) | {"output": None, "model": None, "version": __version__}
+    said["clean_up"] = [float(number) for number in said["clean_up"].values()]  # 1 and 1.0 are one
+    hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
+    folder = checkpoint_folder(job.model) if job.model else demo_folder()
+    files = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)}
+    hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
+    return hashlib.sha256(json.dumps([said, hashes], sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def one_picture(job: Job, mark: str, picture: str, name: str) -> dict:
+    """A worker's part: segment one picture, unless that is done. Returns {"prompts": ...} or {"error": ...}."""
+    place = Path(job.output, name)
+    try:
+        key = hashlib.sha256(f"{mark} {name} {file_hash(picture)}".encode()).hexdigest()
+        record = finished(place, key)
+        if record is None:
+            record = {"key": key, "prompts": segmented(job, picture, place, key)}
+        return {"prompts": record["prompts"]}
+    except Exception as error:  # noqa: BLE001  (one bad picture of thousands must not stop the others)
+        shutil.rmtree(place, ignore_errors=True)  # what an earlier run made of another picture
+        if isinstance(error, (InputError, OSError)):
+            return {"error": str(error)}
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def finished(place: Path, key: str) -> dict | None:
+    """The record of a picture that is done: made by the same key, and none of its files missing."""
+    try:
+        record = json.loads((place / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record.get("key") != key or not all((place / file).is_file() for file in record["files"]):
+        return None
+    return record
+
+
+def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
+    """Write a picture's folder. It has its name only when all is in it."""
+    pixels = load_image(picture)
+    segmenter, prompts = worker(job)
+    result = segmenter.combine(pixels, prompts)
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    part.mkdir(parents=True)
+    said = write_results(
+        part,
+        Path(picture).stem,
+        pixels,
+        result,
+        job.captions,
+        list(job.kinds),
+        job.threshold,
+        job.clean_up,
+        job.labels,
+    )
+    for one in said:
+        one["files"] = [Path(file).name for file in one["files"]]
+    record = {"key": key, "prompts": said, "files": sorted(file.name for file in part.iterdir())}
+    (part / RECORD).write_text(json.dumps(record, ensure_ascii=False), "utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(part, place)
+    return said
+
+
+_loading = threading.Lock()
+
+
+def worker(job: Job) -> tuple[Segmenter, list[Any]]:
+    """The model and the prompts, loaded once in each process, however many threads ask."""
+    with _loading:
+        return _loaded(job.model, job.backend, job.prompts, job.image_prompts)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model, backend, prompts, image_prompts) -> tuple[Segmenter, list[Any]]:
+    segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
+    pictures = [
+        VisualPrompt(load_image(picture), load_image(mask)) if mask else load_image(picture)
+        for picture, mask in image_prompts
+    ]
+    return segmenter, [*prompts, *pictures]

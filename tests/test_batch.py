@@ -1,0 +1,234 @@
+"""Folders of pictures: every picture's results whole or not at all, resumed, and the same from any number of workers."""
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np import InputError, Segmenter
+from clipseg_np.batch import RECORD, REPORT, Job, pictures_in, run_batch
+from clipseg_np.cli import main
+from clipseg_np.results import CleanUp
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five good pictures in two folders, one that is none, and a file that does not claim to be one."""
+    rng = np.random.default_rng(0)
+    names = ["a.png", "b.jpg", "a.jpg", "inner/a.png", "inner/deep/c d.webp"]
+    for number, name in enumerate(names):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (30 + 7 * number, 40, 3)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(path)
+    (tmp_path / "pictures" / "inner" / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "pictures" / "notes.txt").write_text("nothing to see")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def job(checkpoint, tmp_path):
+    return Job(("red", "red - a blue x"), str(tmp_path / "out"), str(checkpoint))
+
+
+def run(job, folder, workers=2, **options):
+    with ThreadPoolExecutor(workers) as executor:
+        return run_batch(job, folder, executor, **options)
+
+
+def content(folder) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_picture_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_path):
+    report = run(job, folder)
+    names = ["a.jpg", "a.png", "b.jpg", "inner/a.png", "inner/bad.png", "inner/deep/c d.webp"]
+    assert [one["picture"] for one in report] == names
+    assert [one["picture"] for one in report if "error" in one] == ["inner/bad.png"]
+    assert "not a picture that Pillow can read" in report[4]["error"]
+    lines = (tmp_path / "out" / REPORT).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == report
+    segmenter = Segmenter.from_pretrained(job.model, threads=1)
+    for one in (report[0], report[5]):
+        expected = segmenter.combine(folder / one["picture"], list(job.prompts)).masks()
+        for said, mask in zip(one["prompts"], expected, strict=True):
+            (name,) = said["files"]
+            written = np.asarray(Image.open(tmp_path / "out" / one["picture"] / name)) > 0
+            np.testing.assert_array_equal(written, mask)
+    assert not (tmp_path / "out" / "inner" / "bad.png").exists()
+
+
+def test_the_bytes_do_not_depend_on_workers(job, folder, tmp_path):
+    job = replace(job, kinds=("soft", "cutout"), labels=True, clean_up=CleanUp(2, 1, 1))
+    results = []
+    for workers in (1, 4):
+        run(job, folder, workers)
+        results.append(content(tmp_path / "out"))
+        shutil.rmtree(tmp_path / "out")
+    options = [
+        "--write",
+        "soft",
+        "cutout",
+        "--labels",
+        "--smallest",
+        "2",
+        "--grow",
+        "1",
+        "--feather",
+        "1",
+        "--workers",
+        "2",
+    ]
+    model = ["--model", job.model, "--output", job.output]
+    assert main(["batch", str(folder), *job.prompts, *options, *model]) == 1  # one is bad
+    results.append(content(tmp_path / "out"))
+    assert len(results[0]) > 25 and results[0] == results[1] == results[2]
+
+
+def test_a_second_run_does_only_what_changed(job, folder, tmp_path):
+    run(job, folder)
+    out = tmp_path / "out"
+
+    def stamps():
+        return {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != REPORT}
+
+    first = stamps()
+    run(job, folder)
+    assert stamps() == first
+    Image.new("RGB", (50, 20), "red").save(folder / "a.png")
+    (out / "b.jpg" / "b_1_red.png").unlink()
+    (out / "a.jpg" / RECORD).write_text("{")
+    (folder / "inner" / "a.png").write_bytes(b"")
+    report = run(job, folder)
+    second = stamps()
+    changed = {path.relative_to(out).parts[0] for path in second if first.get(path) != second[path]}
+    assert changed == {"a.png", "b.jpg", "a.jpg"}
+    assert not (out / "inner" / "a.png").exists()  # its picture is no more
+    assert [one["picture"] for one in report if "error" in one] == ["inner/a.png", "inner/bad.png"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": ("red", "a blue x")},
+        {"threshold": 0.4},
+        {"kinds": ("heat",)},
+        {"labels": True},
+        {"clean_up": CleanUp(grow=1)},
+    ],
+)
+def test_other_options_are_other_results(change, job, folder, tmp_path):
+    run(job, folder)
+    changed = replace(job, **change)
+    run(changed, folder)
+    again = content(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    run(changed, folder)
+    assert content(tmp_path / "out") == again
+
+
+def test_another_checkpoint_is_another_result(job, folder, tmp_path, checkpoint):
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    run(job, folder)
+    before = (tmp_path / "out" / "a.png" / RECORD).read_bytes()
+    run(replace(job, model=str(other)), folder)
+    assert (tmp_path / "out" / "a.png" / RECORD).read_bytes() == before  # the same files elsewhere
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-3] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    run(replace(job, model=str(other)), folder)
+    assert (tmp_path / "out" / "a.png" / RECORD).read_bytes() != before
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same(job, folder, tmp_path):
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        size = (60 + number, 80, 3)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / f"more_{number}.png")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "clipseg_np", "batch", str(folder), *job.prompts]
+    command += ["--model", job.model, "--output", str(out), "--workers", "2"]
+    chance, killed = random.Random(0), 0
+    for _ in range(4):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=chance.uniform(0.5, 2.5))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+            time.sleep(0.1)
+    assert killed  # or the test shows nothing
+    run(replace(job, output=str(out)), folder)
+    run(job, folder)
+    assert content(out) == content(tmp_path / "out")
+
+
+def test_a_picture_prompt_with_a_mask(job, folder, tmp_path):
+    mask = np.zeros((30, 40), np.uint8)
+    mask[5:20, 5:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    pair = (str(folder / "a.png"), str(tmp_path / "mask.png"))
+    report = run(replace(job, prompts=(), image_prompts=(pair,)), folder)
+    assert report[0]["prompts"][0]["prompt"] == "a.png"
+
+
+def test_patterns_and_what_is_found(folder):
+    names = [path.relative_to(folder).as_posix() for path in pictures_in(folder, ["*.jpg"])]
+    assert names == ["a.jpg", "b.jpg"]
+    names = [path.relative_to(folder).as_posix() for path in pictures_in(folder, ["inner/*.png"])]
+    assert names == ["inner/a.png", "inner/bad.png"]
+    with pytest.raises(InputError, match=r"no picture that fits \*.gif"):
+        pictures_in(folder, ["*.gif"])
+    with pytest.raises(InputError, match="is not a folder"):
+        pictures_in(folder / "a.png")
+
+
+def test_results_inside_the_folder_are_not_pictures_to_segment(job, folder):
+    inside = replace(job, output=str(folder / "masks"))
+    first = run(inside, folder)
+    assert [one["picture"] for one in run(inside, folder)] == [one["picture"] for one in first]
+
+
+@pytest.mark.parametrize("change", [{"prompts": ()}, {"kinds": ("film",)}])
+def test_a_job_that_cannot_be_done(change, job, folder):
+    with pytest.raises(InputError, match="no prompt|unknown kind"):
+        run(replace(job, **change), folder)
+
+
+def test_lines_for_scripts_and_exit_codes(job, folder, capsys):
+    command = ["batch", str(folder), "red", "--model", job.model, "--output", job.output]
+    command += ["--workers", "1", "--json"]
+    assert main([*command, "--glob", "a.*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["picture"] for line in lines] == ["a.jpg", "a.png", "inner/a.png"]
+    assert main([*command, "--workers", "0"]) == 2
+    assert main(["batch", str(folder / "none"), "red", "--output", job.output]) == 2
+
+
+def test_from_standard_input_to_standard_output(checkpoint, picture, picture_file):
+    command = [sys.executable, "-m", "clipseg_np", "segment", "-", "red", "--output", "-"]
+    command += ["--model", str(checkpoint)]
+    done = subprocess.run(command, input=picture_file.read_bytes(), capture_output=True, check=True)
+    mask = np.asarray(Image.open(io.BytesIO(done.stdout))) > 0
+    expected = Segmenter.from_pretrained(checkpoint)(picture, "red").masks()[0]
+    np.testing.assert_array_equal(mask, expected)
+    two = [*command[:6], "blue", *command[6:]]
+    refused = subprocess.run(two, input=b"", capture_output=True, check=False)
+    assert refused.returncode == 2 and b"one prompt" in refused.stderr
