@@ -300,7 +300,7 @@ def run_info(options: argparse.Namespace) -> None:
     print(
         f"Python       {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} CPU cores"
     )
-    print(f"backend      {options.backend}, {model.dtype}")
+    print(f"backend      {options.backend}, on {model.ops.xp.__name__}, {model.dtype}")
     print(f"checkpoint   {folder}")
     print(f"size         {parameters:,} parameters, {size / 1e6:.1f} MB on disk")
     print(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError, optional
+from .errors import InputError, MissingExtra, optional
 
 # What a checkpoint's folder may hold that this package reads; weights of other frameworks stay on the hub.
 CHECKPOINT_FILES = ["*.json", "*.txt", "*.safetensors"]
@@ -44,7 +44,10 @@ def checkpoint_folder(folder_or_hub_id: str | os.PathLike) -> Path:
             f"There is no folder {name}. Expected a folder with config.json and model.safetensors, "
             f"or a hub id such as CIDAS/clipseg-rd64-refined."
         )
-    return download(name)
+    try:
+        return download(name)
+    except (InputError, MissingExtra) as error:
+        raise type(error)(f"There is no folder {name}; as a hub id: {error}") from error
 
 
 def download(hub_id: str, folder: str | os.PathLike | None = None) -> Path:
@@ -66,8 +69,8 @@ def download(hub_id: str, folder: str | os.PathLike | None = None) -> Path:
         # The library raises its own errors, the network's and the system's alike.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"Could not fetch {hub_id} from the Hugging Face hub: {reason.rstrip('.')}. There is no folder of that name "
-            f"either. Check the name and the network, or give the path of a downloaded checkpoint's folder."
+            f"Could not fetch {hub_id} from the Hugging Face hub: {reason.rstrip('.')}. Check the name and "
+            f"the network, or give the path of a checkpoint's folder."
         ) from error
     if not any(found.glob("*.safetensors")):
         raise InputError(

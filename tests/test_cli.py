@@ -112,6 +112,16 @@ def test_hub_id_without_the_library(tmp_path, capsys, monkeypatch):
     assert_refused(capsys, tmp_path, "pip install huggingface_hub", "download", "CIDAS/absent")
 
 
+def test_an_absent_folder_that_looks_like_a_hub_id_is_called_so(
+    picture_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    command = ["segment", picture_file, "red", "--model", "weights/absent"]
+    assert_refused(
+        capsys, tmp_path, "There is no folder weights/absent; as a hub id: hugg", *command
+    )
+
+
 def test_hub_that_cannot_be_reached(tmp_path, capsys, monkeypatch):
     class Hub:
         @staticmethod
