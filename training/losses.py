@@ -11,10 +11,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from model import SIDE, by_patches, decode, embed, encode, taken
 from phrases import ATTRIBUTES, COLOURS, HELD_OUT, SHAPES
 from pool import MEAN, NAMES, STD
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,6 +54,26 @@ class Auxiliary(nn.Module):
         self.phrase = nn.ModuleList(nn.Linear(config.projection_dim, n) for n in counts)
         self.scale = nn.Parameter(torch.tensor(2.3))
         self.bias = nn.Parameter(torch.tensor(-4.0))
+
+
+def heads_file(checkpoint: Path) -> Path:
+    """Where the heads of a checkpoint's training lie: beside its folder."""
+    return checkpoint.with_name(checkpoint.name + "_heads.safetensors")
+
+
+def save_heads(auxiliary: Auxiliary, checkpoint: Path) -> None:
+    """In float16, for a run that goes on from the checkpoint."""
+    half = {k: v.detach().cpu().half() for k, v in auxiliary.state_dict().items()}
+    save_file(half, heads_file(checkpoint))
+
+
+def start_from(checkpoint: Path, model, auxiliary: Auxiliary) -> None:
+    """Take the weights of a checkpoint and the heads of its training."""
+    for part, file in (
+        (model, checkpoint / "model.safetensors"),
+        (auxiliary, heads_file(checkpoint)),
+    ):
+        part.load_state_dict(load_file(file))
 
 
 def prepare(batch, device, tokens: int | None):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from batches import Batches, HeldOutBatches
-from losses import WEIGHTS, Auxiliary, losses, prepare
+from losses import WEIGHTS, Auxiliary, losses, prepare, save_heads, start_from
 from model import LONGEST, SIDE, build_model, decode, embed, encode, export
 from muon import Muon
 from phrases import vocabulary_words
@@ -56,13 +56,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--run", type=Path, default=Path(__file__).parent / "runs" / "demo")
+    parser.add_argument("--start", type=Path, help="a trained checkpoint to go on from")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--pool", type=int, default=48000, help="scenes to draw")
+    parser.add_argument("--pool", type=int, default=40000, help="scenes to draw")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--minutes", type=float, help="end after so long instead of --steps")
-    parser.add_argument("--scenes", type=int, default=16, help="scenes a step, of each process")
+    parser.add_argument("--scenes", type=int, default=8, help="scenes a step, of each process")
     parser.add_argument("--prompts", type=int, default=3, help="phrases a scene")
-    parser.add_argument("--crops", type=int, default=2, help="picture prompts a step; 0: none")
+    parser.add_argument("--crops", type=int, default=1, help="picture prompts a step; 0: none")
     parser.add_argument("--towers", type=float, default=0.35, help="share of the run without masks")
     parser.add_argument("--whole", type=float, default=0.72, help="share from which on all patches")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
@@ -131,6 +132,8 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
     model = build_model(tokens).to(args.device)
     auxiliary = Auxiliary(model.config).to(args.device)
+    if args.start:
+        start_from(args.start, model, auxiliary)
     parameters = [*model.parameters(), *auxiliary.parameters()]
     both = optimisers(model, auxiliary, args.rate)
     groups = [(group, group["lr"]) for optimiser in both for group in optimiser.param_groups]
@@ -151,6 +154,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         torch.save(state, state_file.with_suffix(".part"))
         os.replace(state_file.with_suffix(".part"), state_file)
         export(model, vocabulary, args.output)
+        save_heads(auxiliary, args.output)
 
     def say(line):
         print(json.dumps(line), flush=True)

@@ -118,7 +118,7 @@ def test_nothing_is_said_of_a_shape_in_the_colour_in_which_it_is_never_seen(part
     assert (left < -20).nonzero().flatten().tolist() == [1 + parts.phrases.SHAPES.index("triangle")]
 
 
-def test_a_run_leaves_a_checkpoint_that_both_libraries_load(tmp_path):
+def test_a_run_leaves_a_checkpoint_that_both_libraries_load(parts, tmp_path):
     command = [sys.executable, "train.py", "--output", tmp_path / "out", "--run", tmp_path / "run"]
     options = "--pool 1500 --steps 6 --scenes 2 --crops 1 --towers 0.2 --whole 0.5"
     command += options.split()
@@ -128,4 +128,8 @@ def test_a_run_leaves_a_checkpoint_that_both_libraries_load(tmp_path):
     assert last["step"] == 6 and 0 <= last["valid_iou"] <= 1
     scene = np.zeros((50, 60, 3), np.uint8)
     assert Segmenter.from_pretrained(tmp_path / "out")(scene, "a red circle").masks().shape[0] == 1
-    CLIPSegForImageSegmentation.from_pretrained(tmp_path / "out")
+    trained = CLIPSegForImageSegmentation.from_pretrained(tmp_path / "out")
+    again = parts.model.build_model(trained.config.text_config.vocab_size)
+    heads = parts.losses.Auxiliary(again.config)
+    parts.losses.start_from(tmp_path / "out", again, heads)  # for a run that goes on from here
+    torch.testing.assert_close(again.state_dict(), dict(trained.state_dict()), check_dtype=False)
