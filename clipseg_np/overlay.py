@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .masks import contour
+from .masks import contour, grow
 from .ops import Array
 from .resize import resize_bilinear
 
@@ -58,7 +58,7 @@ def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     grey = picture.mean(axis=2, keepdims=True)
     shown = np.where(mask[:, :, None], picture, 0.35 * grey).astype(np.uint8)
     thickness = max(1, round(max(mask.shape) / 160))
-    shown[grown(mask, thickness) & ~mask] = OUTLINE
+    shown[grow(mask, thickness) & ~mask] = OUTLINE
     return shown
 
 
@@ -71,14 +71,6 @@ def heat(picture: np.ndarray, values: np.ndarray, highest: float | None = None) 
     return np.clip(0.35 * grey * (1 - share) + 0.6 * picture * share + 0.5 * glow, 0, 255).astype(
         np.uint8
     )
-
-
-def grown(mask: np.ndarray, steps: int) -> np.ndarray:
-    """The mask and every pixel within `steps` steps up, down, left or right of it.  (height,width), bool"""
-    for _ in range(steps):
-        padded = np.pad(mask, 1)
-        mask = mask | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
-    return mask
 
 
 def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .overlay import grown
+from .masks import grow
 from .picture import load_image
 
 KERNEL = 15  # side of the blur's window, pixels
@@ -155,4 +155,4 @@ def to_square(pixels: np.ndarray) -> np.ndarray:
 
 def edge(mask: np.ndarray) -> np.ndarray:
     """The pixels within OUTLINE of where mask and surroundings meet.  (H,W) -> (H,W), bool"""
-    return grown(mask, OUTLINE) & grown(~mask, OUTLINE)
+    return grow(mask, OUTLINE) & grow(~mask, OUTLINE)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import ImageFont
 
-from clipseg_np.overlay import LINE, MARGIN, OUTLINE, fitting, grown, highlighted, overlay
+from clipseg_np.overlay import LINE, MARGIN, OUTLINE, fitting, highlighted, overlay
 
 
 def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
@@ -15,14 +15,6 @@ def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
     assert (shown[mask] == (120, 0, 0)).all()
     assert (shown[0, 0] == int(0.35 * 40)).all()
     assert (shown[9, 15] == OUTLINE).all() and (shown[8, 15] != OUTLINE).any()
-
-
-def test_grown_by_steps():
-    mask = np.zeros((5, 5), bool)
-    mask[2, 2] = True
-    assert grown(mask, 1).sum() == 5
-    assert grown(mask, 2).sum() == 13
-    assert mask.sum() == 1
 
 
 def test_one_panel_for_the_picture_and_one_for_each_mask_in_rows_of_four():

@@ -26,8 +26,9 @@ from phrases import HELD_OUT, Phrase, absent_phrase, phrase_of
 from scenes import draw_scene
 
 from clipseg_np import Segmenter, VisualPrompt
+from clipseg_np.masks import grow
 from clipseg_np.metrics import Metrics, picture_iou
-from clipseg_np.overlay import grown, highlighted, sheet
+from clipseg_np.overlay import highlighted, sheet
 
 EVALUATION = 977  # first word of the seeds
 EMPTY = 0.002
@@ -62,7 +63,7 @@ class Answer:
         """The picture with the true mask's edge in green, and beside it what was found."""
         picture = self.image.copy()
         thickness = max(1, round(max(self.true.shape) / 160))
-        picture[grown(self.true, thickness) & ~self.true] = TRUE_EDGE
+        picture[grow(self.true, thickness) & ~self.true] = TRUE_EDGE
         beside = np.concatenate([picture, highlighted(self.image, self.found)], axis=1)
         return f"{self.score:.2f}  {self.words}", beside
 
