@@ -1,6 +1,7 @@
 """Golden files: what `trace` writes, what is read back, and that nothing is written half."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,3 +162,27 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["compare", str(golden), str(tmp_path / "none.npz")]) == 2
     assert main(["trace", picture, "red", "--output", str(golden), "--names", "x*"]) == 2
     assert json.loads(json.dumps(Golden(golden).about)) == Golden(golden).about  # untouched, whole
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
+
+
+def test_the_committed_files_are_two_architectures_with_three_kinds_of_prompt():
+    names = [f"{n}_{k}" for n in ("plain", "refined") for k in ("embeddings", "pictures", "texts")]
+    assert [path.stem for path in COMMITTED] == names
+    for path in COMMITTED:
+        golden = Golden(path)
+        assert golden.about["dtype"] == "float64" and golden.about["float32_error"]
+        assert golden["decoder.film_mul"].dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_the_committed_files_are_what_both_backends_return(path, dtype):
+    golden = Golden(path)
+    folder = Path(__file__).parent / "golden" / golden.about["checkpoint"]
+    for backend in ("numpy", "numpy-reference"):
+        load = CLIPSegForImageSegmentation.from_pretrained
+        with trace() as activations:
+            load(folder, dtype=dtype, backend=backend)(**golden.inputs)
+        assert_matches(activations, golden)

@@ -1,0 +1,51 @@
+"""Make the small golden files of this folder, to begin a port with: two tiny architectures, three kinds of prompt, in float64.
+
+    python golden/make.py
+
+The checkpoints are tests/golden/plain (plain head, one channel) and tests/golden/refined (refined head, three channels), with every
+parameter drawn; that this package's numbers are transformers' is tested in tests/test_golden.py.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.golden import write_golden
+
+FOLDER = Path(__file__).parent
+CHECKPOINTS = FOLDER.parent / "tests" / "golden"
+KINDS = ("texts", "pictures", "embeddings")
+
+
+def inputs(config, kind: str) -> dict[str, np.ndarray]:
+    """Two pictures, higher than wide, with a prompt each: the one text padded, pictures of another size, or vectors."""
+    rng = np.random.default_rng(7)
+    channels, p = config.vision_config.num_channels, config.vision_config.patch_size
+    given = {"pixel_values": rng.normal(size=(2, channels, 3 * p, 2 * p))}
+    if kind == "texts":
+        end = (
+            config.text_config.vocab_size - 1
+        )  # also the highest id, which the old way of pooling looks for
+        given["input_ids"] = np.array([[22, 3, end, 1, 1], [22, 17, 4, 6, end]])
+        given["attention_mask"] = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    elif kind == "pictures":
+        given["conditional_pixel_values"] = rng.normal(size=(2, channels, 2 * p, 2 * p))
+    else:
+        given["conditional_embeddings"] = rng.normal(size=(2, config.projection_dim))
+    return given
+
+
+def main() -> None:
+    for name in ("plain", "refined"):
+        load = CLIPSegForImageSegmentation.from_pretrained
+        exact = load(CHECKPOINTS / name, backend="numpy-reference", dtype="float64")
+        rough = load(CHECKPOINTS / name, backend="numpy-reference")
+        for kind in KINDS:
+            given = inputs(exact.config, kind)
+            file = FOLDER / f"{name}_{kind}.safetensors"
+            write_golden(file, exact, given, about={"checkpoint": name}, in_float32=rough)
+
+
+if __name__ == "__main__":
+    main()
