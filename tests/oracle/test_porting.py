@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
+pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 from transformers import CLIPSegConfig
 
 from clipseg_np import CLIPSegForImageSegmentation

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
+pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 from transformers import CLIPSegForImageSegmentation
 
 from clipseg_np import Segmenter
