@@ -18,8 +18,7 @@ from threadpoolctl import ThreadpoolController
 @cache
 def usual_count() -> int:
     """As many threads as BLAS would take: the cores that this process may run on, or OPENBLAS_NUM_THREADS and its like."""
-    counts = [part["num_threads"] for part in _blas().info() if part["user_api"] == "blas"]
-    return max(counts, default=os.cpu_count() or 1)
+    return max((part["num_threads"] for part in _blas().info()), default=os.cpu_count() or 1)
 
 
 class Threads:
@@ -64,7 +63,8 @@ class OneBlasThread:
     def __enter__(self) -> None:
         with self.lock:
             if not self.callers:
-                self.limit = _blas().limit(limits=1, user_api="blas")
+                self.limit = _blas().limit(limits=1)
+                _let_go()
             self.callers += 1
 
     def __exit__(self, *_) -> None:
@@ -72,9 +72,25 @@ class OneBlasThread:
             self.callers -= 1
             if not self.callers:
                 self.limit.restore_original_limits()
+                _let_go()
 
 
-_blas = cache(ThreadpoolController)  # looks through the process's libraries, which takes a while
+@cache
+def _blas() -> ThreadpoolController:
+    """BLAS among the process's libraries; to look for it takes a while."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _let_go() -> None:
+    """From 3.8 on, threadpoolctl passes over a thread that is not the one that set OpenBLAS's number first.
+
+    Here the last of several callers puts it back, whichever thread that is; `OneBlasThread.lock` keeps them apart.
+    """
+    for library in _blas().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread()
+
+
 one_blas_thread = OneBlasThread()
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_by_default_as_many_as_blas_would_take():
         check=True,
     )
     assert run.stdout.strip() == "1"
-    assert 1 <= Threads().count <= (os.cpu_count() or 1)
+    assert Threads().count == max(blas_threads())
 
 
 @pytest.mark.parametrize("failing", (0, 2))
@@ -91,6 +92,32 @@ def test_the_first_to_leave_does_not_lift_the_limit_of_another():
         assert set(blas_threads()) == {1}
         second.__exit__()
         assert set(blas_threads()) == {2}
+
+
+@needs_blas
+def test_the_limit_is_lifted_by_another_thread_than_set_it():
+    both_in, first_out = threading.Barrier(2, timeout=20), threading.Event()
+
+    def first():
+        with one_blas_thread:
+            both_in.wait()
+        first_out.set()
+
+    with threadpool_limits(2, user_api="blas"):
+        pass  # whoever limits BLAS from here on is the first to
+    before = blas_threads()
+    for _ in range(2):  # the second time, by what the first time left
+        first_out.clear()
+        other = threading.Thread(target=first)
+        other.start()
+        while not one_blas_thread.callers:
+            time.sleep(0.001)
+        with one_blas_thread:
+            both_in.wait()
+            first_out.wait(20)
+            assert set(blas_threads()) == {1}
+        other.join()
+        assert blas_threads() == before
 
 
 def in_a_fork(queue):
