@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.compare import compare, report
 from clipseg_np.outputs import Output
 from clipseg_np.trace import trace
 
@@ -71,24 +72,10 @@ def in_order(activations) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def deviation(name: str, ours: np.ndarray, expected: np.ndarray, tolerance: float) -> str | None:
-    """What to say of an array that is too far from the expected one; None if it is near enough."""
-    if ours.shape != expected.shape:
-        return f"{name} has shape {ours.shape}; expected {expected.shape}"
-    distance = np.abs(ours - expected)
-    worst = np.unravel_index(distance.argmax(), distance.shape)
-    used = distance[worst] / (tolerance * np.abs(expected).max())
-    if used <= 1:
-        return None
-    return (
-        f"{name} deviates first: at {[int(i) for i in worst]} expected {expected[worst]!r}, got "
-        f"{ours[worst]!r}; {used:.0%} of the tolerance used"
-    )
-
-
-def first_deviation(pairs: list[tuple[str, np.ndarray, np.ndarray]], dtype: str) -> str | None:
-    found = (deviation(*pair, TOLERANCE[dtype]) for pair in pairs)
-    return next(filter(None, found), None)
+def first_deviation(ours: dict, expected: dict, dtype: str) -> str | None:
+    """What to say of the first array that is too far from the expected one; None if all are near enough."""
+    rows = compare(expected, ours, TOLERANCE[dtype])
+    return None if all(row.fine for row in rows) else report(rows, table=False)
 
 
 def flatten(value, name: str = "") -> dict[str, np.ndarray]:
@@ -114,19 +101,18 @@ def test_all_cases_are_there():
 
 def test_every_layer_returns_the_golden_activation(run):
     dtype, golden, _, activations = run
-    ours = in_order(activations)
+    ours = dict(in_order(activations))
     if golden.modules:
-        assert {name for name, _ in ours} == set(golden.modules)
-        pairs = [(name, a, golden.modules[name]) for name, a in ours]
-        assert first_deviation(pairs, dtype) is None
+        assert set(ours) == set(golden.modules)
+        expected = {name: golden.modules[name] for name in ours}
+        assert first_deviation(ours, expected, dtype) is None
 
 
 def test_outputs_are_the_golden_outputs(run):
     dtype, golden, outputs, _ = run
     ours = flatten(outputs)
     assert list(ours) == list(golden.outputs)
-    pairs = [(name, ours[name], golden.outputs[name]) for name in ours]
-    assert first_deviation(pairs, dtype) is None
+    assert first_deviation(ours, golden.outputs, dtype) is None
 
 
 def test_every_activation_and_output_keeps_the_input_type(run):
@@ -141,7 +127,11 @@ def test_a_deviation_is_reported_by_name_element_and_share():
     expected = np.array([[1.0, 2.0], [3.0, 4.0]])
     ours = expected.copy()
     ours[1, 0] += 8e-5
-    said = first_deviation([("a", expected, expected), ("b.c", ours, expected)], "float32")
-    assert said.startswith("b.c deviates first: at [1, 0] expected np.float64(3.0), got")
-    assert said.endswith("200% of the tolerance used")
-    assert "has shape (2, 1)" in first_deviation([("a", ours[:, :1], expected)], "float32")
+    said = first_deviation(
+        {"a": expected, "b.c": ours}, {"a": expected, "b.c": expected}, "float32"
+    )
+    assert said.startswith(
+        "b.c is the first of 1 that deviate(s): it is worst at [1, 0]: expected 3, got"
+    )
+    assert "It uses 2 times the tolerance." in said
+    assert "has shape (2, 1)" in first_deviation({"a": ours[:, :1]}, {"a": expected}, "float32")
