@@ -79,19 +79,17 @@ def regions(mask: np.ndarray) -> tuple[np.ndarray, list[Region]]:
                 other += 1
     roots = np.array([root(run) for run in range(len(rows))], int)
     _, numbers = np.unique(roots, return_inverse=True)
+    count = numbers.max(initial=-1) + 1
+    area = np.bincount(numbers, ends - starts, count).astype(int)
+    left, top = np.full(count, mask.shape[1]), np.full(count, mask.shape[0])
+    right, bottom = np.zeros((2, count), int)
+    np.minimum.at(left, numbers, starts)
+    np.minimum.at(top, numbers, rows)
+    np.maximum.at(right, numbers, ends)
+    np.maximum.at(bottom, numbers, rows + 1)
+    boxes = np.stack([left, top, right, bottom], 1).tolist()
+    found = [Region(int(size), tuple(box)) for size, box in zip(area, boxes)]
     labels = np.zeros(mask.shape, np.int32)
-    found = [
-        Region(
-            int((ends - starts)[numbers == n].sum()),
-            (
-                int(starts[numbers == n].min()),
-                int(rows[numbers == n].min()),
-                int(ends[numbers == n].max()),
-                int(rows[numbers == n].max()) + 1,
-            ),
-        )
-        for n in range(numbers.max(initial=-1) + 1)
-    ]
     labels[mask] = np.repeat(numbers + 1, ends - starts)
     return labels, found
 
