@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         help="of pictures' names, as '*.jpg'; may be given several times; default: all that Pillow reads",
     )
     batch.add_argument(
-        "--workers", metavar="N", type=int, default=usual_count(), help="default: %(default)s"
+        "--workers", metavar="N", type=int, help="default: as many as there are cores"
     )
     batch.set_defaults(run=run_batch_command)
     for command in (segment, batch):
@@ -252,10 +252,11 @@ def run_batch_command(options: argparse.Namespace) -> int:
         labels=options.labels,
         backend=options.backend,
     )
-    if options.workers < 1:
-        raise InputError(f"--workers is {options.workers}; expected 1 or more")
+    workers = usual_count() if options.workers is None else options.workers
+    if workers < 1:
+        raise InputError(f"--workers is {workers}; expected 1 or more")
     context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-    with ProcessPoolExecutor(options.workers, mp_context=context) as executor:
+    with ProcessPoolExecutor(workers, mp_context=context) as executor:
         report = run_batch(job, options.folder, executor, options.glob, progress)
     failed = [one for one in report if "error" in one]
     for one in report if options.json else failed:
