@@ -26,9 +26,13 @@ def with_clipseg_np(folder: Path, backend: str, dtype: str, inputs: dict) -> np.
     return model.ops.to_numpy(model(**inputs).logits)
 
 
-def deviations(folder: Path, inputs: dict) -> dict[tuple[str, str], float]:
-    """(backend, dtype): the largest difference anywhere, relative to the largest logit."""
-    truth = with_clipseg_np(folder, *YARDSTICK, inputs)
+def deviation(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The largest difference anywhere, relative to the largest logit."""
+    return np.abs(logits - truth).max() / np.abs(truth).max()
+
+
+def deviations(folder: Path, inputs: dict, truth: np.ndarray) -> dict[tuple[str, str], float]:
+    """(backend, dtype): how far its logits are from `truth`, the yardstick's."""
     found = {}
     for backend in NAMES:
         for dtype in ("float32", "float64"):
@@ -38,7 +42,7 @@ def deviations(folder: Path, inputs: dict) -> dict[tuple[str, str], float]:
                 logits = with_clipseg_np(folder, backend, dtype, inputs)
             except (InputError, MissingExtra):
                 continue  # no GPU here
-            found[backend, dtype] = np.abs(logits - truth).max() / np.abs(truth).max()
+            found[backend, dtype] = deviation(logits, truth)
     return found
 
 
@@ -50,17 +54,18 @@ def official_size() -> dict[tuple[str, str], float]:
         folder = Path(folder)
         save_checkpoint(folder)
         inputs = {"input_ids": ids, "pixel_values": pixels}
-        found = deviations(folder, inputs)
         truth = with_clipseg_np(folder, *YARDSTICK, inputs)
+        found = deviations(folder, inputs, truth)
         logits = with_transformers(folder)(*paired(ids, pixels))
-        found["transformers", "float32"] = np.abs(logits - truth).max() / np.abs(truth).max()
+        found["transformers", "float32"] = deviation(logits, truth)
     return found
 
 
 def main() -> None:
     processor = CLIPSegProcessor.from_pretrained(demo_folder())
     inputs = processor(text=PROMPTS, images=[EXAMPLE] * len(PROMPTS), padding=True)
-    columns = {"demonstration checkpoint": deviations(demo_folder(), inputs)}
+    truth = with_clipseg_np(demo_folder(), *YARDSTICK, inputs)
+    columns = {"demonstration checkpoint": deviations(demo_folder(), inputs, truth)}
     try:
         columns["rd64-refined, random weights"] = official_size()
     except ImportError as error:
