@@ -24,9 +24,8 @@ def inputs(config, kind: str) -> dict[str, np.ndarray]:
     channels, p = config.vision_config.num_channels, config.vision_config.patch_size
     given = {"pixel_values": rng.normal(size=(2, channels, 3 * p, 2 * p))}
     if kind == "texts":
-        end = (
-            config.text_config.vocab_size - 1
-        )  # also the highest id, which the old way of pooling looks for
+        # The end token is the highest id too, which the old way of pooling looks for.
+        end = config.text_config.vocab_size - 1
         given["input_ids"] = np.array([[22, 3, end, 1, 1], [22, 17, 4, 6, end]])
         given["attention_mask"] = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     elif kind == "pictures":

@@ -114,7 +114,7 @@ def test_a_segmenter_combines_prompts_and_looks_for_each_once(segmenter, picture
     red, x, other = segmenter(picture, ["red", "a blue x", picture[::-1]]).probabilities
     expected = [np.minimum(red, 1 - x), other, x, 1 - red]
     np.testing.assert_allclose(result.probabilities, expected, atol=1e-6)
-    assert result.prompts == tuple(prompts) or result.prompts[0] == prompts[0]
+    assert all(one is other for one, other in zip(result.prompts, prompts, strict=True))
     with pytest.raises(InputError, match="cannot be read"):
         segmenter.combine(picture, "red - ")
 

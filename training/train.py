@@ -212,7 +212,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
             sums.setdefault(name, []).append(loss.detach())
         if step % 50 == 0:
             line = {"step": step, "seconds": round(elapsed), "rate": round(rate * args.rate, 6)}
-            line |= {name: round(float(sum(all) / len(all)), 4) for name, all in sums.items()}
+            line |= {name: round(float(sum(seen) / len(seen)), 4) for name, seen in sums.items()}
             sums = {}
             if time.time() - said > 240 and done > args.towers:
                 said = time.time()

@@ -41,11 +41,11 @@ def run_recipe(folder, dtype, monkeypatch, where):
     exec(code, {"kind": lambda array: floats[array.dtype.kind == "f"]})  # noqa: S102
 
 
-def drawn_inputs(config, rng, **sizes):
+def drawn_inputs(config, rng):
     vision, text = config.vision_config, config.text_config
     ids = rng.integers(0, text.vocab_size - 2, (2, 6))
     ids[:, -1] = text.vocab_size - 1
-    side = sizes.get("side", 3 * vision.patch_size)
+    side = 3 * vision.patch_size
     return {
         "pixel_values": rng.normal(size=(2, vision.num_channels, side, side)),
         "input_ids": ids,
