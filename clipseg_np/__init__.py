@@ -6,7 +6,8 @@ from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError, MissingExtra
 from .image import ViTImageProcessor
 from .processor import CLIPSegProcessor
-from .segmenter import Segmentation, Segmenter
+from .segmentation import Segmentation
+from .segmenter import Segmenter
 from .tokenizer import CLIPTokenizer
 from .trace import trace
 from .version import __version__

@@ -31,7 +31,7 @@ from .picture import load_image
 from .results import KINDS, CleanUp, write_results
 from .segmenter import Segmenter
 from .version import __version__
-from .visual_prompt import VisualPrompt
+from .visual_prompt import VisualPrompt, load_mask
 
 RECORD = "record.json"
 REPORT = "report.jsonl"
@@ -54,6 +54,7 @@ class Job:
     clean_up: CleanUp = field(default_factory=CleanUp)
     labels: bool = False
     backend: str = "numpy"
+    scales: tuple[int, ...] = (1,)
 
     @property
     def captions(self) -> list[str]:
@@ -178,7 +179,9 @@ def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
     """Write a picture's folder. It has its name only when all is in it."""
     pixels = load_image(picture)
     segmenter, prompts = worker(job)
-    result = segmenter.combine(pixels, prompts)
+    result = segmenter.combine(
+        pixels, prompts, scales=job.scales, input_data_format="channels_last"
+    )
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir(parents=True)
@@ -214,8 +217,10 @@ def worker(job: Job) -> tuple[Segmenter, list[Any]]:
 @functools.lru_cache(maxsize=1)
 def _loaded(model, backend, prompts, image_prompts) -> tuple[Segmenter, list[Any]]:
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
-    pictures = [
-        VisualPrompt(load_image(picture), load_image(mask)) if mask else load_image(picture)
-        for picture, mask in image_prompts
-    ]
-    return segmenter, [*prompts, *pictures]
+    return segmenter, [*prompts, *(picture_prompt(*paths) for paths in image_prompts)]
+
+
+def picture_prompt(picture: str, mask: str | None) -> Image.Image | VisualPrompt:
+    """Read once, for all the pictures that are searched for it."""
+    shown = Image.fromarray(load_image(picture))
+    return VisualPrompt(shown, load_mask(Path(mask))) if mask else shown

@@ -27,6 +27,7 @@ from .golden import Golden, write_golden
 from .picture import load_image
 from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
+from .segmentation import checked_threshold
 from .segmenter import Segmenter
 from .threads import usual_count
 from .version import __version__
@@ -181,6 +182,14 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--feather", metavar="N", type=float, default=0, help="soften edges by N pixels"
     )
+    command.add_argument(
+        "--scales",
+        metavar="S",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="1: the whole picture; S: windows of an S-th of its sides, for what is small in it; several: their mean",
+    )
     command.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")
 
 
@@ -201,10 +210,13 @@ def run_segment(options: argparse.Namespace) -> None:
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
     tidy = clean_up(options)
     segmenter = Segmenter.from_pretrained(options.model, backend=options.backend)
-    result = segmenter.combine(picture, prompts)
+    result = segmenter.combine(
+        picture, prompts, scales=options.scales, input_data_format="channels_last"
+    )
     if to_stdout:
+        likely = result.probability(0)
         found = Found(
-            picture, tidy(result.masks(options.threshold)[0]), result.probabilities[0], tidy.feather
+            picture, tidy(likely > checked_threshold(options.threshold)), likely, tidy.feather
         )
         KINDS[options.write[0]](found).save(sys.stdout.buffer, format="PNG")
         return
@@ -250,6 +262,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         threshold=options.threshold,
         clean_up=clean_up(options),
         labels=options.labels,
+        scales=tuple(options.scales),
         backend=options.backend,
     )
     workers = usual_count() if options.workers is None else options.workers
@@ -330,7 +343,9 @@ def run_trace(options: argparse.Namespace) -> None:
     rough = load("float32") if options.dtype == "float64" else None
     processor = CLIPSegProcessor.from_pretrained(folder)
     pictures = [load_image(options.picture)] * len(options.prompts)
-    inputs = processor(text=options.prompts, images=pictures, padding=True)
+    inputs = processor(
+        text=options.prompts, images=pictures, padding=True, input_data_format="channels_last"
+    )
     about = {
         "checkpoint": str(options.model or "demonstration"),
         "picture": Path(options.picture).name,

@@ -13,7 +13,7 @@ in double quotes is one prompt whatever it holds.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,18 +30,18 @@ class Expression:
     """A prompt, or an operator and what it joins."""
 
     operator: str  # "" for a prompt, or one of + & - !
-    prompt: str = ""
+    prompt: Hashable = ""  # a text; or what else the maps are called by
     parts: tuple["Expression", ...] = ()
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """The texts to look for, each once, in the order in which they are named."""
-        found = (self.prompt,) if self.prompt else ()
+    def prompts(self) -> tuple[Hashable, ...]:
+        """What to look for, each once, in the order in which they are named."""
+        found = () if self.operator else (self.prompt,)
         for part in self.parts:
             found += part.prompts
         return tuple(dict.fromkeys(found))
 
-    def value(self, probabilities: Mapping[str, Array]) -> Array:
+    def value(self, probabilities: Mapping[Hashable, Array]) -> Array:
         """The map of the whole from the maps of its prompts, 0 to 1."""
         if not self.operator:
             return probabilities[self.prompt]

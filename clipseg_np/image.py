@@ -225,13 +225,15 @@ def output_size(size: dict[str, int], height: int, width: int) -> tuple[int, int
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def probabilities_at(logits, size: tuple[int, int], ops: Ops = REFERENCE):
+def probabilities_at(logits, size: tuple[int, int], ops: Ops = REFERENCE, rows=slice(None)):
     """Logits of masks to probabilities at the picture's own size: (P,h,w) -> (P,height,width), float32.
+
+    Of these, only `rows` are made.
 
     The logits are interpolated first and squashed after: an edge between a sure yes and a sure no then stays
     where the logits cross zero, and probabilities do not blur.
     """
-    return ops.sigmoid(resize_bilinear(logits.astype(np.float32), size, ops.xp))
+    return ops.sigmoid(resize_bilinear(logits.astype(np.float32), size, ops.xp, rows))
 
 
 def _listed(images) -> tuple[list, list]:

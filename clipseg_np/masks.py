@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
+from .bands import bands, by_bands
 from .errors import InputError
 
 
@@ -18,22 +19,34 @@ def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
     """
     if pixels < 0:
         return ~grow(~mask, -pixels)
-    height = mask.shape[0]
     grown = mask.copy()
-    for down in range(1, int(min(pixels, height - 1)) + 1):
-        row = wider(mask, int((pixels**2 - down**2) ** 0.5))
-        grown[down:] |= row[:-down]
-        grown[:-down] |= row[down:]
-    return grown | wider(mask, int(pixels))
+    height, width = mask.shape
+    margin = int(min(pixels, max(height, width)))
+    for rows in bands(height, width):  # a band, and what of the mask can reach it
+        reach = slice(max(0, rows.start - margin), rows.stop + margin)
+        columns = np.flatnonzero(mask[reach].any(axis=0))
+        if not len(columns) or mask[reach].all():
+            continue
+        part = slice(max(0, columns[0] - margin), columns[-1] + margin + 1)
+        near = _grown(mask[reach, part], pixels)
+        grown[rows, part] = near[rows.start - reach.start :][: rows.stop - rows.start]
+    return grown
 
 
-def wider(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """What lies within so many pixels to the left or right of the mask."""
-    counts = np.zeros((mask.shape[0], mask.shape[1] + 1), np.int32)
+def _grown(mask: np.ndarray, pixels: float) -> np.ndarray:
+    """`grow`, of a mask that is not large: for each row downwards, what lies near enough to its left and right."""
+    height, width = mask.shape
+    counts = np.zeros((height, width + 1), np.int32)  # of True to the left
     np.cumsum(mask, axis=1, out=counts[:, 1:])
-    place = np.arange(mask.shape[1])
-    first, end = np.maximum(place - pixels, 0), np.minimum(place + pixels + 1, mask.shape[1])
-    return counts[:, end] > counts[:, first]
+    place = np.arange(width)
+    grown = np.zeros_like(mask)
+    for down in range(int(min(pixels, height - 1)) + 1):
+        across = int(min((pixels**2 - down**2) ** 0.5, width))
+        first, end = np.maximum(place - across, 0), np.minimum(place + across + 1, width)
+        row = counts[:, end] > counts[:, first]
+        grown[down:] |= row[: height - down]
+        grown[: height - down] |= row[down:]
+    return grown
 
 
 def feather(mask: np.ndarray, pixels: float) -> np.ndarray:
@@ -50,13 +63,26 @@ class Region:
     box: tuple[int, int, int, int]
 
 
-def regions(mask: np.ndarray) -> tuple[np.ndarray, list[Region]]:
-    """Number the connected parts, also those that touch by a corner.
-
-    -> (height,width), 0 where there is no mask and else the region's number, from 1, as they begin from the top; and
-    the regions in this order.
-    """
+def regions(mask: np.ndarray) -> list[Region]:
+    """The connected parts, also those that touch by a corner, as they begin from the top."""
     rows, starts, ends = runs(mask)
+    numbers = region_numbers(mask.shape[0], rows, starts, ends)
+    count = numbers.max(initial=-1) + 1
+    area = np.bincount(numbers, ends - starts, count).astype(int)
+    left, top = np.full(count, mask.shape[1]), np.full(count, mask.shape[0])
+    right, bottom = np.zeros((2, count), int)
+    np.minimum.at(left, numbers, starts)
+    np.minimum.at(top, numbers, rows)
+    np.maximum.at(right, numbers, ends)
+    np.maximum.at(bottom, numbers, rows + 1)
+    boxes = np.stack([left, top, right, bottom], 1).tolist()
+    return [Region(int(size), tuple(box)) for size, box in zip(area, boxes)]
+
+
+def region_numbers(
+    height: int, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """For each of a mask's `runs`, the number of the region that it belongs to, from 0."""
     parent = list(range(len(rows)))
 
     def root(run: int) -> int:
@@ -66,8 +92,8 @@ def regions(mask: np.ndarray) -> tuple[np.ndarray, list[Region]]:
         return run
 
     # A run meets those of the row above that begin before it has ended and end after it has begun.
-    first_of_row = np.searchsorted(rows, np.arange(mask.shape[0] + 1))
-    for row in range(1, mask.shape[0]):
+    first_of_row = np.searchsorted(rows, np.arange(height + 1))
+    for row in range(1, height):
         above, end_above = first_of_row[row - 1], first_of_row[row]
         for run in range(end_above, first_of_row[row + 1]):
             while above < end_above and ends[above] < starts[run]:
@@ -78,37 +104,29 @@ def regions(mask: np.ndarray) -> tuple[np.ndarray, list[Region]]:
                 parent[high] = low
                 other += 1
     roots = np.array([root(run) for run in range(len(rows))], int)
-    _, numbers = np.unique(roots, return_inverse=True)
-    count = numbers.max(initial=-1) + 1
-    area = np.bincount(numbers, ends - starts, count).astype(int)
-    left, top = np.full(count, mask.shape[1]), np.full(count, mask.shape[0])
-    right, bottom = np.zeros((2, count), int)
-    np.minimum.at(left, numbers, starts)
-    np.minimum.at(top, numbers, rows)
-    np.maximum.at(right, numbers, ends)
-    np.maximum.at(bottom, numbers, rows + 1)
-    boxes = np.stack([left, top, right, bottom], 1).tolist()
-    found = [Region(int(size), tuple(box)) for size, box in zip(area, boxes)]
-    labels = np.zeros(mask.shape, np.int32)
-    labels[mask] = np.repeat(numbers + 1, ends - starts)
-    return labels, found
+    return np.unique(roots, return_inverse=True)[1]
 
 
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows, first columns and end columns (excluded) of all runs of True along the rows, in reading order."""
-    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
-    padded[:, 1:-1] = mask
-    step = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(step == 1)
-    _, ends = np.nonzero(step == -1)
-    return rows, starts, ends
+    found = []
+    for band in bands(*mask.shape):
+        padded = np.zeros((band.stop - band.start, mask.shape[1] + 2), np.int8)
+        padded[:, 1:-1] = mask[band]
+        step = np.diff(padded, axis=1)
+        rows, starts = np.nonzero(step == 1)
+        found.append((rows + band.start, starts, np.nonzero(step == -1)[1]))
+    return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
 def without_crumbs(mask: np.ndarray, smallest: int) -> np.ndarray:
     """The mask without its connected parts of fewer than `smallest` pixels."""
-    labels, found = regions(mask)
-    keep = np.array([False, *(region.area >= smallest for region in found)])
-    return keep[labels]
+    rows, starts, ends = runs(mask)
+    numbers = region_numbers(mask.shape[0], rows, starts, ends)
+    large = np.bincount(numbers, ends - starts) >= smallest
+    kept = np.zeros_like(mask)
+    kept[mask] = np.repeat(large[numbers], ends - starts)
+    return kept
 
 
 def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -120,7 +138,7 @@ def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise InputError(
             f"the mask is {mask.shape} and the picture {picture.shape[:2]}; expected one size"
         )
-    opaque = np.rint(255 * mask.astype(np.float32)).astype(np.uint8)
+    opaque = by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), mask)
     return np.dstack([picture, opaque])
 
 
@@ -134,11 +152,28 @@ def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
     0, the background, where none is above `threshold`; of equal ones, the first. Raises InputError for over 255 prompts.
     """
-    if len(probabilities) > 255:
-        raise InputError(f"got {len(probabilities)} prompts; a label map holds at most 255")
-    likeliest = probabilities.argmax(axis=0)
-    there = probabilities.max(axis=0) > threshold
-    return np.where(there, likeliest + 1, 0).astype(np.uint8)
+    labels = Labels(probabilities.shape[1:], len(probabilities), threshold)
+    for one in probabilities:
+        labels.add(one)
+    return labels.map
+
+
+class Labels:
+    """A label map that grows prompt by prompt: `map`, (height,width), uint8, as `label_map` makes it."""
+
+    def __init__(self, size: tuple[int, int], prompts: int, threshold: float = 0.5):
+        if prompts > 255:
+            raise InputError(f"got {prompts} prompts; a label map holds at most 255")
+        self.map = np.zeros(size, np.uint8)
+        self.highest = np.full(size, threshold, np.float32)
+        self.number = 0
+
+    def add(self, probabilities: np.ndarray, mask: np.ndarray | bool = True) -> None:
+        """The next prompt's map, (height,width), where `mask` is."""
+        self.number += 1
+        likelier = mask & (probabilities > self.highest)
+        self.map[likelier] = self.number
+        np.copyto(self.highest, probabilities, where=likelier)
 
 
 def run_lengths(mask: np.ndarray) -> dict:

@@ -5,8 +5,8 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .bands import by_bands
 from .masks import contour, grow
-from .ops import Array
 from .resize import resize_bilinear
 
 OUTLINE = (255, 0, 200)  # of a hue that pictures rarely hold
@@ -18,13 +18,15 @@ COLUMNS = 4
 MARGIN, LINE = 8, 24  # pixels around a panel, and above it for its caption
 
 
-def overlay(picture: np.ndarray, masks: Array, captions: list[str]) -> Image.Image:
-    """A sheet with the picture, then one captioned panel for each mask.
+def panel(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`highlighted`, of a picture that is no larger than a panel of a sheet needs.  -> (height,width,3), uint8"""
+    return highlighted(shrunk(picture), shrunk(mask))
 
-    picture (height,width,3), uint8; masks (P,height,width), bool; P captions.
-    """
-    shown = [(caption, highlighted(picture, mask)) for caption, mask in zip(captions, masks)]
-    return sheet([("the picture", picture), *shown])
+
+def shrunk(picture: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of a picture or mask that is many times as large as a panel; others as they are."""
+    step = max(1, max(picture.shape[:2]) // (4 * PANEL_SIDE))
+    return picture[::step, ::step]
 
 
 def sheet(
@@ -55,8 +57,12 @@ def scaled_to(picture: Image.Image, side: int) -> Image.Image:
 
 def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture in colour inside the mask, outlined, and in dark grey outside.  -> (height,width,3), uint8"""
-    grey = picture.mean(axis=2, keepdims=True)
-    shown = np.where(mask[:, :, None], picture, 0.35 * grey).astype(np.uint8)
+
+    def dimmed(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        grey = picture.mean(axis=2, keepdims=True)
+        return np.where(mask[:, :, None], picture, 0.35 * grey).astype(np.uint8)
+
+    shown = by_bands(dimmed, picture, mask)
     thickness = max(1, round(max(mask.shape) / 160))
     shown[grow(mask, thickness) & ~mask] = OUTLINE
     return shown
@@ -64,13 +70,19 @@ def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def heat(picture: np.ndarray, values: np.ndarray, highest: float | None = None) -> np.ndarray:
     """A map of any size laid over a picture: bright where it is `highest`, dark where it is 0.  -> (H,W,3), uint8"""
-    values = resize_bilinear(np.asarray(values, np.float32), picture.shape[:2])
-    share = np.clip(values / (highest or values.max() or 1), 0, 1)[..., None]
-    grey = picture.mean(axis=2, keepdims=True)
-    glow = np.array(GLOW) * share
-    return np.clip(0.35 * grey * (1 - share) + 0.6 * picture * share + 0.5 * glow, 0, 255).astype(
-        np.uint8
-    )
+    values = np.asarray(values, np.float32)
+    if values.shape != picture.shape[:2]:
+        values = resize_bilinear(values, picture.shape[:2])
+    highest = highest or values.max() or 1
+
+    def lit(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
+        share = np.clip(values / highest, 0, 1)[..., None]
+        grey = picture.mean(axis=2, keepdims=True)
+        glow = np.array(GLOW) * share
+        shown = 0.35 * grey * (1 - share) + 0.6 * picture * share + 0.5 * glow
+        return np.clip(shown, 0, 255).astype(np.uint8)
+
+    return by_bands(lit, picture, values)
 
 
 def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

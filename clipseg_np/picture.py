@@ -17,6 +17,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .bands import by_bands
 from .errors import InputError
 
 LAYOUTS = ("channels_first", "channels_last")
@@ -72,7 +73,8 @@ def _from_file(path: str) -> np.ndarray:
 
     def read():
         with Image.open(path) as image:
-            return _from_pil(ImageOps.exif_transpose(image), path)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _from_pil(image, path)
 
     return _reading(path, read)
 
@@ -80,12 +82,13 @@ def _from_file(path: str) -> np.ndarray:
 def _reading(name: str, read) -> np.ndarray:
     """Run `read`, turning whatever Pillow raises on a bad file into an InputError that names it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Pillow warns from 89 megapixels on, and refuses twice as many: one picture takes 0.5 GB then.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return read()
         except InputError:
             raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
             raise InputError(
                 f"{name} unpacks to too many pixels to be safe ({error}). If you trust it, "
                 f"make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
@@ -119,14 +122,14 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
         image = image.convert("LA")
     see_through = {"A", "a"} & set(image.getbands()) or image.info.get("transparency") is not None
     if see_through:
-        return _over_white(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+        return by_bands(_over_white, np.asarray(image.convert("RGBA")))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _from_array(array: np.ndarray, layout: str | None, name: str) -> np.ndarray:
     pixels = _to_bytes(_channels_last(array, layout, name), name)
     if pixels.shape[2] == 4:
-        return _over_white(pixels)
+        return by_bands(_over_white, pixels)
     return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
@@ -171,7 +174,10 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
         raise InputError(f"{name} holds NaN or infinity; expected floats in 0..1.")
     if array.dtype.kind == "f":
         if low >= 0 and high <= 1:
-            return (array.astype(np.float64) * 255).astype(np.float32).astype(np.uint8)
+            return by_bands(
+                lambda rows: (rows.astype(np.float64) * 255).astype(np.float32).astype(np.uint8),
+                array,
+            )
         if low >= 0 and high <= 255 and (array == np.floor(array)).all():
             return array.astype(np.uint8)
         raise InputError(
@@ -181,7 +187,7 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if low >= 0 and high <= 255 and array.dtype != np.uint16:
         return array.astype(np.uint8)
     if low >= 0 and high <= 65535:
-        return ((array.astype(np.int64) + 128) // 257).astype(np.uint8)
+        return by_bands(lambda rows: ((rows.astype(np.int64) + 128) // 257).astype(np.uint8), array)
     raise InputError(
         f"{name} holds integers from {low} to {high}; expected 0..255, or 0..65535 for 16 bits."
     )

@@ -148,18 +148,21 @@ def _sinc(x: np.ndarray) -> np.ndarray:
 _KERNELS = {BILINEAR: (_bilinear, 1.0), BICUBIC: (_bicubic, 2.0), LANCZOS: (_lanczos, 3.0)}
 
 
-def resize_bilinear(x, size: tuple[int, int], xp=np):
-    """Interpolate float maps: (...,h,w) -> (...,height,width), in the dtype of `x`.
+def resize_bilinear(x, size: tuple[int, int], xp=np, rows=slice(None)):
+    """Interpolate float maps: (...,h,w) -> (...,height,width), in the dtype of `x`; only those `rows` of them.
 
     Pixels are squares whose centres lie at half a pixel; beyond the outermost centres the edge goes
     on. Nothing is smoothed where the map shrinks. Source: torch.nn.functional.interpolate with
     mode="bilinear" and align_corners=False.
     """
+    above, below, down = (part[rows] for part in neighbours(x.shape[-2], size[0]))
+    first, end = above[0], below[-1] + 1
+    x = x[..., first:end, :]
     left, right, share = (xp.asarray(part) for part in neighbours(x.shape[-1], size[1]))
     share = share.astype(x.dtype)
     x = x[..., left] * (1 - share) + x[..., right] * share  # (...,h,width)
-    above, below, share = (xp.asarray(part) for part in neighbours(x.shape[-2], size[0]))
-    share = share.astype(x.dtype)[:, None]
+    above, below, down = (xp.asarray(part) for part in (above - first, below - first, down))
+    share = down.astype(x.dtype)[:, None]
     return x[..., above, :] * (1 - share) + x[..., below, :] * share
 
 

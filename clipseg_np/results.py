@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .bands import by_bands
 from .files import write_json, written_whole
-from .masks import cut_out, feather, grow, label_map, regions, run_lengths, without_crumbs
-from .overlay import heat, highlighted, indexed, overlay, rimmed
-from .segmenter import Segmentation
+from .masks import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
+from .overlay import heat, highlighted, indexed, panel, rimmed, sheet, shrunk
+from .segmentation import Segmentation, checked_threshold
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Found:
     @property
     def soft(self) -> np.ndarray:
         """The mask, 0 to 1, with its edge feathered where that was asked for."""
-        return feather(self.mask, self.feather) if self.feather else self.mask.astype(np.float32)
+        return feather(self.mask, self.feather) if self.feather else self.mask
 
 
 def grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    return Image.fromarray(by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), values))
 
 
 # The kinds of picture, by name: the mask, white on black; how likely each pixel is; that as a heat map over the
@@ -78,24 +79,30 @@ def write_results(
     That is its `prompt`, `area` in pixels, `share` of the picture, `presence` (the highest probability), the mask's `box`
     (None where it is empty), and its `files`.
     """
-    masks = [clean_up(mask) for mask in result.masks(threshold)]
-    said = []
-    for number, (caption, mask, probabilities) in enumerate(
-        zip(captions, masks, result.probabilities), start=1
-    ):
+    checked_threshold(threshold)
+    labels_of_all = Labels(result.size, len(result), 0) if labels else None
+
+    def write_one(number: int, caption: str) -> tuple[dict, tuple[str, np.ndarray]]:
+        """What is said of a prompt, and its panel. Its map is let go of before the next: a large one takes 400 MB."""
+        probabilities = result.probability(number)
+        mask = clean_up(probabilities > threshold)
         found = Found(picture, mask, probabilities, clean_up.feather)
-        name = f"{stem}_{number}_{slug(caption)}"
+        name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: folder / (f"{name}.png" if k == "mask" else f"{name}_{k}.png") for k in kinds}
         for kind, file in files.items():
             save_picture(file, KINDS[kind](found))
-        said.append(
-            {"prompt": caption, **facts(mask), "presence": round(float(probabilities.max()), 4)}
-        )
-        said[-1]["files"] = [str(file) for file in files.values()]
-    save_picture(folder / f"{stem}_overlay.png", overlay(picture, masks, captions))
-    if labels:
-        write_labels(folder, stem, np.where(masks, result.probabilities, 0), captions)
-    return said
+        if labels_of_all:
+            labels_of_all.add(probabilities, mask)
+        presence = round(float(probabilities.max()), 4)
+        said = {"prompt": caption, **facts(mask), "presence": presence}
+        said["files"] = [str(file) for file in files.values()]
+        return said, (caption, panel(picture, mask))
+
+    said, panels = zip(*(write_one(number, caption) for number, caption in enumerate(captions)))
+    save_picture(folder / f"{stem}_overlay.png", sheet([("the picture", shrunk(picture)), *panels]))
+    if labels_of_all:
+        write_labels(folder, stem, labels_of_all.map, captions)
+    return list(said)
 
 
 def facts(mask: np.ndarray) -> dict:
@@ -109,16 +116,15 @@ def facts(mask: np.ndarray) -> dict:
     }
 
 
-def write_labels(folder: Path, stem: str, probabilities: np.ndarray, captions: list[str]) -> None:
+def write_labels(folder: Path, stem: str, labels: np.ndarray, captions: list[str]) -> None:
     """STEM_labels.png, each pixel the number of its likeliest prompt, and STEM_labels.json, which tells what is where.
 
-    `probabilities` are 0 outside the masks. A label's mask is in COCO's form; "regions" are its connected parts.
+    A label's mask is in COCO's form; "regions" are its connected parts.
     """
-    labels = label_map(probabilities, 0)
     entries = []
     for number, caption in enumerate(captions, start=1):
         mask = labels == number
-        parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)[1]]
+        parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)]
         entry = {"number": number, "name": caption, **facts(mask), "regions": parts}
         entries.append({**entry, "segmentation": run_lengths(mask)})
     save_picture(folder / f"{stem}_labels.png", indexed(labels))

@@ -6,38 +6,23 @@ looks at; transformers encodes it once for each prompt, and to the end.
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
 from .errors import InputError
-from .expression import parse
+from .expression import Expression, parse
 from .files import checkpoint_folder, demo_folder
-from .image import probabilities_at
 from .ops import Array
 from .picture import load_image
 from .processor import CLIPSegProcessor
+from .segmentation import Segmentation
 from .visual_prompt import VisualPrompt
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What was found in one picture for P prompts. `probabilities`: (P,height,width), float32, 0 to 1."""
-
-    prompts: tuple[Any, ...]
-    probabilities: np.ndarray
-
-    def masks(self, threshold: float = 0.5) -> np.ndarray:
-        """Where the probability is above `threshold`, 0 to 1.  (P,height,width), bool
-
-        A lower threshold gives larger masks; the paper used 0.1 to 0.3. Raises InputError for one outside 0 to 1.
-        """
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold}; expected a probability, from 0 to 1")
-        return self.probabilities > threshold
+from .windows import checked_scales, join, mean_of_scales, windows
 
 
 class Segmenter:
@@ -82,47 +67,88 @@ class Segmenter:
         )
         return cls(model, CLIPSegProcessor.from_pretrained(folder))
 
-    def __call__(self, image: Any, prompts: Any) -> Segmentation:
+    def __call__(
+        self,
+        image: Any,
+        prompts: Any,
+        *,
+        scales: Sequence[int] = (1,),
+        input_data_format: str | None = None,
+    ) -> Segmentation:
         """Segment one picture by P prompts.
 
         image: a path, a PIL picture or an array (see picture.load_image); a path's picture is turned upright.
         prompts: a string, a picture, a VisualPrompt (a picture with a mask of what is meant in it), or a list of
         these. A string is always a text; a picture's path must be a pathlib.Path. One prompt keeps its axis: the
         result then has P = 1.
+        scales: 1 looks at the picture as a whole, s at overlapping windows of an s-th of its height and width; of
+        several, the mean counts. Each window costs as much as a picture.
+        input_data_format: "channels_first" or "channels_last", of an array that could be either, as (3,5,3).
 
-        Raises InputError for no prompt, an empty text or an unusable picture, FileNotFoundError for a missing file.
+        Raises InputError for no prompt, an empty text, unfit scales or an unusable picture, FileNotFoundError for a
+        missing file.
         """
         prompts = _listed(prompts)
-        picture = load_image(image)
-        embeddings = self.embed(prompts)
-        features = self.model.encode_image(self._pixel_values([picture]))
-        logits = self.model.decode(features, embeddings)
-        probabilities = probabilities_at(logits, picture.shape[:2], self.model.ops)
-        probabilities = self.model.ops.to_numpy(probabilities)
-        if np.isnan(probabilities).any():
-            self._warn_of_nan()
-        return Segmentation(tuple(prompts), probabilities)
+        picture = load_image(image, input_data_format)
+        return self._found(picture, prompts, prompts, list(range(len(prompts))), scales)
 
-    def combine(self, image: Any, prompts: Any) -> Segmentation:
+    def combine(
+        self,
+        image: Any,
+        prompts: Any,
+        *,
+        scales: Sequence[int] = (1,),
+        input_data_format: str | None = None,
+    ) -> Segmentation:
         """As a call, save that a text may join several: "a cat - a collar" (see expression.py).
 
         What is named more than once is looked for once. Raises InputError, besides, for what cannot be read.
         """
         prompts = _listed(prompts)
-        read = [parse(prompt) if isinstance(prompt, str) else None for prompt in prompts]
-        texts = list(dict.fromkeys(text for one in read if one for text in one.prompts))
-        others = [prompt for prompt in prompts if not isinstance(prompt, str)]
-        found = self(image, [*texts, *others]).probabilities
-        maps, pictures = dict(zip(texts, found)), iter(found[len(texts) :])
-        combined = [one.value(maps) if one else next(pictures) for one in read]
-        return Segmentation(tuple(prompts), np.stack(combined))
+        read = [
+            parse(p) if isinstance(p, str) else Expression("", i) for i, p in enumerate(prompts)
+        ]
+        names = list(dict.fromkeys(name for one in read for name in one.prompts))
+        leaves = [name if isinstance(name, str) else prompts[name] for name in names]
+        picture = load_image(image, input_data_format)
+        return self._found(picture, prompts, leaves, names, scales, read)
+
+    def _found(
+        self,
+        picture: np.ndarray,
+        prompts: list,
+        leaves: list,
+        names: list,
+        scales: Sequence[int],
+        read: list[Expression] | None = None,
+    ) -> Segmentation:
+        """Look for each of the `leaves`, which `names` name in the expressions `read`; without these, each is one."""
+        size = picture.shape[:2]
+        scales = checked_scales(scales, size)
+        embeddings = self.embed(leaves)
+        maps = [self._logits_at(scale, picture, embeddings) for scale in scales]
+        logits = mean_of_scales(maps, self.model.ops) if len(maps) > 1 else maps[0]
+        if bool(self.model.ops.xp.isnan(logits).any()):
+            self._warn_of_nan()
+        read = read or [Expression("", name) for name in names]
+        return Segmentation(tuple(prompts), logits, size, tuple(names), tuple(read), self.model.ops)
+
+    def _logits_at(self, scale: int, picture: np.ndarray, embeddings: Array) -> Array:
+        """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
+        parts = {}
+        for down, right, window in windows(picture.shape[:2], scale):
+            features = self.model.encode_image(
+                self._pixel_values([picture[window]], "channels_last")
+            )
+            parts[down, right] = self.model.decode(features, embeddings)
+        return join(parts, scale, self.model.ops) if scale > 1 else parts[0, 0]
 
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""
         xp = self.model.ops.xp
         damaged = [name for name, w in self.model.at.arrays.items() if bool(xp.isnan(w).any())]
         cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
-        warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=3)
+        warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=4)
 
     def embed(self, prompts: list) -> Array:
         """Texts and pictures, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""
@@ -138,7 +164,9 @@ class Segmenter:
         if not is_text.all():
             mean = self.processor.image_processor.image_mean
             pictures = [
-                prompt.picture(mean) if isinstance(prompt, VisualPrompt) else prompt
+                Image.fromarray(prompt.picture(mean))
+                if isinstance(prompt, VisualPrompt)
+                else prompt
                 for prompt in prompts
                 if not isinstance(prompt, str)
             ]
@@ -147,8 +175,11 @@ class Segmenter:
             )
         return embeddings
 
-    def _pixel_values(self, pictures: list) -> Array:
-        return self.processor.image_processor(pictures, xp=self.model.ops.xp)["pixel_values"]
+    def _pixel_values(self, pictures: list, input_data_format: str | None = None) -> Array:
+        process = self.processor.image_processor
+        return process(pictures, input_data_format=input_data_format, xp=self.model.ops.xp)[
+            "pixel_values"
+        ]
 
     def _ids(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning."""
@@ -159,7 +190,7 @@ class Segmenter:
                 warnings.warn(
                     f"the prompt {text[:40]!r}... has {tokens} tokens; the model reads {longest}, and what "
                     f"follows is not used",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         return self.processor.tokenizer(
             texts, padding=True, truncation=True, max_length=longest, return_tensors="np"

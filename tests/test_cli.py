@@ -65,6 +65,22 @@ def test_damaged_pictures(checkpoint, tmp_path, capsys, what):
     assert_refused(capsys, tmp_path, path.name, "segment", path, "red", "--model", checkpoint)
 
 
+@pytest.mark.parametrize("size", [(1, 9), (3, 9), (9, 1), (9, 3), (1, 3)])
+def test_a_picture_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, capsys, size):
+    height, width = size
+    file, output = tmp_path / "thin.png", tmp_path / "masks"
+    Image.new("RGB", (width, height), "white").save(file)
+    for command in ("segment", file), ("batch", tmp_path, "--workers", "1"):
+        options = ["--image-prompt", file, "--prompt-mask", file, "--output", output / command[0]]
+        assert run(*command, "red", *options, "--model", checkpoint) == 0
+    assert "warning" not in capsys.readouterr().err
+    masks = [Image.open(mask) for mask in output.rglob("*.png") if "overlay" not in mask.name]
+    assert len(masks) == 4 and all(mask.size == (width, height) for mask in masks)
+    trace = ["--model", checkpoint, "--output", tmp_path / "golden.safetensors"]
+    assert run("trace", file, "red", *trace) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_decompression_bomb(checkpoint, tmp_path, capsys, monkeypatch, picture_file):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert_refused(

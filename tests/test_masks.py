@@ -68,8 +68,7 @@ def flooded(mask):
 @pytest.mark.parametrize("seed", range(5))
 def test_connected_parts_are_those_of_a_flood(seed, share):
     mask = drawn(seed, share=share)
-    labels, found = regions(mask)
-    np.testing.assert_array_equal(labels, flooded(mask))
+    labels, found = flooded(mask), regions(mask)
     assert len(found) == labels.max(initial=0)
     for number, region in enumerate(found, 1):
         rows, columns = np.nonzero(labels == number)
@@ -82,8 +81,8 @@ def test_a_spiral_and_a_comb_are_one_part_each():
     comb = np.zeros((7, 9), bool)
     comb[:, ::2] = True
     comb[-1] = True
-    assert len(regions(comb)[1]) == 1
-    assert len(regions(comb[:-1])[1]) == 5
+    assert len(regions(comb)) == 1
+    assert len(regions(comb[:-1])) == 5
 
 
 def test_crumbs_go_and_the_rest_stays():

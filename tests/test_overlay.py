@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import ImageFont
 
-from clipseg_np.overlay import LINE, MARGIN, OUTLINE, fitting, highlighted, overlay
+from clipseg_np.overlay import LINE, MARGIN, OUTLINE, fitting, highlighted, panel, sheet, shrunk
 
 
 def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
@@ -18,14 +18,14 @@ def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
 
 
 def test_one_panel_for_the_picture_and_one_for_each_mask_in_rows_of_four():
-    masks = np.zeros((5, 30, 60), bool)
-    sheet = overlay(np.zeros((30, 60, 3), np.uint8), masks, [f"prompt {i}" for i in range(5)])
-    assert sheet.size == (4 * (320 + MARGIN) + MARGIN, 2 * (160 + MARGIN + LINE) + MARGIN)
+    picture = np.zeros((30, 60, 3), np.uint8)
+    page = sheet([("the picture", picture), *((f"prompt {i}", picture) for i in range(5))])
+    assert page.size == (4 * (320 + MARGIN) + MARGIN, 2 * (160 + MARGIN + LINE) + MARGIN)
 
 
 def test_a_thin_picture_keeps_a_pixel():
-    sheet = overlay(np.zeros((1, 900, 3), np.uint8), np.zeros((1, 1, 900), bool), ["x"])
-    assert sheet.size[1] == 1 + LINE + 2 * MARGIN
+    page = sheet([("x", panel(np.zeros((1, 900, 3), np.uint8), np.zeros((1, 900), bool)))])
+    assert page.size[1] == 1 + LINE + 2 * MARGIN
 
 
 def test_long_captions_are_cut():
@@ -33,3 +33,15 @@ def test_long_captions_are_cut():
     assert fitting("red", 100, font) == "red"
     cut = fitting("a very long prompt indeed", 100, font)
     assert cut.endswith("...") and font.getlength(cut) <= 100
+
+
+def test_a_panel_of_a_large_picture_is_made_of_fewer_pixels():
+    picture = np.arange(3000 * 10 * 3, dtype=np.uint8).reshape(10, 3000, 3)
+    assert shrunk(picture).shape == (5, 1500, 3) and (shrunk(picture) == picture[::2, ::2]).all()
+    assert shrunk(picture[:, :1280]).shape == (10, 1280, 3)
+    mask = np.zeros((10, 3000), bool)
+    mask[:, :1500] = True
+    shown = panel(picture, mask)
+    assert (shown[:, :750] == picture[::2, :1500:2]).all() and (
+        shown[:, -1] != picture[::2, -2]
+    ).any()

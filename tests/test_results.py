@@ -10,7 +10,8 @@ from clipseg_np import InputError, Segmenter
 from clipseg_np.cli import main
 from clipseg_np.masks import grow, label_map, without_crumbs
 from clipseg_np.results import KINDS, CleanUp, write_results
-from clipseg_np.segmenter import Segmentation
+from clipseg_np.expression import Expression
+from clipseg_np.segmentation import Segmentation
 
 rng = np.random.default_rng(0)
 PICTURE = rng.integers(0, 256, (30, 40, 3), np.uint8)
@@ -24,7 +25,9 @@ CAPTIONS = ["a cat", "a dog", "nothing"]
 @pytest.fixture
 def write(tmp_path):
     def write(kinds=("mask",), **options):
-        result = Segmentation(tuple(CAPTIONS), MAPS)
+        logits = np.log(np.maximum(MAPS, 1e-20) / (1 - MAPS))
+        read = tuple(Expression("", number) for number in range(3))
+        result = Segmentation(tuple(CAPTIONS), logits, MAPS.shape[1:], (0, 1, 2), read)
         return write_results(tmp_path, "scene", PICTURE, result, CAPTIONS, list(kinds), **options)
 
     return write

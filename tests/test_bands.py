@@ -1,0 +1,75 @@
+"""Large pictures, some rows at a time: the same results as at once, in memory that stays small."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np import Segmenter, bands
+from clipseg_np.masks import grow, regions
+from clipseg_np.overlay import heat, highlighted
+from clipseg_np.picture import load_image
+from clipseg_np.resize import resize_bilinear
+
+rng = np.random.default_rng(0)
+PICTURE = rng.integers(0, 256, (41, 30, 3), np.uint8)
+MASK = rng.random((41, 30)) > 0.9
+
+
+def test_the_bands_are_all_rows_once():
+    for height, width in ((1, 1), (7, bands.PIXELS), (2000, 3000), (3, 2 * bands.PIXELS)):
+        rows = np.concatenate([np.arange(height)[band] for band in bands.bands(height, width)])
+        assert (rows == np.arange(height)).all()
+        for band in bands.bands(height, width):
+            assert band.stop - band.start == 1 or (band.stop - band.start) * width <= bands.PIXELS
+
+
+def results(checkpoint) -> dict[str, np.ndarray]:
+    """All that is made band by band."""
+    result = Segmenter.from_pretrained(checkpoint).combine(PICTURE, ["red", "red - !(a blue x)"])
+    wide = rng.integers(0, 2**16, (41, 30), np.uint16)
+    wide[:] = np.arange(41 * 30).reshape(41, 30) * 53
+    return {
+        "maps": result.probabilities,
+        "highlighted": highlighted(PICTURE, MASK),
+        "heat": heat(PICTURE, result.probability(0)),
+        "regions": np.array([[r.area, *r.box] for r in regions(MASK)]),
+        "grown": np.stack([grow(MASK, pixels) for pixels in (0, 1, 2.5, 7, 100, -1, -3)]),
+        "over white": load_image(np.dstack([PICTURE, PICTURE[..., 0]])),
+        "16 bits": load_image(wide),
+        "floats": load_image(PICTURE / 255),
+    }
+
+
+@pytest.mark.parametrize("pixels", [1, 100, 700])
+def test_bands_of_any_height_give_the_same(pixels, checkpoint, monkeypatch):
+    whole = results(checkpoint)
+    monkeypatch.setattr(bands, "PIXELS", pixels)
+    for name, array in results(checkpoint).items():
+        np.testing.assert_array_equal(array, whole[name], name)
+
+
+def test_some_rows_of_an_interpolated_map():
+    logits = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    whole = resize_bilinear(logits, (40, 31))
+    for rows in (slice(0, 1), slice(3, 17), slice(39, 40), slice(None)):
+        np.testing.assert_array_equal(resize_bilinear(logits, (40, 31), rows=rows), whole[:, rows])
+
+
+@pytest.mark.slow
+def test_a_hundred_megapixels_in_bounded_memory(checkpoint, tmp_path):
+    """Six prompts: their maps alone would take 2.4 GB. Here 18 bytes a pixel are held, of which the picture has 7."""
+    file = tmp_path / "large.png"
+    Image.new("RGB", (10000, 10000), (200, 30, 30)).save(file, compress_level=1)
+    output = tmp_path / "masks"
+    prompts = ["red", "a blue x", "red - a", "!red", "x", "a & red"]
+    command = [sys.executable, "-m", "clipseg_np", "segment", file, *prompts, "--labels"]
+    process = subprocess.Popen([*command, "--model", checkpoint, "--output", output])
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    assert usage.ru_maxrss * unit < 2e9
+    assert len(list(output.iterdir())) == len(prompts) + 3
