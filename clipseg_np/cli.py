@@ -36,7 +36,12 @@ from .visual_prompt import VisualPrompt
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options, left = parser().parse_known_args(arguments)
+    prompts = [word for word in left if not word.startswith("-")]  # those that follow an option
+    if prompts != left or (prompts and "prompts" not in options):
+        parser().error(f"unrecognized arguments: {' '.join(left)}")
+    if prompts:
+        options.prompts = [*options.prompts, *prompts]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _say("warning", message)
         try:

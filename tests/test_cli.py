@@ -65,6 +65,17 @@ def test_damaged_pictures(checkpoint, tmp_path, capsys, what):
     assert_refused(capsys, tmp_path, path.name, "segment", path, "red", "--model", checkpoint)
 
 
+def test_prompts_before_between_and_after_options(checkpoint, picture_file, tmp_path):
+    output = ["--output", tmp_path / "masks"]
+    options = ["--model", checkpoint, *output]
+    assert run("segment", picture_file, "a", "--threshold", "0.4", "b", *options, "c") == 0
+    names = sorted(path.name for path in (tmp_path / "masks").iterdir())
+    assert names == ["scene_1_a.png", "scene_2_b.png", "scene_3_c.png", "scene_overlay.png"]
+    for wrong in (["segment", picture_file, "a", "--shreshold", "1"], ["info", "a"]):
+        with pytest.raises(SystemExit, match="2"):
+            run(*wrong)
+
+
 @pytest.mark.parametrize("size", [(1, 9), (3, 9), (9, 1), (9, 3), (1, 3)])
 def test_a_picture_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, capsys, size):
     height, width = size
@@ -74,7 +85,7 @@ def test_a_picture_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, c
         options = ["--image-prompt", file, "--prompt-mask", file, "--output", output / command[0]]
         assert run(*command, "red", *options, "--model", checkpoint) == 0
     assert "warning" not in capsys.readouterr().err
-    masks = [Image.open(mask) for mask in output.rglob("*.png") if "overlay" not in mask.name]
+    masks = [Image.open(mask) for mask in output.rglob("thin_[12]_*.png")]
     assert len(masks) == 4 and all(mask.size == (width, height) for mask in masks)
     trace = ["--model", checkpoint, "--output", tmp_path / "golden.safetensors"]
     assert run("trace", file, "red", *trace) == 0

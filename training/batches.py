@@ -44,7 +44,7 @@ class Batches(torch.utils.data.Dataset):
     The first `crops` scenes have a picture prompt too, cut from any scene, which stands for their first phrase.
     """
 
-    def __init__(self, folder: Path, seed, scenes, prompts, tokenize, crops=0, absent=0.35):
+    def __init__(self, folder: Path, seed, scenes, prompts, tokenize, crops=0, absent=0.3):
         self.folder = folder
         self.seed, self.scenes, self.prompts, self.crops = seed, scenes, prompts, crops
         self.tokenize, self.absent = tokenize, absent

@@ -135,10 +135,16 @@ def taken(patches, keep):
     return patches.gather(1, index)
 
 
-def encode(model, pixel_values, keep=None):
+def reaching(x, share: float):
+    """The same numbers; `share` of the gradient goes further back."""
+    return share * x + (1 - share) * x.detach()
+
+
+def encode(model, pixel_values, keep=None, reach=1.0):
     """(B,3,S,S) -> the extracted activations, each (B,1+K,D), and every token of the last layer, projected, (B,1+K,E).
 
     keep: (B,K), the patches to look at; the others are left out as if they were not there.
+    reach: the share of the projected tokens' gradient that goes back into the layers.
     """
     vision = model.clip.vision_model
     x = vision.embeddings(pixel_values)
@@ -148,7 +154,7 @@ def encode(model, pixel_values, keep=None):
         x = layer(x, attention_mask=None)
         if i in model.extract_layers:
             activations.append(x)
-    return activations, model.clip.visual_projection(vision.post_layernorm(x))
+    return activations, model.clip.visual_projection(vision.post_layernorm(reaching(x, reach)))
 
 
 def embed(model, ids):

@@ -6,6 +6,7 @@ products are in bfloat16, which takes a CPU without such instructions twenty tim
 """
 
 import torch
+import torch.distributed as dist
 
 STEPS = 5
 A, B, C = (
@@ -33,11 +34,22 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(mean, group["momentum"])
                 alike.setdefault(tuple(sorted(p.shape)), []).append((p, update))
             for (small, large), pairs in alike.items():
-                x = orthogonal(torch.stack([u if len(u) == small else u.T for _, u in pairs]))
+                x = shared_out(torch.stack([u if len(u) == small else u.T for _, u in pairs]))
                 for (p, _), update in zip(pairs, x, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     step = update if len(p) == small else update.T
                     p.add_(step, alpha=-0.2 * large**0.5 * group["lr"])
+
+
+def shared_out(x):
+    """`orthogonal`, of which each process of the run does its share."""
+    if not dist.is_initialized():
+        return orthogonal(x)
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    whole = torch.zeros_like(x)
+    whole[mine] = orthogonal(x[mine])
+    dist.all_reduce(whole)
+    return whole
 
 
 def orthogonal(x):
