@@ -79,9 +79,10 @@ def test_prompts_before_between_and_after_options(checkpoint, picture_file, tmp_
 @pytest.mark.parametrize("size", [(1, 9), (3, 9), (9, 1), (9, 3), (1, 3)])
 def test_a_picture_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, capsys, size):
     height, width = size
-    file, output = tmp_path / "thin.png", tmp_path / "masks"
+    file, output = tmp_path / "pictures" / "thin.png", tmp_path / "masks"
+    file.parent.mkdir()
     Image.new("RGB", (width, height), "white").save(file)
-    for command in ("segment", file), ("batch", tmp_path, "--workers", "1"):
+    for command in ("segment", file), ("batch", file.parent, "--workers", "1"):
         options = ["--image-prompt", file, "--prompt-mask", file, "--output", output / command[0]]
         assert run(*command, "red", *options, "--model", checkpoint) == 0
     assert "warning" not in capsys.readouterr().err
