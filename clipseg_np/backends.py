@@ -1,13 +1,14 @@
 """A backend's name to its arithmetic. The only place that looks for CuPy.
 
-"numpy-reference" and "cupy-reference" run the readable `Ops`. "numpy" runs the overrides of `numpy_ops.py`; CuPy has
-none yet, and "cupy" is its reference. "auto" is "cupy" where a GPU is there and working, and "numpy" elsewhere.
+"numpy-reference" and "cupy-reference" run the readable `Ops`; "numpy" and "cupy" the overrides of `numpy_ops.py` and
+`cupy_ops.py`. "auto" is "cupy" where a GPU is there and working, and "numpy" elsewhere.
 """
 
 import warnings
 from functools import cache
 from types import ModuleType
 
+from .cupy_ops import CupyOps
 from .errors import InputError, MissingExtra
 from .numpy_ops import NumpyOps
 from .ops import Ops
@@ -30,7 +31,7 @@ def ops_for(backend: str, threads: int | None = None) -> Ops:
         return NumpyOps(threads)
     if backend == "numpy-reference":
         return Ops()
-    return Ops(working_cupy())
+    return CupyOps(working_cupy()) if backend == "cupy" else Ops(working_cupy())
 
 
 @cache

@@ -111,7 +111,8 @@ class Ops:
         `allowed` (B,1,T,T) is True where a query (second to last axis) may see a key (last axis).
         `attentions` is a list to which the weights (B,H,T,T) are appended, for a caller who asks for them.
         """
-        scores = query @ key.swapaxes(-1, -2) * query.shape[-1] ** -0.5
+        # Scaled before the product: in float16 it could overflow.
+        scores = (query * query.shape[-1] ** -0.5) @ key.swapaxes(-1, -2)
         if allowed is not None:
             # The type's lowest number, not -inf: a row in which nothing is allowed becomes uniform, not NaN.
             lowest = self.xp.finfo(scores.dtype).min

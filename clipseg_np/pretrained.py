@@ -14,7 +14,7 @@ from .initialise import RandomStart
 from .layers import Layer
 from .weights import WEIGHTS_NAME, Checkpoint, Scope, give_back, save_weights
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float16", "float32", "float64")
 
 
 class PretrainedModel(Layer):
@@ -102,7 +102,7 @@ class PretrainedModel(Layer):
 
 
 def float_type(dtype: Any) -> numpy.dtype:
-    """float32 or float64, by name or type. Raises InputError for another."""
+    """float32 or float64, or float16, which is meant for GPUs, by name or type. Raises InputError for another."""
     try:
         found = numpy.dtype(dtype)
     except TypeError:

@@ -14,6 +14,7 @@ from clipseg_np.backends import NAMES, ops_for
 from clipseg_np.errors import InputError, MissingExtra, optional
 from clipseg_np.files import checkpoint_folder, download, read_json, write_json, written_whole
 from clipseg_np.numpy_ops import NumpyOps
+from clipseg_np.ops import Ops
 
 from .checkpoints import PLAIN
 
@@ -110,6 +111,7 @@ def pretend_cupy(monkeypatch, gpus: int = 1, ones=np.ones):
     cuda = SimpleNamespace(is_available=lambda: gpus > 0)
     module = SimpleNamespace(cuda=cuda, ones=ones)
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(backends, "CupyOps", lambda xp: SimpleNamespace(xp=xp, fast=True))
     return module
 
 
@@ -120,6 +122,7 @@ def without_a_compiler(shape, dtype):
 def test_a_working_gpu(monkeypatch):
     module = pretend_cupy(monkeypatch)
     assert ops_for("cupy").xp is ops_for("cupy-reference").xp is module
+    assert ops_for("cupy").fast and type(ops_for("cupy-reference")) is Ops
 
 
 @pytest.mark.parametrize("backend", ("cupy", "cupy-reference"))

@@ -1,0 +1,147 @@
+"""The GPU's kernels, run on the CPU, against the readable methods; and on a GPU, where there is one."""
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipseg_np import CLIPSegForImageSegmentation, cupy_ops
+from clipseg_np.backends import ops_for
+from clipseg_np.cupy_ops import TOLERANCES, CupyOps
+from clipseg_np.errors import InputError, MissingExtra
+from clipseg_np.ops import Ops
+
+from .checkpoints import PLAIN, REFINED
+from .cuda_on_cpu import CpuCupy
+from .test_numpy_ops import arguments
+
+OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, which compiles the kernels for the CPU")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cupy_ops, "THREADS", 4)  # enough to meet at barriers; rows are longer
+        yield CupyOps(CpuCupy(tmp_path_factory.mktemp("kernels")))
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    try:
+        return ops_for("cupy")
+    except (InputError, MissingExtra) as error:
+        pytest.skip(f"needs a GPU: {error}")
+
+
+def check(ops, name: str, dtype: str) -> None:
+    """Against the readable method in float64, on the same numbers; 1e30 is cut to what the type holds."""
+    limits = np.finfo(dtype)
+    for given in arguments("quick_gelu" if name == "gelu" else name, "float64"):
+        floats = [getattr(a, "dtype", "") == "float64" for a in given]
+        rounded = [
+            np.clip(a, limits.min, limits.max).astype(dtype) if is_float else a
+            for a, is_float in zip(given, floats)
+        ]
+        exact = [a.astype("float64") if is_float else a for a, is_float in zip(rounded, floats)]
+        expected = getattr(Ops(), name)(*exact)
+        there = [ops.asarray(a) if isinstance(a, np.ndarray) else a for a in rounded]
+        found = ops.to_numpy(getattr(ops, name)(*there))
+        assert found.dtype == dtype and found.shape == expected.shape
+        error = np.abs(found - expected).max()
+        assert error <= TOLERANCES[dtype] * max(np.abs(expected).max(), 1e-30)
+        for array, before in zip(there, rounded):
+            if isinstance(before, np.ndarray):
+                assert np.array_equal(ops.to_numpy(array), before)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", OVERRIDES)
+@pytest.mark.parametrize("where", ["on_cpu", "on_gpu"])
+def test_it_gives_the_same_and_leaves_its_inputs_alone(where, name, dtype, request):
+    check(request.getfixturevalue(where), name, dtype)
+
+
+def test_there_is_a_test_for_every_override():
+    public = {name for name in vars(CupyOps) if not name.startswith("_")}
+    assert public == set(OVERRIDES)
+
+
+def test_the_attention_weights_are_kept(on_cpu):
+    q, k, v = (np.random.default_rng(i).normal(size=(2, 3, 7, 4)) for i in range(3))
+    kept, expected = [], []
+    on_cpu.attention(q, k, v, None, kept)
+    Ops().attention(q, k, v, None, expected)
+    np.testing.assert_allclose(kept[0], expected[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, mistake",
+    [
+        ("layer_norm", ("/ width + (A)eps", "/ (width - 1) + (A)eps")),
+        ("attention", ("/ queries / heads", "/ queries")),
+        ("quick_gelu", ("-1.702", "-1.7")),
+        ("gelu", ("(A)0.5 *", "(A)0.6 *")),
+    ],
+)
+def test_a_wrong_kernel_is_noticed_and_left_out(name, mistake, tmp_path, monkeypatch, on_cpu):
+    monkeypatch.setattr(cupy_ops, "SOURCE", cupy_ops.SOURCE.replace(*mistake))
+    with pytest.warns(UserWarning, match=rf"the GPU's {name} is CuPy's own: ours dev") as warned:
+        ops = CupyOps(CpuCupy(tmp_path))
+    assert len(warned) == 1
+    for dtype in ("float32", "float64"):
+        check(ops, name, dtype)
+
+
+def test_kernels_that_do_not_compile_are_left_out():
+    class Broken(CpuCupy):
+        def RawModule(self, **_):
+            raise RuntimeError("no compiler\nthere")
+
+    with pytest.warns(UserWarning, match="is CuPy's own: RuntimeError: no compiler$") as warned:
+        ops = CupyOps(Broken(None))
+    assert len(warned) == len(OVERRIDES) - 1  # a linear layer needs no kernel
+    for name in OVERRIDES:
+        check(ops, name, "float64")
+
+
+@pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
+def test_nvidias_compiler_takes_the_source(architecture):
+    """Without a GPU, by the library that CuPy compiles with."""
+    nvrtc = pytest.importorskip("nvidia.cuda_nvrtc", reason="needs the extra 'nvrtc'")
+    runtime = pytest.importorskip("nvidia.cuda_runtime", reason="needs the extra 'nvrtc'")
+    library = ctypes.CDLL(str(next(Path(nvrtc.__path__[0]).rglob("libnvrtc.so.*"))))
+    include = f"-I{Path(runtime.__path__[0], 'include')}"
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    code = cupy_ops.source().encode()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"", 0, None, None) == 0
+    for kernel in cupy_ops.NAMES:
+        for kind in cupy_ops.TYPES.values():
+            assert library.nvrtcAddNameExpression(program, f"{kernel}<{kind}>".encode()) == 0
+    options = [f"--gpu-architecture={architecture}".encode(), include.encode()]
+    failed = library.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(*options))
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    assert not failed and not log.value, log.value.decode()
+
+
+@pytest.mark.parametrize("folder", [PLAIN, REFINED], ids=["plain", "refined"])
+def test_a_model_in_float16(folder):
+    """In half precision, by the readable methods: what a GPU should come near to."""
+    rng = np.random.default_rng(0)
+    ids = np.array([[1, 2, 3]])
+    found, expected = (
+        CLIPSegForImageSegmentation.from_pretrained(folder, backend="numpy-reference", dtype=dtype)
+        for dtype in ("float16", "float64")
+    )
+    pictures = rng.normal(size=(1, found.config.vision_config.num_channels, 32, 32))
+    found, expected = (m(pixel_values=pictures, input_ids=ids) for m in (found, expected))
+    for name, array in found.items():
+        if hasattr(array, "dtype"):
+            assert array.dtype == "float16", name
+    off = np.abs(found.logits - expected.logits).max() / np.abs(expected.logits).max()
+    assert 1e-5 < off < 0.02
