@@ -26,7 +26,8 @@ from typing import Any
 from PIL import Image
 
 from .errors import InputError
-from .files import CHECKPOINT_FILES, checkpoint_folder, demo_folder, written_whole
+from .files import checkpoint_folder, demo_folder, written_whole
+from .hub import CHECKPOINT_FILES
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
 from .segmenter import Segmenter
@@ -134,7 +135,7 @@ def job_mark(job: Job) -> str:
     said = asdict(job) | {"output": None, "model": None, "version": __version__}
     said["clean_up"] = [float(number) for number in said["clean_up"].values()]  # 1 and 1.0 are one
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
-    folder = checkpoint_folder(job.model) if job.model else demo_folder()
+    folder = demo_folder() if job.model is None else checkpoint_folder(job.model)
     files = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)}
     hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
     return hashlib.sha256(json.dumps([said, hashes], sort_keys=True).encode()).hexdigest()

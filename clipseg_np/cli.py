@@ -22,8 +22,9 @@ from .batch import REPORT, Job, run_batch
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .errors import InputError, MissingExtra
-from .files import checkpoint_folder, demo_folder, download
+from .files import checkpoint_folder, demo_folder
 from .golden import Golden, write_golden
+from .hub import download
 from .picture import load_image
 from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
@@ -105,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
             "--model",
             metavar="FOLDER_OR_ID",
             help="a checkpoint's folder or hub id; default: the demonstration checkpoint",
+        )
+        command.add_argument(
+            "--offline",
+            action="store_true",
+            help="ask no network: a hub id must be in the hub's cache",
         )
         command.add_argument(
             "--backend", choices=NAMES, default="numpy", help="default: %(default)s"
@@ -214,7 +220,7 @@ def run_segment(options: argparse.Namespace) -> None:
     stem, picture = read_picture(options.picture)
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
     tidy = clean_up(options)
-    segmenter = Segmenter.from_pretrained(options.model, backend=options.backend)
+    segmenter = Segmenter.from_pretrained(model_folder(options), backend=options.backend)
     result = segmenter.combine(
         picture, prompts, scales=options.scales, input_data_format="channels_last"
     )
@@ -236,6 +242,13 @@ def run_segment(options: argparse.Namespace) -> None:
         print(as_lines(said))
         width = max(map(len, captions))
         print(f"{'all together':<{width}}  {folder / f'{stem}_overlay.png'}")
+
+
+def model_folder(options: argparse.Namespace) -> Path:
+    """The folder of the checkpoint that --model names, or of the demonstration checkpoint."""
+    if options.model is None:
+        return demo_folder()
+    return checkpoint_folder(options.model, local_files_only=options.offline)
 
 
 def read_picture(name: str) -> tuple[str, np.ndarray]:
@@ -261,7 +274,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
     job = Job(
         prompts=tuple(options.prompts),
         output=options.output,
-        model=options.model,
+        model=None if options.model is None else str(model_folder(options)),
         image_prompts=tuple(zip(options.image_prompt, masks)),
         kinds=tuple(options.write),
         threshold=options.threshold,
@@ -308,7 +321,7 @@ def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPr
 
 
 def run_info(options: argparse.Namespace) -> None:
-    folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
+    folder = model_folder(options)
     model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=options.backend)
     config = model.config
     vision, text = config.vision_config, config.text_config
@@ -337,7 +350,7 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def run_trace(options: argparse.Namespace) -> None:
-    folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
+    folder = model_folder(options)
 
     def load(dtype: str) -> CLIPSegForImageSegmentation:
         return CLIPSegForImageSegmentation.from_pretrained(

@@ -20,6 +20,7 @@ from typing import Any
 
 from .errors import InputError
 from .files import checkpoint_folder, read_json, write_json
+from .hub import CONFIG
 from .ops import Ops
 
 CONFIG_NAME = "config.json"
@@ -82,9 +83,14 @@ class _Config:
         return cls.from_dict(read_json(Path(path)))
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike) -> "_Config":
+    def from_pretrained(
+        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False
+    ) -> "_Config":
         """From the config.json of a checkpoint; a tower's config is found inside a whole model's."""
-        return cls.from_json_file(checkpoint_folder(folder_or_hub_id) / CONFIG_NAME)
+        folder = checkpoint_folder(
+            folder_or_hub_id, local_files_only=local_files_only, needed=(CONFIG,)
+        )
+        return cls.from_json_file(folder / CONFIG_NAME)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())

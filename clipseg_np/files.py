@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError, MissingExtra, optional
-
-# What a checkpoint's folder may hold that this package reads; weights of other frameworks stay on the hub.
-CHECKPOINT_FILES = ["*.json", "*.txt", "*.safetensors"]
+from .errors import InputError, MissingExtra
+from .hub import WHOLE, from_hub, is_hub_id
 
 
 def demo_folder() -> Path:
@@ -25,64 +23,39 @@ def demo_folder() -> Path:
     )
 
 
-def checkpoint_folder(folder_or_hub_id: str | os.PathLike) -> Path:
-    """A folder as it is; anything of the form "owner/name" is fetched from the Hugging Face hub.
+def checkpoint_folder(
+    folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, needed: tuple = WHOLE
+) -> Path:
+    """A folder as it is; anything else of the form "owner/name" is a checkpoint of the Hugging Face hub.
+
+    That comes from the hub's cache where all that is `needed` lies there, and is fetched only where it does not, with
+    `local_files_only` never (see hub.py).
 
     Raises FileNotFoundError where the name is neither, MissingExtra where the hub is asked for and
-    huggingface_hub is not installed, and InputError where the hub cannot be reached or refuses.
+    huggingface_hub is not installed, and InputError where the name is empty, the hub cannot be reached or refuses, or
+    the cache lacks something and the network is not to be used.
     """
-    folder = Path(folder_or_hub_id)
+    name = os.fspath(folder_or_hub_id)
+    if not name:
+        raise InputError(
+            "The checkpoint's name is empty; expected its folder's path (. is the current folder) or a hub id."
+        )
+    folder = Path(name)
     if folder.is_dir():
         return folder
-    name = os.fspath(folder_or_hub_id)
     if folder.exists():
         raise InputError(
             f"{name} is a file; expected a checkpoint's folder, with config.json and model.safetensors in it."
         )
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         raise FileNotFoundError(
             f"There is no folder {name}. Expected a folder with config.json and model.safetensors, "
             f"or a hub id such as CIDAS/clipseg-rd64-refined."
         )
     try:
-        return download(name)
+        return from_hub(name, local_files_only, needed)
     except (InputError, MissingExtra) as error:
         raise type(error)(f"There is no folder {name}; as a hub id: {error}") from error
-
-
-def download(hub_id: str, folder: str | os.PathLike | None = None) -> Path:
-    """Fetch a checkpoint from the Hugging Face hub, into its cache or into `folder`; shows progress.
-
-    Raises MissingExtra without huggingface_hub, and InputError where the hub cannot be reached, has no
-    such checkpoint, or holds it without safetensors weights.
-    """
-    if not _is_hub_id(hub_id):
-        raise InputError(
-            f"{hub_id!r} is not a hub id: expected owner/name, such as CIDAS/clipseg-rd64-refined."
-        )
-    hub = optional("huggingface_hub", extra="hub")
-    try:
-        found = Path(
-            hub.snapshot_download(hub_id, allow_patterns=CHECKPOINT_FILES, local_dir=folder)
-        )
-    except Exception as error:
-        # The library raises its own errors, the network's and the system's alike.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"Could not fetch {hub_id} from the Hugging Face hub: {reason.rstrip('.')}. Check the name and "
-            f"the network, or give the path of a checkpoint's folder."
-        ) from error
-    if not any(found.glob("*.safetensors")):
-        raise InputError(
-            f"{hub_id} holds no safetensors weights. Ask for a revision that does, or convert it with "
-            f"transformers: CLIPSegForImageSegmentation.from_pretrained({hub_id!r}).save_pretrained(FOLDER)."
-        )
-    return found
-
-
-def _is_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and "\\" not in name
 
 
 def read_json(path: Path) -> dict:

@@ -24,6 +24,7 @@ import numpy as np
 
 from .errors import InputError
 from .files import checkpoint_folder, read_json, write_json
+from .hub import PICTURES
 from .ops import Ops
 from .outputs import Features
 from .picture import LAYOUTS, is_unit_float, load_image
@@ -170,13 +171,15 @@ class ViTImageProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, **overrides
+        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, **overrides
     ) -> "ViTImageProcessor":
         """Read a checkpoint's preprocessor_config.json, or its part in processor_config.json.
 
         Raises FileNotFoundError where neither is there, InputError for an impossible value.
         """
-        folder = checkpoint_folder(folder_or_hub_id)
+        folder = checkpoint_folder(
+            folder_or_hub_id, local_files_only=local_files_only, needed=(PICTURES,)
+        )
         combined = folder / COMBINED_FILE
         if combined.is_file():
             settings = read_json(combined).get("image_processor")

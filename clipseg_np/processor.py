@@ -32,17 +32,22 @@ class CLIPSegProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, **overrides: Any
+        cls,
+        folder_or_hub_id: str | os.PathLike,
+        *,
+        local_files_only: bool = False,
+        **overrides: Any,
     ) -> "CLIPSegProcessor":
         """Read both parts from a checkpoint; `overrides` are settings of either.
 
         Raises FileNotFoundError where a file is missing, InputError where one cannot be used.
         """
+        from_where = {"folder_or_hub_id": folder_or_hub_id, "local_files_only": local_files_only}
         of_images = {name: value for name, value in overrides.items() if name in DEFAULTS}
         of_texts = {name: value for name, value in overrides.items() if name not in DEFAULTS}
         return cls(
-            ViTImageProcessor.from_pretrained(folder_or_hub_id, **of_images),
-            CLIPTokenizer.from_pretrained(folder_or_hub_id, **of_texts),
+            ViTImageProcessor.from_pretrained(**from_where, **of_images),
+            CLIPTokenizer.from_pretrained(**from_where, **of_texts),
         )
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:

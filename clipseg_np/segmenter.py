@@ -54,14 +54,19 @@ class Segmenter:
         backend: str = "numpy",
         dtype: str = "float32",
         threads: int | None = None,
+        local_files_only: bool = False,
     ) -> "Segmenter":
         """Load a checkpoint: a folder, a hub id, or, without an argument, the demonstration checkpoint.
 
-        `threads` share out the work of the backend "numpy"; by default, as many as there are cores.
+        `threads` share out the work of the backend "numpy"; by default, as many as there are cores. With
+        `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it is not.
 
         Raises what CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained raise.
         """
-        folder = demo_folder() if folder_or_hub_id is None else checkpoint_folder(folder_or_hub_id)
+        if folder_or_hub_id is None:
+            folder = demo_folder()
+        else:
+            folder = checkpoint_folder(folder_or_hub_id, local_files_only=local_files_only)
         model = CLIPSegForImageSegmentation.from_pretrained(
             folder, backend=backend, dtype=dtype, threads=threads
         )

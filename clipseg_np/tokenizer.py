@@ -24,6 +24,7 @@ import regex
 from .byte_pairs import END_OF_WORD, bytes_of, join_pairs, symbols_of
 from .errors import InputError
 from .files import checkpoint_folder
+from .hub import TEXTS
 from .outputs import Features
 from .unicode_text import normalise, pieces
 from .vocabulary import (
@@ -132,7 +133,11 @@ class CLIPTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, **overrides: Any
+        cls,
+        folder_or_hub_id: str | os.PathLike,
+        *,
+        local_files_only: bool = False,
+        **overrides: Any,
     ) -> "CLIPTokenizer":
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
@@ -142,7 +147,10 @@ class CLIPTokenizer:
         known = {*SPECIAL_NAMES, "model_max_length"}
         _warn_of_unknown({name: v for name, v in overrides.items() if name not in known})
         used = {name: v for name, v in overrides.items() if name in known}
-        return cls(**read_tokenizer(checkpoint_folder(folder_or_hub_id), used))
+        folder = checkpoint_folder(
+            folder_or_hub_id, local_files_only=local_files_only, needed=(TEXTS,)
+        )
+        return cls(**read_tokenizer(folder, used))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.

@@ -1,4 +1,4 @@
-"""Folders, hub ids, backends and extras; files that are written whole or not at all."""
+"""Folders, backends and extras; files that are written whole or not at all."""
 
 import os
 import stat
@@ -12,13 +12,11 @@ import pytest
 from clipseg_np import CLIPSegForImageSegmentation, backends
 from clipseg_np.backends import NAMES, ops_for
 from clipseg_np.errors import InputError, MissingExtra, optional
-from clipseg_np.files import checkpoint_folder, download, read_json, write_json, written_whole
+from clipseg_np.files import checkpoint_folder, read_json, write_json, written_whole
 from clipseg_np.numpy_ops import NumpyOps
 from clipseg_np.ops import Ops
 
 from .checkpoints import PLAIN
-
-HUB_ID = "CIDAS/clipseg-rd64-refined"
 
 
 def test_a_folder_is_itself(tmp_path, monkeypatch):
@@ -36,57 +34,14 @@ def test_a_folder_that_is_not_there(name, tmp_path, monkeypatch):
         checkpoint_folder(name)
 
 
+def test_an_empty_name():
+    with pytest.raises(InputError, match="name is empty; expected its folder's path"):
+        CLIPSegForImageSegmentation.from_pretrained("")
+
+
 def test_a_file_for_a_folder():
     with pytest.raises(InputError, match="is a file; expected a checkpoint's folder"):
         checkpoint_folder(PLAIN / "config.json")
-
-
-def test_a_hub_id_without_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtra, match="pip install huggingface_hub"):
-        CLIPSegForImageSegmentation.from_pretrained(HUB_ID)
-
-
-def hub(monkeypatch, fetch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch))
-
-
-def test_a_hub_id_is_fetched(monkeypatch, tmp_path):
-    asked = {}
-
-    def fetch(hub_id, allow_patterns, local_dir):
-        asked.update(hub_id=hub_id, patterns=allow_patterns, folder=local_dir)
-        return str(PLAIN)
-
-    hub(monkeypatch, fetch)
-    model = CLIPSegForImageSegmentation.from_pretrained(HUB_ID)
-    assert model.config.extract_layers == (0, 1)
-    assert asked["hub_id"] == HUB_ID and "*.safetensors" in asked["patterns"]
-    assert not any(pattern.endswith(".bin") for pattern in asked["patterns"])
-    download(HUB_ID, tmp_path)
-    assert asked["folder"] == tmp_path
-
-
-def test_a_hub_that_cannot_be_reached(monkeypatch):
-    def fetch(*_, **__):
-        raise ConnectionError("no route to host.\nmore lines")
-
-    hub(monkeypatch, fetch)
-    with pytest.raises(InputError, match=f"Could not fetch {HUB_ID}.*no route to host") as caught:
-        CLIPSegForImageSegmentation.from_pretrained(HUB_ID)
-    assert "more lines" not in str(caught.value)
-
-
-def test_a_hub_id_without_safetensors(monkeypatch, tmp_path):
-    hub(monkeypatch, lambda *_, **__: str(tmp_path))
-    with pytest.raises(InputError, match="holds no safetensors weights"):
-        download(HUB_ID)
-
-
-def test_what_is_no_hub_id(monkeypatch):
-    hub(monkeypatch, lambda *_, **__: str(PLAIN))
-    with pytest.raises(InputError, match="is not a hub id"):
-        download("clipseg")
 
 
 def test_an_optional_library():
