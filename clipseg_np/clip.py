@@ -180,6 +180,8 @@ class CLIPSegTextModel(PretrainedModel):
         if attention_mask is None:
             return causal
         attention_mask = self.ops.asarray(attention_mask)
+        if attention_mask.ndim == 1:  # of one text without its axis, as its ids may be
+            attention_mask = attention_mask[None]
         if attention_mask.shape != (P, T):
             raise InputError(
                 f"attention_mask has shape {attention_mask.shape}; expected that of input_ids, {(P, T)}"

@@ -108,6 +108,10 @@ def test_P19_one_prompt_keeps_its_axis_and_logits_are_not_probabilities(plain):
 def test_one_prompt_may_come_without_its_axis(plain):
     """As in transformers, a single text's ids are taken as a batch of one."""
     same(plain.clip.get_text_features(IDS[1]), plain.clip.get_text_features(IDS[1:2]))
+    mask = np.ones_like(IDS[1])
+    mask[-1] = 0
+    expected = plain.clip.get_text_features(IDS[1:2], attention_mask=mask[None])
+    same(plain.clip.get_text_features(IDS[1], attention_mask=mask), expected)
 
 
 def test_P07_only_the_grids_positions_are_interpolated(plain):
