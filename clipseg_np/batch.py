@@ -26,7 +26,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import InputError
-from .files import CHECKPOINT_FILES, checkpoint_folder, demo_folder, written_whole
+from .files import CHECKPOINT_FILES, checkpoint_path, demo_folder, written_whole
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
 from .segmenter import Segmenter
@@ -133,8 +133,11 @@ def job_mark(job: Job) -> str:
     said = asdict(job) | {"output": None, "model": None, "version": __version__}
     said["clean_up"] = [float(number) for number in said["clean_up"].values()]  # 1 and 1.0 are one
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
-    folder = checkpoint_folder(job.model) if job.model else demo_folder()
+    path = checkpoint_path(job.model) if job.model else demo_folder()
+    folder = path.parent if path.is_file() else path
     files = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)}
+    if path.is_file():
+        files = {file for file in files if file.suffix != ".safetensors"} | {path}
     hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
     return hashlib.sha256(json.dumps([said, hashes], sort_keys=True).encode()).hexdigest()
 

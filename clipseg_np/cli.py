@@ -22,7 +22,7 @@ from .batch import REPORT, Job, run_batch
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .errors import InputError, MissingExtra
-from .files import checkpoint_folder, demo_folder, download
+from .files import checkpoint_path, demo_folder, download
 from .golden import Golden, write_golden
 from .picture import load_image
 from .processor import CLIPSegProcessor
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model",
             metavar="FOLDER_OR_ID",
-            help="a checkpoint's folder or hub id; default: the demonstration checkpoint",
+            help="a checkpoint's folder, its one .safetensors file or its hub id; default: the demonstration checkpoint",
         )
         command.add_argument(
             "--backend", choices=NAMES, default="numpy", help="default: %(default)s"
@@ -290,19 +290,20 @@ def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPr
 
 
 def run_info(options: argparse.Namespace) -> None:
-    folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
-    model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=options.backend)
+    path = demo_folder() if options.model is None else checkpoint_path(options.model)
+    model = CLIPSegForImageSegmentation.from_pretrained(path, backend=options.backend)
     config = model.config
     vision, text = config.vision_config, config.text_config
     head = "refined" if config.use_complex_transposed_convolution else "plain"
     parameters = sum(array.size for array in model.state_dict().values())
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
     print(f"clipseg-np   {__version__}")
     print(
         f"Python       {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} CPU cores"
     )
     print(f"backend      {options.backend}, on {model.ops.xp.__name__}, {model.dtype}")
-    print(f"checkpoint   {folder}")
+    print(f"checkpoint   {path}")
     print(f"size         {parameters:,} parameters, {size / 1e6:.1f} MB on disk")
     print(
         f"vision       {vision.num_hidden_layers} layers, {vision.hidden_size} wide, patches of "
@@ -319,16 +320,16 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def run_trace(options: argparse.Namespace) -> None:
-    folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
+    path = demo_folder() if options.model is None else checkpoint_path(options.model)
 
     def load(dtype: str) -> CLIPSegForImageSegmentation:
         return CLIPSegForImageSegmentation.from_pretrained(
-            folder, backend=options.backend, dtype=dtype
+            path, backend=options.backend, dtype=dtype
         )
 
     model = load(options.dtype)
     rough = load("float32") if options.dtype == "float64" else None
-    processor = CLIPSegProcessor.from_pretrained(folder)
+    processor = CLIPSegProcessor.from_pretrained(path)
     pictures = [load_image(options.picture)] * len(options.prompts)
     inputs = processor(text=options.prompts, images=pictures, padding=True)
     about = {

@@ -9,7 +9,7 @@ import numpy
 from .backends import ops_for
 from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError
-from .files import checkpoint_folder, written_whole
+from .files import checkpoint_path, written_whole
 from .initialise import RandomStart
 from .layers import Layer
 from .weights import WEIGHTS_NAME, Checkpoint, Scope, give_back, save_weights
@@ -64,6 +64,8 @@ class PretrainedModel(Layer):
     ) -> "PretrainedModel":
         """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
 
+        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it.
+
         `threads` share out the work of the backend "numpy"; by default, as many as there are cores.
 
         Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
@@ -71,9 +73,9 @@ class PretrainedModel(Layer):
         huggingface_hub.
         """
         ops, dtype = ops_for(backend, threads), float_type(dtype)
-        folder = checkpoint_folder(folder_or_hub_id)
-        config = cls.config_class.from_pretrained(folder)
-        checkpoint = Checkpoint(folder, dtype, cls.landmark, cls.prefixes)
+        path = checkpoint_path(folder_or_hub_id)
+        config = cls.config_class.from_pretrained(path)
+        checkpoint = Checkpoint(path, dtype, cls.landmark, cls.prefixes)
         model = cls(config, Scope(checkpoint, ops, dtype))
         checkpoint.finish()
         return model

@@ -15,7 +15,7 @@ from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
 from .errors import InputError
 from .expression import parse
-from .files import checkpoint_folder, demo_folder
+from .files import checkpoint_path, demo_folder
 from .image import probabilities_at
 from .ops import Array
 from .picture import load_image
@@ -72,15 +72,17 @@ class Segmenter:
     ) -> "Segmenter":
         """Load a checkpoint: a folder, a hub id, or, without an argument, the demonstration checkpoint.
 
+        One .safetensors file is a checkpoint too, with the other files beside it.
+
         `threads` share out the work of the backend "numpy"; by default, as many as there are cores.
 
         Raises what CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained raise.
         """
-        folder = demo_folder() if folder_or_hub_id is None else checkpoint_folder(folder_or_hub_id)
+        path = demo_folder() if folder_or_hub_id is None else checkpoint_path(folder_or_hub_id)
         model = CLIPSegForImageSegmentation.from_pretrained(
-            folder, backend=backend, dtype=dtype, threads=threads
+            path, backend=backend, dtype=dtype, threads=threads
         )
-        return cls(model, CLIPSegProcessor.from_pretrained(folder))
+        return cls(model, CLIPSegProcessor.from_pretrained(path))
 
     def __call__(self, image: Any, prompts: Any) -> Segmentation:
         """Segment one picture by P prompts.
