@@ -1,4 +1,4 @@
-"""The command `clipseg-np`: segment, batch, info, trace, compare, download.
+"""The command `clipseg-np`: segment, batch, info, trace, compare, download, convert.
 
 What a user can mend is said in one line on standard error, with exit code 2; `compare` has 1 for a deviation.
 """
@@ -21,9 +21,11 @@ from .backends import NAMES
 from .batch import REPORT, Job, run_batch
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
+from .convert import STORED_AS, convert
 from .errors import InputError, MissingExtra
 from .files import checkpoint_path, demo_folder, download
 from .golden import Golden, write_golden
+from .original import convert_original
 from .picture import load_image
 from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
@@ -121,7 +123,45 @@ def parser() -> argparse.ArgumentParser:
         "folder", metavar="FOLDER", nargs="?", help="default: the name after the slash"
     )
     fetch.set_defaults(run=run_download)
+    add_convert(commands)
     return top
+
+
+def add_convert(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="store a checkpoint in another type or in shards, or make one of PyTorch files",
+    )
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint's folder, .safetensors file or hub id, or the authors' decoder (rd64-uni.pth)",
+    )
+    command.add_argument("output", metavar="OUTPUT", help="a new or empty folder")
+    command.add_argument(
+        "--dtype",
+        choices=tuple(STORED_AS),
+        help="default: as it was; of the authors' files, float32",
+    )
+    command.add_argument(
+        "--shard-size", metavar="MB", type=float, help="the most in one file; default: one file"
+    )
+    command.add_argument(
+        "--clip", metavar="FILE", help="OpenAI's ViT-B-16.pt, beside the authors' decoder"
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="for the authors' decoder: a folder with CLIP's tokenizer, or bpe_simple_vocab_16e6.txt.gz",
+    )
+    command.add_argument(
+        "--extract-layers",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="that the authors' decoder reads, counted from 0; default: 3 6 9",
+    )
+    command.set_defaults(run=run_convert)
 
 
 def add_options_of_results(command: argparse.ArgumentParser) -> None:
@@ -354,3 +394,24 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_download(options: argparse.Namespace) -> None:
     folder = Path(options.folder or options.hub_id.split("/")[-1])
     print(f"{options.hub_id} is in {download(options.hub_id, folder)}")
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    source, output, stored = options.source, options.output, (options.dtype, options.shard_size)
+    if source.endswith((".pth", ".pt")):
+        of_clip = options.clip, output, *stored, options.tokenizer, options.extract_layers
+        written = convert_original(source, *of_clip)
+        if options.tokenizer is None:
+            _say(
+                "warning",
+                "no tokenizer was given, and the authors' files have none: for text prompts, put vocab.json and "
+                f"merges.txt of openai/clip-vit-base-patch16 into {output}, or convert again with --tokenizer.",
+            )
+    elif options.clip or options.tokenizer or options.extract_layers:
+        raise InputError(
+            f"--clip, --tokenizer and --extract-layers are for the authors' decoder, a .pth file; got {source}"
+        )
+    else:
+        written = convert(source, output, *stored)
+    files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} shards"
+    print(f"{written.tensors} tensors, {written.size / 1e6:.1f} MB, {files}  {output}")

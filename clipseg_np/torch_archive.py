@@ -52,10 +52,8 @@ TYPED = {
         "restore_type_tag",
     )
 }
-MODULES = (
-    "__torch__ ",
-    "__torch__.",
-)  # TorchScript's classes, which are here holders of attributes
+# How TorchScript's classes begin; a module of any of them is here a holder of attributes.
+MODULES = ("__torch__ ", "__torch__.")
 
 LEGACY_START = (
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that opens files of before 1.6

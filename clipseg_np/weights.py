@@ -112,11 +112,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if not (folder / INDEX_NAME).is_file():
         held = sorted(path.name for path in folder.iterdir())
         advice = unfinished_download(folder)
-        if any(name.endswith((".bin", ".pth", ".pt")) for name in held):
-            advice += (
-                " Weights in PyTorch's own format are not read: convert them once with transformers, "
-                "CLIPSegForImageSegmentation.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)."
-            )
+        for name in held:
+            if name.endswith((".bin", ".pth", ".pt")):
+                what = f"{folder / name} NEW_FOLDER --clip ViT-B-16.pt"
+                advice += (
+                    f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
+                    f"clipseg-np convert {f'{folder} NEW_FOLDER' if name.endswith('.bin') else what}"
+                )
+                break
         raise FileNotFoundError(
             f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
             f"shards. It holds: {', '.join(held) or 'nothing'}.{advice}"
