@@ -16,9 +16,10 @@ from clipseg_np import (
 from clipseg_np.byte_pairs import BYTE_SYMBOLS
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError
-from clipseg_np.original import convert_original
+from clipseg_np.original import _write_tokenizer, convert_original
 
 from .archives import write_module, write_state_dict
+from .test_tokenizer import CLIP_MERGES
 
 LAYERS = (0, 2, 1)
 
@@ -296,6 +297,19 @@ def test_openais_list_of_merges(with_tokenizer, tmp_path, picture):
         40,
         60,
     )
+
+
+def test_clips_own_merges(tmp_path):
+    """Behind the merges that CLIP uses, OpenAI's file goes on."""
+    if not CLIP_MERGES.is_file():
+        pytest.skip("CLIP's merge table, ../shared/clip-bpe/merges.txt, is not here")
+    lines = CLIP_MERGES.read_bytes().rstrip(b"\n").split(b"\n")
+    path = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
+    path.write_bytes(gzip.compress(b"\n".join([*lines, b"q q", b"x x"]), 1))
+    _write_tokenizer(path, tmp_path, 49408)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer("café").input_ids == [49406, 15304, 49407]
 
 
 def test_a_folder_with_a_tokenizer(with_tokenizer, plain_files, tokenizer, tmp_path):
