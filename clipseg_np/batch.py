@@ -26,7 +26,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import InputError
-from .files import checkpoint_folder, demo_folder, written_whole
+from .files import checkpoint_path, demo_folder, written_whole
 from .hub import CHECKPOINT_FILES
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
@@ -135,8 +135,11 @@ def job_mark(job: Job) -> str:
     said = asdict(job) | {"output": None, "model": None, "version": __version__}
     said["clean_up"] = [float(number) for number in said["clean_up"].values()]  # 1 and 1.0 are one
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
-    folder = demo_folder() if job.model is None else checkpoint_folder(job.model)
+    path = demo_folder() if job.model is None else checkpoint_path(job.model)
+    folder = path.parent if path.is_file() else path
     files = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)}
+    if path.is_file():
+        files = {file for file in files if file.suffix != ".safetensors"} | {path}
     hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
     return hashlib.sha256(json.dumps([said, hashes], sort_keys=True).encode()).hexdigest()
 

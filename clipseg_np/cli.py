@@ -1,4 +1,4 @@
-"""The command `clipseg-np`: segment, batch, info, trace, compare, download.
+"""The command `clipseg-np`: segment, batch, info, trace, compare, download, convert.
 
 What a user can mend is said in one line on standard error, with exit code 2; `compare` has 1 for a deviation.
 """
@@ -21,10 +21,12 @@ from .backends import NAMES
 from .batch import REPORT, Job, run_batch
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
+from .convert import STORED_AS, convert
 from .errors import InputError, MissingExtra
-from .files import checkpoint_folder, demo_folder
+from .files import checkpoint_path, demo_folder
 from .golden import Golden, write_golden
 from .hub import download
+from .original import convert_original
 from .picture import load_image
 from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
@@ -105,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model",
             metavar="FOLDER_OR_ID",
-            help="a checkpoint's folder or hub id; default: the demonstration checkpoint",
+            help="a checkpoint's folder, its one .safetensors file or its hub id; default: the demonstration checkpoint",
         )
         command.add_argument(
             "--offline",
@@ -133,7 +135,45 @@ def parser() -> argparse.ArgumentParser:
         "folder", metavar="FOLDER", nargs="?", help="default: the name after the slash"
     )
     fetch.set_defaults(run=run_download)
+    add_convert(commands)
     return top
+
+
+def add_convert(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="store a checkpoint in another type or in shards, or make one of PyTorch files",
+    )
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint's folder, .safetensors file or hub id, or the authors' decoder (rd64-uni.pth)",
+    )
+    command.add_argument("output", metavar="OUTPUT", help="a new or empty folder")
+    command.add_argument(
+        "--dtype",
+        choices=tuple(STORED_AS),
+        help="default: as it was; of the authors' files, float32",
+    )
+    command.add_argument(
+        "--shard-size", metavar="MB", type=float, help="the most in one file; default: one file"
+    )
+    command.add_argument(
+        "--clip", metavar="FILE", help="OpenAI's ViT-B-16.pt, beside the authors' decoder"
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="for the authors' decoder: a folder with CLIP's tokenizer, or bpe_simple_vocab_16e6.txt.gz",
+    )
+    command.add_argument(
+        "--extract-layers",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="that the authors' decoder reads, counted from 0; default: 3 6 9",
+    )
+    command.set_defaults(run=run_convert)
 
 
 def add_options_of_results(command: argparse.ArgumentParser) -> None:
@@ -220,7 +260,7 @@ def run_segment(options: argparse.Namespace) -> None:
     stem, picture = read_picture(options.picture)
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
     tidy = clean_up(options)
-    segmenter = Segmenter.from_pretrained(model_folder(options), backend=options.backend)
+    segmenter = Segmenter.from_pretrained(model_path(options), backend=options.backend)
     result = segmenter.combine(
         picture, prompts, scales=options.scales, input_data_format="channels_last"
     )
@@ -244,11 +284,11 @@ def run_segment(options: argparse.Namespace) -> None:
         print(f"{'all together':<{width}}  {folder / f'{stem}_overlay.png'}")
 
 
-def model_folder(options: argparse.Namespace) -> Path:
-    """The folder of the checkpoint that --model names, or of the demonstration checkpoint."""
+def model_path(options: argparse.Namespace) -> Path:
+    """The folder, or the one file, of the checkpoint that --model names, or the demonstration checkpoint's."""
     if options.model is None:
         return demo_folder()
-    return checkpoint_folder(options.model, local_files_only=options.offline)
+    return checkpoint_path(options.model, local_files_only=options.offline)
 
 
 def read_picture(name: str) -> tuple[str, np.ndarray]:
@@ -274,7 +314,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
     job = Job(
         prompts=tuple(options.prompts),
         output=options.output,
-        model=None if options.model is None else str(model_folder(options)),
+        model=None if options.model is None else str(model_path(options)),
         image_prompts=tuple(zip(options.image_prompt, masks)),
         kinds=tuple(options.write),
         threshold=options.threshold,
@@ -321,19 +361,20 @@ def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPr
 
 
 def run_info(options: argparse.Namespace) -> None:
-    folder = model_folder(options)
-    model = CLIPSegForImageSegmentation.from_pretrained(folder, backend=options.backend)
+    path = model_path(options)
+    model = CLIPSegForImageSegmentation.from_pretrained(path, backend=options.backend)
     config = model.config
     vision, text = config.vision_config, config.text_config
     head = "refined" if config.use_complex_transposed_convolution else "plain"
     parameters = sum(array.size for array in model.state_dict().values())
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
     print(f"clipseg-np   {__version__}")
     print(
         f"Python       {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} CPU cores"
     )
     print(f"backend      {options.backend}, on {model.ops.xp.__name__}, {model.dtype}")
-    print(f"checkpoint   {folder}")
+    print(f"checkpoint   {path}")
     print(f"size         {parameters:,} parameters, {size / 1e6:.1f} MB on disk")
     print(
         f"vision       {vision.num_hidden_layers} layers, {vision.hidden_size} wide, patches of "
@@ -350,16 +391,16 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def run_trace(options: argparse.Namespace) -> None:
-    folder = model_folder(options)
+    path = model_path(options)
 
     def load(dtype: str) -> CLIPSegForImageSegmentation:
         return CLIPSegForImageSegmentation.from_pretrained(
-            folder, backend=options.backend, dtype=dtype
+            path, backend=options.backend, dtype=dtype
         )
 
     model = load(options.dtype)
     rough = load("float32") if options.dtype == "float64" else None
-    processor = CLIPSegProcessor.from_pretrained(folder)
+    processor = CLIPSegProcessor.from_pretrained(path)
     pictures = [load_image(options.picture)] * len(options.prompts)
     inputs = processor(
         text=options.prompts, images=pictures, padding=True, input_data_format="channels_last"
@@ -386,3 +427,24 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_download(options: argparse.Namespace) -> None:
     folder = Path(options.folder or options.hub_id.split("/")[-1])
     print(f"{options.hub_id} is in {download(options.hub_id, folder)}")
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    source, output, stored = options.source, options.output, (options.dtype, options.shard_size)
+    if source.endswith((".pth", ".pt")):
+        of_clip = options.clip, output, *stored, options.tokenizer, options.extract_layers
+        written = convert_original(source, *of_clip)
+        if options.tokenizer is None:
+            _say(
+                "warning",
+                "no tokenizer was given, and the authors' files have none: for text prompts, put vocab.json and "
+                f"merges.txt of openai/clip-vit-base-patch16 into {output}, or convert again with --tokenizer.",
+            )
+    elif options.clip or options.tokenizer or options.extract_layers:
+        raise InputError(
+            f"--clip, --tokenizer and --extract-layers are for the authors' decoder, a .pth file; got {source}"
+        )
+    else:
+        written = convert(source, output, *stored)
+    files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} shards"
+    print(f"{written.tensors} tensors, {written.size / 1e6:.1f} MB, {files}  {output}")

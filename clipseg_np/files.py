@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, MissingExtra
 from .hub import WHOLE, from_hub, is_hub_id
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def demo_folder() -> Path:
@@ -23,6 +27,19 @@ def demo_folder() -> Path:
     )
 
 
+def checkpoint_path(folder_or_hub_id: str | os.PathLike, **from_hub: Any) -> Path:
+    """What holds a checkpoint's weights: one .safetensors file as it is, or else the checkpoint's folder.
+
+    Takes the keywords of `checkpoint_folder`, and raises what it raises.
+    """
+    folder = checkpoint_folder(folder_or_hub_id, **from_hub)
+    return Path(folder_or_hub_id) if _is_weights_file(folder_or_hub_id) else folder
+
+
+def _is_weights_file(path: str | os.PathLike) -> bool:
+    return os.fspath(path).endswith(".safetensors") and Path(path).is_file()
+
+
 def checkpoint_folder(
     folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, needed: tuple = WHOLE
 ) -> Path:
@@ -30,6 +47,8 @@ def checkpoint_folder(
 
     That comes from the hub's cache where all that is `needed` lies there, and is fetched only where it does not, with
     `local_files_only` never (see hub.py).
+
+    For one .safetensors file, it is the folder around it, where config.json and the other files lie.
 
     Raises FileNotFoundError where the name is neither, MissingExtra where the hub is asked for and
     huggingface_hub is not installed, and InputError where the name is empty, the hub cannot be reached or refuses, or
@@ -43,9 +62,19 @@ def checkpoint_folder(
     folder = Path(name)
     if folder.is_dir():
         return folder
+    if _is_weights_file(folder):
+        if not (folder.parent / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder.parent / 'config.json'} is missing: beside the one file {folder.name} are expected "
+                f"config.json and, for prompts and pictures, the tokenizer's files and preprocessor_config.json. "
+                f"{_neighbours(folder)}"
+            )
+        return folder.parent
     if folder.exists():
+        unfinished = " It is an unfinished download: fetch it again." * name.endswith(".incomplete")
         raise InputError(
-            f"{name} is a file; expected a checkpoint's folder, with config.json and model.safetensors in it."
+            f"{name} is a file; expected a checkpoint's folder, with config.json and model.safetensors in it, "
+            f"or one .safetensors file beside its config.json.{unfinished}"
         )
     if not is_hub_id(name):
         raise FileNotFoundError(
@@ -65,14 +94,36 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path} is not valid JSON ({error}). It may be cut off: fetch it again."
-        ) from error
+        raise InputError(f"{path} is not valid JSON ({error}). {what_to_do(path)}") from error
     if not isinstance(value, dict):
         raise InputError(
             f"{path} holds a JSON {type(value).__name__}; expected an object, {{...}}."
         )
     return value
+
+
+def what_to_do(path: Path) -> str:
+    """Advice on a file that cannot be read as what it should be."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return (
+                "It is a git-LFS pointer, a few lines that stand for the file: fetch the file itself, with "
+                "git lfs pull or clipseg-np download."
+            )
+    return "It may be cut off: fetch it again."
+
+
+def unfinished_download(folder: Path) -> str:
+    """Where a download into `folder` by huggingface_hub was broken off, a sentence that says so; else nothing."""
+    places = [folder, folder / ".cache" / "huggingface" / "download"]
+    if folder.parent.name == "snapshots":  # the hub's cache keeps the bytes two folders up
+        places.append(folder.parent.parent / "blobs")
+    parts = [part for place in places for part in sorted(place.glob("*.incomplete"))]
+    if not parts:
+        return ""
+    return (
+        f" A download was broken off ({parts[0]}): fetch it again, which goes on where it stopped."
+    )
 
 
 def _neighbours(path: Path) -> str:
@@ -105,6 +156,27 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; rename it to `folder` on success, remove it on failure.
+
+    Raises InputError where `folder` is a file, or a folder that holds something.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -9,7 +9,7 @@ import numpy
 from .backends import ops_for
 from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError
-from .files import checkpoint_folder, written_whole
+from .files import checkpoint_path, written_whole
 from .hub import MODEL
 from .initialise import RandomStart
 from .layers import Layer
@@ -66,18 +66,17 @@ class PretrainedModel(Layer):
     ) -> "PretrainedModel":
         """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
 
-        `threads` share out the work of the backend "numpy"; by default, as many as there are cores. With
-        `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it is not.
+        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it. With
+        `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it is not. `threads` share
+        out the work of the backend "numpy"; by default, as many as there are cores.
 
         Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
         weights.py), InputError for an unknown backend or dtype, and what checkpoint_folder raises for a hub id.
         """
         ops, dtype = ops_for(backend, threads), float_type(dtype)
-        folder = checkpoint_folder(
-            folder_or_hub_id, local_files_only=local_files_only, needed=MODEL
-        )
-        config = cls.config_class.from_pretrained(folder)
-        checkpoint = Checkpoint(folder, dtype, cls.landmark, cls.prefixes)
+        path = checkpoint_path(folder_or_hub_id, local_files_only=local_files_only, needed=MODEL)
+        config = cls.config_class.from_pretrained(path)
+        checkpoint = Checkpoint(path, dtype, cls.landmark, cls.prefixes)
         model = cls(config, Scope(checkpoint, ops, dtype))
         checkpoint.finish()
         return model

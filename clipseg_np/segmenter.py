@@ -16,7 +16,7 @@ from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
 from .errors import InputError
 from .expression import Expression, parse
-from .files import checkpoint_folder, demo_folder
+from .files import checkpoint_path, demo_folder
 from .ops import Array
 from .picture import load_image
 from .processor import CLIPSegProcessor
@@ -58,19 +58,20 @@ class Segmenter:
     ) -> "Segmenter":
         """Load a checkpoint: a folder, a hub id, or, without an argument, the demonstration checkpoint.
 
-        `threads` share out the work of the backend "numpy"; by default, as many as there are cores. With
-        `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it is not.
+        One .safetensors file is a checkpoint too, with the other files beside it. With `local_files_only`, a hub id
+        must be in the hub's cache; without, it is fetched if it is not. `threads` share out the work of the backend
+        "numpy"; by default, as many as there are cores.
 
         Raises what CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained raise.
         """
         if folder_or_hub_id is None:
-            folder = demo_folder()
+            path = demo_folder()
         else:
-            folder = checkpoint_folder(folder_or_hub_id, local_files_only=local_files_only)
+            path = checkpoint_path(folder_or_hub_id, local_files_only=local_files_only)
         model = CLIPSegForImageSegmentation.from_pretrained(
-            folder, backend=backend, dtype=dtype, threads=threads
+            path, backend=backend, dtype=dtype, threads=threads
         )
-        return cls(model, CLIPSegProcessor.from_pretrained(folder))
+        return cls(model, CLIPSegProcessor.from_pretrained(path))
 
     def __call__(
         self,

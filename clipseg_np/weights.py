@@ -12,6 +12,7 @@ import difflib
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import InputError
-from .files import read_json, written_whole
+from .files import read_json, unfinished_download, what_to_do, written_whole
 from .ops import Array, Ops
 
 WEIGHTS_NAME = "model.safetensors"
@@ -55,16 +56,32 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
 
-    def read(self, dtype: Any) -> numpy.ndarray:
-        """The numbers as `dtype`: a read-only view of the mapped file where they are stored so."""
+    def mapped(self) -> "Raw":
+        """The numbers as they are stored: a read-only view of the mapped file."""
         raw_type = STORED_TYPES[self.stored_type]
         count = math.prod(self.shape)
         if count == 0:
-            return numpy.zeros(self.shape, dtype)
+            return Raw(numpy.zeros(self.shape, raw_type), self.stored_type)
         raw = numpy.memmap(self.file, raw_type, "r", self.offset, (count,)).view(numpy.ndarray)
-        if self.stored_type == "BF16":  # the upper half of a float32
-            raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
-        return raw.reshape(self.shape).astype(dtype, copy=False)
+        return Raw(raw.reshape(self.shape), self.stored_type)
+
+    def read(self, dtype: Any) -> numpy.ndarray:
+        """The numbers as `dtype`: a read-only view of the mapped file where they are stored so."""
+        return self.mapped().floats().astype(dtype, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """Numbers as they are stored. NumPy has no bfloat16, the upper half of a float32: here it is uint16."""
+
+    array: numpy.ndarray
+    stored_type: str
+
+    def floats(self) -> numpy.ndarray:
+        """The numbers in a type that NumPy has: the same array, or bfloat16 as float32."""
+        if self.stored_type != "BF16":
+            return self.array
+        return (self.array.astype(numpy.uint32) << 16).view(numpy.float32)
 
 
 def give_back(arrays: Iterable[Array]) -> None:
@@ -80,20 +97,29 @@ def give_back(arrays: Iterable[Array]) -> None:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint's folder by name: one file, or shards named by an index.
+    """Every tensor of a checkpoint by name: of one file, or of a folder with one file or shards named by an index.
 
     Raises FileNotFoundError where there is no checkpoint, and InputError for a damaged file or index.
     """
+    if folder.is_file():
+        if re.search(r"-\d{5}-of-\d{5}\.safetensors$", folder.name):
+            raise InputError(
+                f"{folder} is one of several shards of a checkpoint: give their folder, {folder.parent}."
+            )
+        return tensors_of_file(folder)
     if (folder / WEIGHTS_NAME).is_file():
         return tensors_of_file(folder / WEIGHTS_NAME)
     if not (folder / INDEX_NAME).is_file():
         held = sorted(path.name for path in folder.iterdir())
-        advice = ""
-        if any(name.endswith((".bin", ".pth", ".pt")) for name in held):
-            advice = (
-                " Weights in PyTorch's own format are not read: convert them once with transformers, "
-                "CLIPSegForImageSegmentation.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)."
-            )
+        advice = unfinished_download(folder)
+        for name in held:
+            if name.endswith((".bin", ".pth", ".pt")):
+                what = f"{folder / name} NEW_FOLDER --clip ViT-B-16.pt"
+                advice += (
+                    f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
+                    f"clipseg-np convert {f'{folder} NEW_FOLDER' if name.endswith('.bin') else what}"
+                )
+                break
         raise FileNotFoundError(
             f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
             f"shards. It holds: {', '.join(held) or 'nothing'}.{advice}"
@@ -126,14 +152,17 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, by name, without reading their numbers."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. It may not have been fetched: fetch it again.")
+        raise FileNotFoundError(
+            f"{path} is missing. It may not have been fetched: fetch it again."
+            f"{unfinished_download(path.parent)}"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
             headers = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({error}). It may be cut off: fetch it again."
+            f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
         ) from error
     with path.open("rb") as file:
         offset = 8 + int.from_bytes(file.read(8), "little")
@@ -162,7 +191,7 @@ class Source(Protocol):
 
 
 class Checkpoint:
-    """The tensors of a folder, each to be taken once.
+    """The tensors of a folder or of one file, each to be taken once.
 
     `prefixes` are the places where the wanted model may begin (a text tower's keys begin with
     nothing, with "text_model." or with "clip.text_model."); `landmark` is a key that the model certainly has.

@@ -90,7 +90,7 @@ def test_a_folder_without_weights_says_what_it_holds(folder):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "rd64-uni.pth"])
 def test_weights_in_pytorchs_own_format_get_advice(name, folder):
     (folder / "model.safetensors").rename(folder / name)
-    assert "convert them once with transformers" in refused(folder, name, FileNotFoundError)
+    assert "with clipseg-np convert" in refused(folder, name, FileNotFoundError)
 
 
 @pytest.fixture
