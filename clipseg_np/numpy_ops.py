@@ -83,10 +83,13 @@ class NumpyOps(Ops):
                 scores = (query[b, h] * d**-0.5) @ key[b, h].T
                 if hidden is not None:
                     scores[hidden[b, 0]] = np.finfo(scores.dtype).min
-                _softmax(scores, out=scores)
+                scores -= scores.max(axis=-1, keepdims=True)
+                np.exp(scores, out=scores)
+                sums = scores.sum(axis=-1, keepdims=True)
                 np.matmul(scores, value[b, h], out=mixed[b, h])
+                mixed[b, h] /= sums  # d numbers a row instead of T
                 if kept is not None:
-                    kept[b, h] = scores
+                    np.divide(scores, sums, out=kept[b, h])
 
         self.threads.share(some_heads, B * H, max(1, NUMBERS // T**2))
         if attentions is not None:
