@@ -26,10 +26,11 @@ from typing import Any
 from PIL import Image
 
 from .errors import InputError
-from .files import CHECKPOINT_FILES, checkpoint_folder, demo_folder, written_whole
+from .expression import parse
+from .files import CHECKPOINT_FILES, NOT_UTF8, checkpoint_folder, demo_folder, written_whole
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
-from .segmenter import Segmenter
+from .segmenter import Segmenter, require_threshold
 from .version import __version__
 from .visual_prompt import VisualPrompt
 
@@ -76,7 +77,7 @@ def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list
         for name in names
         if not name.startswith(".")
         and (
-            any(Path(parent, name).match(pattern) for pattern in patterns)
+            any(fits(Path(parent, name), pattern) for pattern in patterns)
             if patterns
             else Path(name).suffix.lower() in suffixes
         )
@@ -85,6 +86,13 @@ def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list
         wanted = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
         raise InputError(f"{folder} holds no picture {wanted}, and no folder inside it does")
     return sorted(found)
+
+
+def fits(path: Path, pattern: str) -> bool:
+    try:
+        return path.match(pattern)
+    except ValueError as error:
+        raise InputError(f"--glob {pattern!r}: {error}; expected one such as '*.jpg'") from error
 
 
 def run_batch(
@@ -101,8 +109,9 @@ def run_batch(
     Raises InputError for a job that cannot be done at all.
     """
     folder, output = Path(folder), Path(job.output)
+    made = os.path.join(os.path.realpath(output), "")
     pictures = [
-        p for p in pictures_in(folder, patterns) if output.resolve() not in p.resolve().parents
+        p for p in pictures_in(folder, patterns) if not os.path.realpath(p).startswith(made)
     ]
     if not pictures:
         raise InputError(f"{folder} holds no picture outside of the output folder {output}")
@@ -118,7 +127,9 @@ def run_batch(
     report = [{"picture": name, **records[name]} for name in names]
     with written_whole(output / REPORT) as temporary:
         temporary.write_text(
-            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in report), "utf-8"
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in report),
+            "utf-8",
+            errors=NOT_UTF8,
         )
     return report
 
@@ -130,17 +141,22 @@ def job_mark(job: Job) -> str:
     unknown = set(job.kinds) - set(KINDS)
     if unknown:
         raise InputError(f"unknown kind {min(unknown)!r} of picture; expected {', '.join(KINDS)}")
+    for prompt in job.prompts:
+        parse(prompt)
+    require_threshold(job.threshold)
     said = asdict(job) | {"output": None, "model": None, "version": __version__}
     said["clean_up"] = [float(number) for number in said["clean_up"].values()]  # 1 and 1.0 are one
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
     folder = checkpoint_folder(job.model) if job.model else demo_folder()
-    files = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)}
+    files = {f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file()}
     hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
     return hashlib.sha256(json.dumps([said, hashes], sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: str | os.PathLike) -> str:
     hashed = hashlib.sha256()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} is a folder, a device or a pipe; expected a file")
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             hashed.update(block)
@@ -151,7 +167,8 @@ def one_picture(job: Job, mark: str, picture: str, name: str) -> dict:
     """A worker's part: segment one picture, unless that is done. Returns {"prompts": ...} or {"error": ...}."""
     place = Path(job.output, name)
     try:
-        key = hashlib.sha256(f"{mark} {name} {file_hash(picture)}".encode()).hexdigest()
+        key = hashlib.sha256(f"{mark} {name} {file_hash(picture)}".encode(errors=NOT_UTF8))
+        key = key.hexdigest()
         record = finished(place, key)
         if record is None:
             record = {"key": key, "prompts": segmented(job, picture, place, key)}
@@ -167,18 +184,17 @@ def finished(place: Path, key: str) -> dict | None:
     """The record of a picture that is done: made by the same key, and none of its files missing."""
     try:
         record = json.loads((place / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        done = record["key"] == key and all((place / file).is_file() for file in record["files"])
+        return record if done and isinstance(record["prompts"], list) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    if record.get("key") != key or not all((place / file).is_file() for file in record["files"]):
-        return None
-    return record
 
 
 def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
     """Write a picture's folder. It has its name only when all is in it."""
     pixels = load_image(picture)
     segmenter, prompts = worker(job)
-    result = segmenter.combine(pixels, prompts)
+    result = segmenter.combine(Image.fromarray(pixels), prompts)
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir(parents=True)
@@ -196,10 +212,15 @@ def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
     for one in said:
         one["files"] = [Path(file).name for file in one["files"]]
     record = {"key": key, "prompts": said, "files": sorted(file.name for file in part.iterdir())}
-    (part / RECORD).write_text(json.dumps(record, ensure_ascii=False), "utf-8")
+    (part / RECORD).write_text(json.dumps(record, ensure_ascii=False), "utf-8", errors=NOT_UTF8)
     shutil.rmtree(place, ignore_errors=True)
     os.replace(part, place)
     return said
+
+
+def opened(path: str | os.PathLike) -> Image.Image:
+    """A picture's file read to its end; as an array, one that is 3 pixels high could be (C,H,W) too."""
+    return Image.fromarray(load_image(path))
 
 
 _loading = threading.Lock()
@@ -215,7 +236,7 @@ def worker(job: Job) -> tuple[Segmenter, list[Any]]:
 def _loaded(model, backend, prompts, image_prompts) -> tuple[Segmenter, list[Any]]:
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
     pictures = [
-        VisualPrompt(load_image(picture), load_image(mask)) if mask else load_image(picture)
+        VisualPrompt(opened(picture), opened(mask)) if mask else opened(picture)
         for picture, mask in image_prompts
     ]
     return segmenter, [*prompts, *pictures]

@@ -6,11 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, MissingExtra, optional
 
 # What a checkpoint's folder may hold that this package reads; weights of other frameworks stay on the hub.
 CHECKPOINT_FILES = ["*.json", "*.txt", "*.safetensors"]
+NOT_UTF8 = "backslashreplace"  # file names may hold bytes that are no UTF-8; \\udcff is how JSON writes one
+DEEPEST = 50  # lists and objects within each other in a JSON file; a checkpoint's have 6
 
 
 def demo_folder() -> Path:
@@ -91,7 +94,9 @@ def read_json(path: Path) -> dict:
         raise FileNotFoundError(f"{path} is missing. {_neighbours(path)}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if _deeper_than(DEEPEST, value):
+            raise RecursionError(f"more than {DEEPEST} lists and objects within each other")
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise InputError(
             f"{path} is not valid JSON ({error}). It may be cut off: fetch it again."
         ) from error
@@ -100,6 +105,19 @@ def read_json(path: Path) -> dict:
             f"{path} holds a JSON {type(value).__name__}; expected an object, {{...}}."
         )
     return value
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    """Whether lists and objects lie deeper within each other: Python's recursion is limited, a file is not."""
+    inside = [value]
+    for _ in range(levels):
+        lists = [one.values() if isinstance(one, dict) else one for one in inside if _nests(one)]
+        inside = [child for children in lists for child in children]
+    return any(map(_nests, inside))
+
+
+def _nests(value: Any) -> bool:
+    return isinstance(value, (dict, list))
 
 
 def _neighbours(path: Path) -> str:
@@ -114,7 +132,9 @@ def write_json(path: Path, value: dict) -> None:
     """Write an object as indented JSON with sorted keys, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
+            "utf-8",
+            errors=NOT_UTF8,
         )
 
 
@@ -132,6 +152,27 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; move its files to `folder` on success, remove them on failure."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+            yield Path(part)
+            files = sorted(Path(part).iterdir())
+            for file in files:
+                if (folder / file.name).is_dir():
+                    raise InputError(f"{folder / file.name} is a folder; expected to write a file")
+            for file in files:
+                os.replace(file, folder / file.name)
+    except BaseException:
+        for place in made:  # the innermost first
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
 
 
 def _umask() -> int:

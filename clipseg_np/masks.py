@@ -18,6 +18,8 @@ def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
     """
     if pixels < 0:
         return ~grow(~mask, -pixels)
+    if pixels >= np.hypot(*mask.shape):  # the picture's diagonal: from anywhere to anywhere
+        return np.full_like(mask, mask.any())
     height = mask.shape[0]
     grown = mask.copy()
     for down in range(1, int(min(pixels, height - 1)) + 1):

@@ -20,6 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import InputError
 
 LAYOUTS = ("channels_first", "channels_last")
+LONGEST = (
+    65_535  # pixels of a file's picture on a side, as in JPEG; a line of 80 million zips to nothing
+)
 
 
 def load_image(
@@ -67,11 +70,21 @@ def _from_file(path: str) -> np.ndarray:
         raise FileNotFoundError(f"There is no picture {path}. Check the path.")
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; expected one picture's file.")
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if not os.path.isfile(path):  # a pipe would be waited for, a device read for ever
+        raise InputError(
+            f"{path} is a device or a pipe; expected one picture's file. "
+            f"The command reads a pipe from standard input, as the picture -."
+        )
+    if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty (0 bytes). Fetch or export the picture again.")
 
     def read():
         with Image.open(path) as image:
+            if max(image.size) > LONGEST:
+                raise InputError(
+                    f"{path} is {image.width} x {image.height} pixels; expected at most "
+                    f"{LONGEST:,} on a side. Cut it into parts."
+                )
             return _from_pil(ImageOps.exif_transpose(image), path)
 
     return _reading(path, read)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
-from .errors import InputError
+from .errors import InputError, naming
 from .expression import parse
 from .files import checkpoint_folder, demo_folder
 from .image import probabilities_at
@@ -35,9 +35,13 @@ class Segmentation:
 
         A lower threshold gives larger masks; the paper used 0.1 to 0.3. Raises InputError for one outside 0 to 1.
         """
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold}; expected a probability, from 0 to 1")
+        require_threshold(threshold)
         return self.probabilities > threshold
+
+
+def require_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}; expected a probability, from 0 to 1")
 
 
 class Segmenter:
@@ -80,7 +84,9 @@ class Segmenter:
         model = CLIPSegForImageSegmentation.from_pretrained(
             folder, backend=backend, dtype=dtype, threads=threads
         )
-        return cls(model, CLIPSegProcessor.from_pretrained(folder))
+        processor = CLIPSegProcessor.from_pretrained(folder)
+        with naming(folder):
+            return cls(model, processor)
 
     def __call__(self, image: Any, prompts: Any) -> Segmentation:
         """Segment one picture by P prompts.
@@ -138,7 +144,7 @@ class Segmenter:
         if not is_text.all():
             mean = self.processor.image_processor.image_mean
             pictures = [
-                prompt.picture(mean) if isinstance(prompt, VisualPrompt) else prompt
+                prompt.picture(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
                 for prompt in prompts
                 if not isinstance(prompt, str)
             ]
@@ -147,8 +153,11 @@ class Segmenter:
             )
         return embeddings
 
-    def _pixel_values(self, pictures: list) -> Array:
-        return self.processor.image_processor(pictures, xp=self.model.ops.xp)["pixel_values"]
+    def _pixel_values(self, pictures: list[np.ndarray]) -> Array:
+        """Of pictures (height,width,3): said, since one that is 3 pixels high could be (C,H,W) too."""
+        return self.processor.image_processor(
+            pictures, input_data_format="channels_last", xp=self.model.ops.xp
+        )["pixel_values"]
 
     def _ids(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning."""

@@ -22,7 +22,7 @@ import numpy as np
 import regex
 
 from .byte_pairs import END_OF_WORD, bytes_of, join_pairs, symbols_of
-from .errors import InputError
+from .errors import InputError, naming
 from .files import checkpoint_folder
 from .outputs import Features
 from .unicode_text import normalise, pieces
@@ -142,7 +142,9 @@ class CLIPTokenizer:
         known = {*SPECIAL_NAMES, "model_max_length"}
         _warn_of_unknown({name: v for name, v in overrides.items() if name not in known})
         used = {name: v for name, v in overrides.items() if name in known}
-        return cls(**read_tokenizer(checkpoint_folder(folder_or_hub_id), used))
+        folder = checkpoint_folder(folder_or_hub_id)
+        with naming(folder):
+            return cls(**read_tokenizer(folder, used))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.
