@@ -301,10 +301,13 @@ def run_batch_command(options: argparse.Namespace) -> int:
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
         report = run_batch(job, options.folder, executor, options.glob, progress)
     failed = [one for one in report if "error" in one]
-    for one in report if options.json else failed:
-        line = json.dumps(one, ensure_ascii=False) if options.json else one["error"]
-        print(line, file=sys.stdout if options.json else sys.stderr)
-    if not options.json:
+    for one in failed:
+        if not options.json:
+            _say("error", one["error"])
+    if options.json:
+        for one in report:
+            print(json.dumps(one, ensure_ascii=False))
+    else:
         print(
             f"{len(report) - len(failed)} of {len(report)} pictures  {Path(options.output, REPORT)}"
         )
@@ -361,7 +364,8 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def run_trace(options: argparse.Namespace) -> None:
-    if Path(options.output).suffix == ".npz" or Path(options.output).is_dir():
+    target = Path(options.output)
+    if target.suffix == ".npz" or (target.exists() and not target.is_file()):
         raise InputError(f"--output {options.output}: expected the name of a .safetensors file")
     folder = demo_folder() if options.model is None else checkpoint_folder(options.model)
 

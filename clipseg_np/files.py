@@ -142,8 +142,10 @@ def write_json(path: Path, value: dict) -> None:
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise InputError(f"{path} is no file and cannot be written; expected a file's name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -163,9 +165,9 @@ def written_together(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
             yield Path(part)
             files = sorted(Path(part).iterdir())
-            for file in files:
-                if (folder / file.name).is_dir():
-                    raise InputError(f"{folder / file.name} is a folder; expected to write a file")
+            for target in (folder / file.name for file in files):
+                if target.exists() and not target.is_file():
+                    raise InputError(f"{target} is no file and cannot be written")
             for file in files:
                 os.replace(file, folder / file.name)
     except BaseException:

@@ -108,10 +108,12 @@ def _reading(name: str, read) -> np.ndarray:
                 f"{name} is not a picture that Pillow can read; "
                 f"expected PNG, JPEG, WebP, TIFF or the like."
             ) from error
+        except MemoryError as error:
+            raise InputError(f"{name} needs more memory than there is. Make it smaller.") from error
         except Exception as error:
             # Decoders raise OSError, SyntaxError, struct.error, EOFError and more.
             raise InputError(
-                f"{name} cannot be read as a picture: {error or type(error).__name__}. "
+                f"{name} cannot be read as a picture: {str(error) or type(error).__name__}. "
                 f"The file may be cut off or damaged; fetch or export it again."
             ) from error
 

@@ -246,7 +246,9 @@ def damaged_merges(text: bytes, rng: np.random.Generator) -> bytes:
     if way == 0:
         del lines[line]
     elif way == 1:
-        lines[line] = pick(rng, ("x", "x y z", "nope nope", " ", "r  e", "r\te", "x" * 10_000, "\0 \0", "r e "))
+        lines[line] = pick(
+            rng, ("x", "x y z", "nope nope", " ", "r  e", "r\te", "x" * 10_000, "\0 \0", "r e ")
+        )
     elif way == 2:
         lines.insert(line, lines[int(rng.integers(len(lines)))])
     elif way == 3:

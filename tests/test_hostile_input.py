@@ -6,10 +6,7 @@ Pictures, weights, configs, tokenizers and golden files, damaged by mutations.py
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +116,9 @@ def test_pictures(kind, yard, checkpoint, monkeypatch):
             rng = generator(kind, seed)
             other = PICTURES[mutations.pick(rng, kinds)]
             file.write_bytes(mutations.damaged_bytes(PICTURES[kind], rng, other))
-            output = "-" if seed % 3 else yard.output  # a folder gets a sheet, too, which takes longer
+            output = (
+                "-" if seed % 3 else yard.output
+            )  # a folder gets a sheet, too, which takes longer
             command = ["segment", file, "red", "--model", checkpoint, "--output", output]
             run = yard.run("pictures", *command)
             if run.code == 2:
@@ -145,19 +144,24 @@ def picture(yard) -> Path:
 
 
 def judge(yard: Yard, kind: str, seed: int, model: Path, picture: Path, named: list[str]) -> None:
-    """Run the model on a picture, by one of three commands; an error names one of `named`."""
-    target, command = yard.output, ["segment", picture, "red", "a + (b & !c)"]
-    if seed % 8 == 6:
-        target, command = None, ["info"]
-    elif seed % 8 == 7:
-        target, command = yard.output / "trace.safetensors", ["trace", picture, "red"]
-    run = yard.run(kind, *command, "--model", model, *(["--output", target] if target else []))
+    """Run the model on a picture, by one of four commands; an error names one of `named`."""
+    trace = yard.output / "trace.safetensors"
+    command, output = [
+        (["segment", picture, "red", "a + (b & !c)"], yard.output),
+        (["info"], None),
+        (["trace", picture, "red"], trace),
+    ][max(0, seed % 8 - 5)]
+    if seed % 8 in range(1, 6):  # a folder gets a sheet, too, which takes longer
+        command, output = ["segment", picture, "red"], "-"
+    run = yard.run(kind, *command, "--model", model, *(["--output", output] if output else []))
     if run.code == 2:
         assert any(name in run.error for name in named), run.error
-    elif command[0] == "segment":
+    elif output == "-":
+        assert np.asarray(Image.open(io.BytesIO(run.out))).shape == (HEIGHT, WIDTH)
+    elif output == yard.output:
         assert_written(yard, "scene", (HEIGHT, WIDTH), prompts=2)
-    elif target:
-        assert all(array.size for array in Golden(target).values())
+    elif output == trace:
+        assert all(array.size for array in Golden(trace).values())
     shutil.rmtree(yard.output, ignore_errors=True)
 
 
@@ -246,12 +250,14 @@ def test_golden_files(suffix, yard, checkpoint, picture, capsys):
 
 def test_a_sound_file_is_answered(yard, folder, picture, capsys):
     """The tests above would all pass if nothing could be read."""
-    for seed in range(8):
+    for seed in range(8):  # each command
         judge(yard, "sound files", seed, folder, picture, [])
     for kind, data in PICTURES.items():
         file = yard.given / f"whole.{kind.split()[0]}"
         file.write_bytes(data)
-        run = yard.run("sound files", "segment", file, "red", "--model", folder, "--output", yard.output)
+        run = yard.run(
+            "sound files", "segment", file, "red", "--model", folder, "--output", yard.output
+        )
         assert run.code == 0, (kind, run.err)
         assert_written(yard, "whole", load_image(file).shape[:2])
         shutil.rmtree(yard.output)
