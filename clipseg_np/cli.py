@@ -249,8 +249,8 @@ def run_segment(options: argparse.Namespace) -> None:
 def output_folder(name: str) -> Path:
     folder = Path(name)
     if not name or (folder.exists() and not folder.is_dir()):
-        what = "is a file" if name else "is empty"
-        raise InputError(f"--output {name} {what}; expected a folder, which is made if missing")
+        what = f"{name} is a file" if name else "is empty"
+        raise InputError(f"--output {what}; expected a folder, which is made if missing")
     return folder
 
 

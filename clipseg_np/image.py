@@ -31,9 +31,8 @@ from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
 REFERENCE = Ops()
 
 LARGEST = 1e30  # of the settings' numbers: more overflows
-MOST_PIXELS = (
-    2**22
-)  # of a picture resized for the model: 34 times what CLIPSeg takes; attention squares it
+# Pixels of a picture resized for the model: 34 times what CLIPSeg takes, and attention squares them.
+MOST_PIXELS = 2**22
 
 CONFIG_FILE = "preprocessor_config.json"
 COMBINED_FILE = "processor_config.json"  # newer checkpoints: all processors in one file

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import InputError
 
 LAYOUTS = ("channels_first", "channels_last")
-LONGEST = (
-    65_535  # pixels of a file's picture on a side, as in JPEG; a line of 80 million zips to nothing
-)
+# Pixels on a side of a file's picture, as in JPEG. A line of 80 million zips to nothing, and to
+# resize it takes hundreds of gigabytes.
+LONGEST = 65_535
 
 
 def load_image(

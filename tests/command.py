@@ -62,7 +62,8 @@ class Yard:
                 code = end.code
         out, err = (finished(stream) for stream in streams[1:])
         run = Run(code, out, err.decode(), self.judged(code, err.decode(), codes))
-        assert self.seen(outside=True) == before, "it wrote outside of the output folder"
+        changed = {path for path, _ in self.seen(outside=True).items() ^ before.items()}
+        assert not changed, f"it wrote outside of the output folder: {sorted(changed)}"
         if code == 2:
             assert not self.seen(outside=False), f"it left {self.seen(outside=False)}"
         counts = FIGURES.setdefault(kind, Counter())
@@ -118,3 +119,17 @@ def hurry():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class failing_as:
+    """Puts kind and seed before whatever goes wrong in a case."""
+
+    def __init__(self, kind: str, seed: int):
+        self.case = f"{kind!r}, seed {seed}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _, error, __):
+        if error is not None:
+            raise AssertionError(f"{self.case}: {type(error).__name__}: {error}") from error

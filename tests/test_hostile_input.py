@@ -19,7 +19,7 @@ from clipseg_np.picture import load_image
 
 from . import mutations
 from .checkpoints import sharded, stored_arrays
-from .command import Yard
+from .command import Yard, failing_as
 from .mutations import generator
 
 HEIGHT, WIDTH = 20, 24
@@ -78,20 +78,6 @@ def yard(tmp_path, monkeypatch) -> Yard:
     return Yard(tmp_path, monkeypatch)
 
 
-class failing_as:
-    """Puts kind and seed before whatever goes wrong in a case."""
-
-    def __init__(self, kind: str, seed: int):
-        self.case = f"{kind!r}, seed {seed}"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, _, error, __):
-        if error is not None:
-            raise AssertionError(f"{self.case}: {type(error).__name__}: {error}") from error
-
-
 def assert_written(yard: Yard, stem: str, size: tuple[int, int], prompts: int = 1) -> None:
     """A mask of the picture's size for each prompt, and the sheet, all whole."""
     names = sorted(path.name for path in yard.output.iterdir())
@@ -107,7 +93,7 @@ PICTURE_CASES = 60  # of each kind
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", PICTURES)
-def test_pictures(kind, yard, checkpoint, monkeypatch):
+def test_pictures(kind, yard, checkpoint, segmenter, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)  # a blown-up size costs time
     file = yard.given / f"odd.{kind.split()[0]}"
     kinds = sorted(PICTURES)
@@ -125,7 +111,8 @@ def test_pictures(kind, yard, checkpoint, monkeypatch):
                 assert file.name in run.error
             elif output == "-":
                 mask = np.asarray(Image.open(io.BytesIO(run.out)))
-                assert mask.shape == load_image(file).shape[:2]
+                pixels = Image.fromarray(load_image(file))
+                np.testing.assert_array_equal(mask > 0, segmenter(pixels, "red").masks()[0])
             else:
                 assert_written(yard, "odd", load_image(file).shape[:2])
                 shutil.rmtree(yard.output)
