@@ -26,10 +26,12 @@ from typing import Any
 from PIL import Image
 
 from .errors import InputError
-from .files import checkpoint_path, demo_folder, written_whole
+from .expression import parse
+from .files import NOT_UTF8, checkpoint_path, demo_folder, written_whole
 from .hub import CHECKPOINT_FILES
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
+from .segmentation import checked_threshold
 from .segmenter import Segmenter
 from .version import __version__
 from .visual_prompt import VisualPrompt, load_mask
@@ -78,7 +80,7 @@ def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list
         for name in names
         if not name.startswith(".")
         and (
-            any(Path(parent, name).match(pattern) for pattern in patterns)
+            any(fits(Path(parent, name), pattern) for pattern in patterns)
             if patterns
             else Path(name).suffix.lower() in suffixes
         )
@@ -87,6 +89,13 @@ def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list
         wanted = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
         raise InputError(f"{folder} holds no picture {wanted}, and no folder inside it does")
     return sorted(found)
+
+
+def fits(path: Path, pattern: str) -> bool:
+    try:
+        return path.match(pattern)
+    except ValueError as error:
+        raise InputError(f"--glob {pattern!r}: {error}; expected one such as '*.jpg'") from error
 
 
 def run_batch(
@@ -103,8 +112,9 @@ def run_batch(
     Raises InputError for a job that cannot be done at all.
     """
     folder, output = Path(folder), Path(job.output)
+    made = os.path.join(os.path.realpath(output), "")
     pictures = [
-        p for p in pictures_in(folder, patterns) if output.resolve() not in p.resolve().parents
+        p for p in pictures_in(folder, patterns) if not os.path.realpath(p).startswith(made)
     ]
     if not pictures:
         raise InputError(f"{folder} holds no picture outside of the output folder {output}")
@@ -120,7 +130,9 @@ def run_batch(
     report = [{"picture": name, **records[name]} for name in names]
     with written_whole(output / REPORT) as temporary:
         temporary.write_text(
-            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in report), "utf-8"
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in report),
+            "utf-8",
+            errors=NOT_UTF8,
         )
     return report
 
@@ -132,12 +144,15 @@ def job_mark(job: Job) -> str:
     unknown = set(job.kinds) - set(KINDS)
     if unknown:
         raise InputError(f"unknown kind {min(unknown)!r} of picture; expected {', '.join(KINDS)}")
+    for prompt in job.prompts:
+        parse(prompt)
+    checked_threshold(job.threshold)
     said = asdict(job) | {"output": None, "model": None, "version": __version__}
     said["clean_up"] = [float(number) for number in said["clean_up"].values()]  # 1 and 1.0 are one
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
     path = demo_folder() if job.model is None else checkpoint_path(job.model)
     folder = path.parent if path.is_file() else path
-    files = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)}
+    files = {f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file()}
     if path.is_file():
         files = {file for file in files if file.suffix != ".safetensors"} | {path}
     hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
@@ -146,6 +161,8 @@ def job_mark(job: Job) -> str:
 
 def file_hash(path: str | os.PathLike) -> str:
     hashed = hashlib.sha256()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} is a folder, a device or a pipe; expected a file")
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             hashed.update(block)
@@ -156,7 +173,8 @@ def one_picture(job: Job, mark: str, picture: str, name: str) -> dict:
     """A worker's part: segment one picture, unless that is done. Returns {"prompts": ...} or {"error": ...}."""
     place = Path(job.output, name)
     try:
-        key = hashlib.sha256(f"{mark} {name} {file_hash(picture)}".encode()).hexdigest()
+        key = hashlib.sha256(f"{mark} {name} {file_hash(picture)}".encode(errors=NOT_UTF8))
+        key = key.hexdigest()
         record = finished(place, key)
         if record is None:
             record = {"key": key, "prompts": segmented(job, picture, place, key)}
@@ -172,11 +190,10 @@ def finished(place: Path, key: str) -> dict | None:
     """The record of a picture that is done: made by the same key, and none of its files missing."""
     try:
         record = json.loads((place / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        done = record["key"] == key and all((place / file).is_file() for file in record["files"])
+        return record if done and isinstance(record["prompts"], list) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    if record.get("key") != key or not all((place / file).is_file() for file in record["files"]):
-        return None
-    return record
 
 
 def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
@@ -203,7 +220,7 @@ def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
     for one in said:
         one["files"] = [Path(file).name for file in one["files"]]
     record = {"key": key, "prompts": said, "files": sorted(file.name for file in part.iterdir())}
-    (part / RECORD).write_text(json.dumps(record, ensure_ascii=False), "utf-8")
+    (part / RECORD).write_text(json.dumps(record, ensure_ascii=False), "utf-8", errors=NOT_UTF8)
     shutil.rmtree(place, ignore_errors=True)
     os.replace(part, place)
     return said

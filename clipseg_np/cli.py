@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .convert import STORED_AS, convert
 from .errors import InputError, MissingExtra
-from .files import checkpoint_path, demo_folder
+from .files import NOT_UTF8, checkpoint_path, demo_folder, written_together
 from .golden import Golden, write_golden
 from .hub import download
 from .original import convert_original
@@ -36,9 +37,14 @@ from .threads import usual_count
 from .version import __version__
 from .visual_prompt import VisualPrompt
 
+LONGEST_LINE = 2000  # characters of a message
+MOST_PIXELS, MOST_WORKERS = 10**9, 1024
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # prompts and names are printed on any terminal
+        sys.stdout.reconfigure(errors=NOT_UTF8)
     options, left = parser().parse_known_args(arguments)
     prompts = [word for word in left if not word.startswith("-")]  # those that follow an option
     if prompts != left or (prompts and "prompts" not in options):
@@ -52,19 +58,37 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # whoever reads the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except MemoryError as error:
+            _say("error", f"there is not enough memory: {error or 'give a smaller picture'}")
+            return 2
         except (InputError, MissingExtra, OSError) as error:
             _say("error", error)
             return 2
 
 
 def _say(kind: str, message: object) -> None:
-    print(f"clipseg-np: {kind}: {message}", file=sys.stderr)
+    """One line, whatever the names and texts in it hold: what cannot be printed is escaped."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    if len(shown) > LONGEST_LINE:
+        shown = f"{shown[: LONGEST_LINE - 3]}..."
+    print(f"clipseg-np: {kind}: {shown}", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the rest of the command does."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        if any("\0" in one for one in args or ()):
+            self.error("an argument holds the character NUL, which no file's name and no text has")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        _say("error", f"{message}. See {self.prog} --help.")
+        self.exit(2)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="clipseg-np", description="Segment a picture by words or by another picture."
-    )
+    top = Parser(prog="clipseg-np", description="Segment a picture by words or by another picture.")
     top.add_argument("--version", action="version", version=f"clipseg-np {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -246,17 +270,13 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
 
 def run_segment(options: argparse.Namespace) -> None:
     """Everything is computed before the first file is written."""
-    folder = Path(options.output)
     to_stdout = options.output == "-"
     number = len(options.prompts) + len(options.image_prompt)
     if to_stdout and (number != 1 or len(options.write) != 1 or options.labels or options.json):
         raise InputError(
             "--output - writes one picture: expected one prompt, one kind, no --labels and no --json"
         )
-    if folder.exists() and not folder.is_dir():
-        raise InputError(
-            f"--output {folder} is a file; expected a folder, which is made if missing"
-        )
+    folder = output_folder(options.output)
     stem, picture = read_picture(options.picture)
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
     tidy = clean_up(options)
@@ -273,9 +293,12 @@ def run_segment(options: argparse.Namespace) -> None:
         return
     captions = [*options.prompts, *(Path(file).name for file in options.image_prompt)]
     kinds = options.write
-    said = write_results(
-        folder, stem, picture, result, captions, kinds, options.threshold, tidy, options.labels
-    )
+    with written_together(folder) as part:
+        said = write_results(
+            part, stem, picture, result, captions, kinds, options.threshold, tidy, options.labels
+        )
+    for one in said:
+        one["files"] = [str(folder / Path(file).name) for file in one["files"]]
     if options.json:
         print(as_json_lines(said))
     else:
@@ -291,6 +314,14 @@ def model_path(options: argparse.Namespace) -> Path:
     return checkpoint_path(options.model, local_files_only=options.offline)
 
 
+def output_folder(name: str) -> Path:
+    folder = Path(name)
+    if not name or (folder.exists() and not folder.is_dir()):
+        what = f"{name} is a file" if name else "is empty"
+        raise InputError(f"--output {what}; expected a folder, which is made if missing")
+    return folder
+
+
 def read_picture(name: str) -> tuple[str, np.ndarray]:
     """What to call a picture's results, and the picture; "-" is standard input."""
     if name != "-":
@@ -298,12 +329,21 @@ def read_picture(name: str) -> tuple[str, np.ndarray]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(sys.stdin.buffer.read())
         file.flush()
-        return "picture", load_image(file.name)
+        try:
+            return "picture", load_image(file.name)
+        except InputError as error:
+            raise InputError(str(error).replace(file.name, "standard input")) from error
 
 
 def clean_up(options: argparse.Namespace) -> CleanUp:
-    if options.smallest < 0 or options.feather < 0:
-        raise InputError("--smallest and --feather are numbers of pixels; expected 0 or more")
+    if not (0 <= options.smallest <= MOST_PIXELS and 0 <= options.feather <= MOST_PIXELS):
+        raise InputError(
+            f"--smallest and --feather are numbers of pixels; expected 0 or more, at most {MOST_PIXELS}"
+        )
+    if not abs(options.grow) <= MOST_PIXELS:  # NaN, too, is not
+        raise InputError(
+            f"--grow is {options.grow}; expected a number of pixels, at most {MOST_PIXELS}"
+        )
     return CleanUp(options.smallest, options.grow, options.feather)
 
 
@@ -313,7 +353,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
     image_prompts(options.image_prompt, options.prompt_mask)  # as many of one as of the other
     job = Job(
         prompts=tuple(options.prompts),
-        output=options.output,
+        output=str(output_folder(options.output)),
         model=None if options.model is None else str(model_path(options)),
         image_prompts=tuple(zip(options.image_prompt, masks)),
         kinds=tuple(options.write),
@@ -324,16 +364,19 @@ def run_batch_command(options: argparse.Namespace) -> int:
         backend=options.backend,
     )
     workers = usual_count() if options.workers is None else options.workers
-    if workers < 1:
-        raise InputError(f"--workers is {workers}; expected 1 or more")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"--workers is {workers}; expected 1 or more, at most {MOST_WORKERS}")
     context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
         report = run_batch(job, options.folder, executor, options.glob, progress)
     failed = [one for one in report if "error" in one]
-    for one in report if options.json else failed:
-        line = json.dumps(one, ensure_ascii=False) if options.json else one["error"]
-        print(line, file=sys.stdout if options.json else sys.stderr)
-    if not options.json:
+    for one in failed:
+        if not options.json:
+            _say("error", one["error"])
+    if options.json:
+        for one in report:
+            print(json.dumps(one, ensure_ascii=False))
+    else:
         print(
             f"{len(report) - len(failed)} of {len(report)} pictures  {Path(options.output, REPORT)}"
         )
@@ -391,6 +434,9 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def run_trace(options: argparse.Namespace) -> None:
+    target = Path(options.output)
+    if target.suffix == ".npz" or (target.exists() and not target.is_file()):
+        raise InputError(f"--output {options.output}: expected the name of a .safetensors file")
     path = model_path(options)
 
     def load(dtype: str) -> CLIPSegForImageSegmentation:

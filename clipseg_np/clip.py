@@ -286,7 +286,8 @@ class CLIPSegVisionModel(PretrainedModel):
         if len(shape) != 4 or shape[0] < 1 or shape[1] != C or min(shape[2:]) < p:
             raise InputError(
                 f"pixel values have shape {shape}; expected (images, {C}, height, width) with at least one "
-                f"image and one patch of {p} by {p} pixels"
+                f"image and one patch of {p} by {p} pixels (num_channels and patch_size of config.json; "
+                f"preprocessor_config.json has a picture's size)"
             )
         return pixel_values
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, naming
 from .files import checkpoint_folder, read_json, write_json
 from .hub import CONFIG
 from .ops import Ops
 
 CONFIG_NAME = "config.json"
+LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e30  # more is a mistake, and overflows
 LEGACY_EOS_TOKEN_ID = 2  # what old checkpoints say; the end of a text is then its highest token id
 
 
@@ -80,7 +81,8 @@ class _Config:
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike) -> "_Config":
-        return cls.from_dict(read_json(Path(path)))
+        with naming(path):
+            return cls.from_dict(read_json(Path(path)))
 
     @classmethod
     def from_pretrained(
@@ -103,16 +105,16 @@ class _Config:
     def _require_counts(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if not is_whole(value) or value < 1:
-                self._refuse(name, "a whole number of at least 1")
+            if not is_whole(value) or not 1 <= value <= LARGEST_COUNT:
+                self._refuse(name, f"a whole number of at least 1 and at most {LARGEST_COUNT}")
 
     def _require_numbers(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
             if not is_number(value):
                 self._refuse(name, "a number")
-            if not 0 <= value < float("inf"):
-                self._refuse(name, "a number that is finite and not negative")
+            if not 0 <= value <= LARGEST_NUMBER:
+                self._refuse(name, f"a number that is not negative and at most {LARGEST_NUMBER:g}")
 
     def _require_dropout(self, name: str) -> None:
         self._require_numbers(name)
@@ -268,7 +270,7 @@ class CLIPSegConfig(_Config):
             self._refuse("logit_scale_init_value", "a number")
         self._require_extract_layers()
         depth = len(self.extract_layers)
-        if self.conditional_layer not in range(depth):
+        if not is_whole(self.conditional_layer) or self.conditional_layer not in range(depth):
             self._refuse(
                 "conditional_layer",
                 f"one of the {depth} decoder layers, 0 to {depth - 1}: the prompt "

@@ -111,6 +111,8 @@ def source() -> str:
 class CupyOps(Ops):
     """Overrides for CuPy arrays; no input is changed."""
 
+    FLOAT_TYPES = (*TYPES,)
+
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
         for name in ("linear", *NAMES, "attention"):

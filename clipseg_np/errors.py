@@ -1,5 +1,9 @@
 """What a caller can mend: one exception for unusable input, one for an optional library that is missing."""
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -10,6 +14,17 @@ class InputError(ValueError):
     The message says what was wrong, what was expected and what to do. The command line prints it
     without a traceback and exits with code 2, as it does for OSError and MissingExtra.
     """
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put the file or folder at fault before an InputError's message, unless the message has it already."""
+    try:
+        yield
+    except InputError as error:
+        if re.search(rf"(^|\s){re.escape(os.fspath(path))}([\s/\\]|$)", str(error)):
+            raise
+        raise InputError(f"{os.fspath(path)}: {error}") from error
 
 
 class MissingExtra(ImportError):

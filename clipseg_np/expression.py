@@ -22,6 +22,8 @@ from .errors import InputError
 from .ops import Array
 
 # Quoted text; a sign that stands for itself; or a prompt: all up to the next of them.
+MOST_SIGNS = 100  # in one expression: it is read and computed by recursion
+SHOWN = 80  # characters of a prompt in an error's message
 _TOKEN = re.compile(r'\s*(?:"([^"]*)"|([()!])|(?<=\s)([-+&])(?=\s)|((?:(?!\s[-+&]\s)[^()!"])+))')
 
 
@@ -76,10 +78,13 @@ class _Parser:
             elif prompt is None or prompt.strip():
                 self.tokens.append(("prompt", (quoted if prompt is None else prompt).strip()))
             place = match.end()
+        if sum(kind == "sign" for kind, _ in self.tokens) > MOST_SIGNS:
+            raise self.error(f"it holds more than {MOST_SIGNS} operators and parentheses")
 
     def error(self, what: str) -> InputError:
+        shown = self.text if len(self.text) <= SHOWN else self.text[:SHOWN] + "..."
         return InputError(
-            f"the prompt {self.text!r} cannot be read: {what}. Operators are +, -, & (between spaces), ! and "
+            f"the prompt {shown!r} cannot be read: {what}. Operators are +, -, & (between spaces), ! and "
             f"parentheses; put a prompt that holds such signs in double quotes, as in '\"rock & roll\"'"
         )
 

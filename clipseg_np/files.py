@@ -12,6 +12,8 @@ from typing import Any
 from .errors import InputError, MissingExtra
 from .hub import WHOLE, from_hub, is_hub_id
 
+NOT_UTF8 = "backslashreplace"  # file names may hold bytes that are no UTF-8; \\udcff is how JSON writes one
+DEEPEST = 50  # lists and objects within each other in a JSON file; a checkpoint's have 6
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -93,13 +95,28 @@ def read_json(path: Path) -> dict:
         raise FileNotFoundError(f"{path} is missing. {_neighbours(path)}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if _deeper_than(DEEPEST, value):
+            raise RecursionError(f"more than {DEEPEST} lists and objects within each other")
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise InputError(f"{path} is not valid JSON ({error}). {what_to_do(path)}") from error
     if not isinstance(value, dict):
         raise InputError(
             f"{path} holds a JSON {type(value).__name__}; expected an object, {{...}}."
         )
     return value
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    """Whether lists and objects lie deeper within each other: Python's recursion is limited, a file is not."""
+    inside = [value]
+    for _ in range(levels):
+        lists = [one.values() if isinstance(one, dict) else one for one in inside if _nests(one)]
+        inside = [child for children in lists for child in children]
+    return any(map(_nests, inside))
+
+
+def _nests(value: Any) -> bool:
+    return isinstance(value, (dict, list))
 
 
 def what_to_do(path: Path) -> str:
@@ -138,7 +155,9 @@ def write_json(path: Path, value: dict) -> None:
     """Write an object as indented JSON with sorted keys, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
+            "utf-8",
+            errors=NOT_UTF8,
         )
 
 
@@ -146,8 +165,10 @@ def write_json(path: Path, value: dict) -> None:
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise InputError(f"{path} is no file and cannot be written; expected a file's name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -177,6 +198,27 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; move its files to `folder` on success, remove them on failure."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+            yield Path(part)
+            files = sorted(Path(part).iterdir())
+            for target in (folder / file.name for file in files):
+                if target.exists() and not target.is_file():
+                    raise InputError(f"{target} is no file and cannot be written")
+            for file in files:
+                os.replace(file, folder / file.name)
+    except BaseException:
+        for place in made:  # the innermost first
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
 
 
 def _umask() -> int:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from .compare import compare, report, scale
+from .config import is_number
 from .errors import InputError
 from .files import written_whole
 from .pretrained import PretrainedModel
@@ -60,22 +61,43 @@ class Golden(Mapping):
         try:
             if self.path.suffix == ".npz":
                 self._file = np.load(self.path)
-                self.names = list(self._file)
+                self.names = self._file.files
             else:
                 self._file = safe_open(self.path, framework="numpy")
                 metadata = self._file.metadata() or {}
                 self.about = json.loads(metadata.get("about", "{}"))
-                self.names = json.loads(metadata.get("order", "null"))
-                self.names = self.names or list(self._file.offset_keys())
-        except (SafetensorError, OSError, ValueError) as error:
+                names = list(self._file.offset_keys())
+                self.names = json.loads(metadata.get("order", "null")) or names
+                self._check_metadata(names)
+        except InputError:
+            raise
+        except Exception as error:  # both libraries raise errors of many kinds: zip, zlib, struct
             raise InputError(
                 f"{self.path} is neither a whole safetensors file nor an .npz ({error})"
             ) from error
 
+    def _check_metadata(self, names: list[str]) -> None:
+        order, about = self.names, self.about
+        if not isinstance(order, list) or sorted(map(str, order)) != sorted(names):
+            raise InputError(
+                f"{self.path} is damaged: its metadata's order has not its arrays' names"
+            )
+        errors = about.get("float32_error", {}) if isinstance(about, dict) else None
+        if not isinstance(errors, dict) or not all(map(is_number, errors.values())):
+            raise InputError(
+                f"{self.path} is damaged: its metadata's about is not what trace writes"
+            )
+
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
             raise KeyError(name)
-        return self._file[name] if self.path.suffix == ".npz" else self._file.get_tensor(name)
+        try:
+            array = self._file[name] if self.path.suffix == ".npz" else self._file.get_tensor(name)
+        except Exception as error:  # an .npz is only now unpacked
+            raise InputError(f"{self.path}: the array {name} cannot be read ({error})") from error
+        if getattr(array, "dtype", np.dtype(object)).kind not in "biuf":
+            raise InputError(f"{self.path}: the array {name} holds no real numbers")
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -15,14 +15,13 @@ own test grants the two a difference of 0.1). Deviations:
 """
 
 import json
-import math
 import os
 import warnings
 from typing import ClassVar
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, naming
 from .files import checkpoint_folder, read_json, write_json
 from .hub import PICTURES
 from .ops import Ops
@@ -31,6 +30,10 @@ from .picture import LAYOUTS, is_unit_float, load_image
 from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
 
 REFERENCE = Ops()
+
+LARGEST = 1e30  # of the settings' numbers: more overflows
+# Pixels of a picture resized for the model: 34 times what CLIPSeg takes, and attention squares them.
+MOST_PIXELS = 2**22
 
 CONFIG_FILE = "preprocessor_config.json"
 COMBINED_FILE = "processor_config.json"  # newer checkpoints: all processors in one file
@@ -80,6 +83,7 @@ class ViTImageProcessor:
 
     def __init__(
         self,
+        /,  # "self" may be an unknown setting's name
         do_resize=None,
         size=None,
         resample=None,
@@ -157,7 +161,13 @@ class ViTImageProcessor:
         """One picture -> (height,width,3) float32"""
         pixels = xp.asarray(load_image(picture, input_data_format, name))
         if self.do_resize:
-            pixels = resize(pixels, output_size(self.size, *pixels.shape[:2]), self.resample, xp)
+            size = output_size(self.size, *pixels.shape[:2])
+            if not (min(size) >= 1 and size[0] * size[1] <= MOST_PIXELS):
+                raise InputError(
+                    f"size={self.size} (preprocessor_config.json) makes {size[0]} x {size[1]} of a picture of "
+                    f"{pixels.shape[0]} x {pixels.shape[1]}; expected 1 to {MOST_PIXELS:,} pixels."
+                )
+            pixels = resize(pixels, size, self.resample, xp)
         if self.do_rescale:
             pixels = pixels.astype(np.float64) * self.rescale_factor
         elif is_unit_float(picture):
@@ -184,8 +194,10 @@ class ViTImageProcessor:
         if combined.is_file():
             settings = read_json(combined).get("image_processor")
             if isinstance(settings, dict):
-                return cls.from_dict(settings, **overrides)
-        return cls.from_dict(read_json(folder / CONFIG_FILE), **overrides)
+                with naming(combined):
+                    return cls.from_dict(settings, **overrides)
+        with naming(folder / CONFIG_FILE):
+            return cls.from_dict(read_json(folder / CONFIG_FILE), **overrides)
 
     @classmethod
     def from_dict(cls, settings: dict, **overrides) -> "ViTImageProcessor":
@@ -276,8 +288,11 @@ def _size(value) -> dict[str, int]:
             f"or max_height and max_width; got {value!r}."
         )
     for key, length in value.items():
-        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 1:
-            raise InputError(f"size[{key!r}] must be a whole number of 1 or more; got {length!r}.")
+        whole = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
+        if not whole or not 1 <= length <= MOST_PIXELS:
+            raise InputError(
+                f"size[{key!r}] must be a whole number of 1 or more, at most {MOST_PIXELS}; got {length!r}."
+            )
     return {key: int(length) for key, length in value.items()}
 
 
@@ -295,8 +310,8 @@ def _flag(name: str, value) -> bool:
 
 def _number(name: str, value) -> float:
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise InputError(f"{name} must be a finite number; got {value!r}.")
+    if not number or not abs(value) <= LARGEST:
+        raise InputError(f"{name} must be a number of at most {LARGEST:g}; got {value!r}.")
     return float(value)
 
 

@@ -19,6 +19,8 @@ def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
     """
     if pixels < 0:
         return ~grow(~mask, -pixels)
+    if pixels >= np.hypot(*mask.shape):  # the picture's diagonal: from anywhere to anywhere
+        return np.full_like(mask, mask.any())
     grown = mask.copy()
     height, width = mask.shape
     margin = int(min(pixels, max(height, width)))

@@ -21,6 +21,7 @@ SELU_SCALE = 1.0507009873554805
 class Ops:
     """Layer arithmetic on the arrays of `xp`."""
 
+    FLOAT_TYPES = ("float32", "float64")  # sums in float16 would lose what they sum
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
 
     def __init__(self, xp: ModuleType = numpy):

@@ -89,6 +89,7 @@ def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The text, cut with dots where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
+    text = text[:width]  # a character takes a pixel at least
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."

@@ -21,6 +21,9 @@ from .bands import by_bands
 from .errors import InputError
 
 LAYOUTS = ("channels_first", "channels_last")
+# Pixels on a side of a file's picture, as in JPEG. A line of 80 million zips to nothing, and to
+# resize it takes hundreds of gigabytes.
+LONGEST = 65_535
 
 
 def load_image(
@@ -68,11 +71,21 @@ def _from_file(path: str) -> np.ndarray:
         raise FileNotFoundError(f"There is no picture {path}. Check the path.")
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; expected one picture's file.")
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if not os.path.isfile(path):  # a pipe would be waited for, a device read for ever
+        raise InputError(
+            f"{path} is a device or a pipe; expected one picture's file. "
+            f"The command reads a pipe from standard input, as the picture -."
+        )
+    if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty (0 bytes). Fetch or export the picture again.")
 
     def read():
         with Image.open(path) as image:
+            if max(image.size) > LONGEST:
+                raise InputError(
+                    f"{path} is {image.width} x {image.height} pixels; expected at most "
+                    f"{LONGEST:,} on a side. Cut it into parts."
+                )
             ImageOps.exif_transpose(image, in_place=True)
             return _from_pil(image, path)
 
@@ -98,10 +111,12 @@ def _reading(name: str, read) -> np.ndarray:
                 f"{name} is not a picture that Pillow can read; "
                 f"expected PNG, JPEG, WebP, TIFF or the like."
             ) from error
+        except MemoryError as error:
+            raise InputError(f"{name} needs more memory than there is. Make it smaller.") from error
         except Exception as error:
             # Decoders raise OSError, SyntaxError, struct.error, EOFError and more.
             raise InputError(
-                f"{name} cannot be read as a picture: {error or type(error).__name__}. "
+                f"{name} cannot be read as a picture: {str(error) or type(error).__name__}. "
                 f"The file may be cut off or damaged; fetch or export it again."
             ) from error
 

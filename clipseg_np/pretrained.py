@@ -13,9 +13,8 @@ from .files import checkpoint_path, written_whole
 from .hub import MODEL
 from .initialise import RandomStart
 from .layers import Layer
+from .ops import Ops
 from .weights import WEIGHTS_NAME, Checkpoint, Scope, give_back, save_weights
-
-DTYPES = ("float16", "float32", "float64")
 
 
 class PretrainedModel(Layer):
@@ -39,7 +38,8 @@ class PretrainedModel(Layer):
                 f"{type(self).__name__} needs a {self.config_class.__name__}; got {type(config).__name__}"
             )
         if at is None:
-            at = Scope(RandomStart(config, seed), ops_for(backend), float_type(dtype))
+            ops = ops_for(backend)
+            at = Scope(RandomStart(config, seed), ops, float_type(dtype, ops))
         super().__init__(at)
         self.config = config
         self.at = at
@@ -73,7 +73,8 @@ class PretrainedModel(Layer):
         Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
         weights.py), InputError for an unknown backend or dtype, and what checkpoint_folder raises for a hub id.
         """
-        ops, dtype = ops_for(backend, threads), float_type(dtype)
+        ops = ops_for(backend, threads)
+        dtype = float_type(dtype, ops)
         path = checkpoint_path(folder_or_hub_id, local_files_only=local_files_only, needed=MODEL)
         config = cls.config_class.from_pretrained(path)
         checkpoint = Checkpoint(path, dtype, cls.landmark, cls.prefixes)
@@ -104,12 +105,12 @@ class PretrainedModel(Layer):
         return self.ops.asarray(values, dtype=self.dtype)
 
 
-def float_type(dtype: Any) -> numpy.dtype:
-    """float32 or float64, or float16, which is meant for GPUs, by name or type. Raises InputError for another."""
+def float_type(dtype: Any, ops: Ops) -> numpy.dtype:
+    """A type that the backend computes in, by name or type. Raises InputError for another."""
     try:
         found = numpy.dtype(dtype)
     except TypeError:
         found = None
-    if found is None or found.name not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if found is None or found.name not in ops.FLOAT_TYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(ops.FLOAT_TYPES)}")
     return found

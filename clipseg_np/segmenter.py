@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
-from .errors import InputError
+from .errors import InputError, naming
 from .expression import Expression, parse
 from .files import checkpoint_path, demo_folder
 from .ops import Array
@@ -71,7 +70,9 @@ class Segmenter:
         model = CLIPSegForImageSegmentation.from_pretrained(
             path, backend=backend, dtype=dtype, threads=threads
         )
-        return cls(model, CLIPSegProcessor.from_pretrained(path))
+        processor = CLIPSegProcessor.from_pretrained(path)
+        with naming(path):
+            return cls(model, processor)
 
     def __call__(
         self,
@@ -143,9 +144,7 @@ class Segmenter:
         """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
         parts = {}
         for down, right, window in windows(picture.shape[:2], scale):
-            features = self.model.encode_image(
-                self._pixel_values([picture[window]], "channels_last")
-            )
+            features = self.model.encode_image(self._pixel_values([picture[window]]))
             parts[down, right] = self.model.decode(features, embeddings)
         return join(parts, scale, self.model.ops) if scale > 1 else parts[0, 0]
 
@@ -170,9 +169,7 @@ class Segmenter:
         if not is_text.all():
             mean = self.processor.image_processor.image_mean
             pictures = [
-                Image.fromarray(prompt.picture(mean))
-                if isinstance(prompt, VisualPrompt)
-                else prompt
+                prompt.picture(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
                 for prompt in prompts
                 if not isinstance(prompt, str)
             ]
@@ -181,11 +178,11 @@ class Segmenter:
             )
         return embeddings
 
-    def _pixel_values(self, pictures: list, input_data_format: str | None = None) -> Array:
-        process = self.processor.image_processor
-        return process(pictures, input_data_format=input_data_format, xp=self.model.ops.xp)[
-            "pixel_values"
-        ]
+    def _pixel_values(self, pictures: list[np.ndarray]) -> Array:
+        """Of pictures (height,width,3): said, since one that is 3 pixels high could be (C,H,W) too."""
+        return self.processor.image_processor(
+            pictures, input_data_format="channels_last", xp=self.model.ops.xp
+        )["pixel_values"]
 
     def _ids(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning."""

@@ -22,7 +22,7 @@ import numpy as np
 import regex
 
 from .byte_pairs import END_OF_WORD, bytes_of, join_pairs, symbols_of
-from .errors import InputError
+from .errors import InputError, naming
 from .files import checkpoint_folder
 from .hub import TEXTS
 from .outputs import Features
@@ -150,7 +150,8 @@ class CLIPTokenizer:
         folder = checkpoint_folder(
             folder_or_hub_id, local_files_only=local_files_only, needed=(TEXTS,)
         )
-        return cls(**read_tokenizer(folder, used))
+        with naming(folder):
+            return cls(**read_tokenizer(folder, used))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.

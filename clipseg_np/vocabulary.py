@@ -193,7 +193,7 @@ def _entry(value: Any) -> dict:
     """A special token's description, from its text or from a description."""
     if isinstance(value, str):
         return {"content": value, "normalized": False, "special": True}
-    if isinstance(value, dict) and isinstance(value.get("content"), str):
+    if isinstance(value, dict) and isinstance(value.get("content"), str) and value["content"]:
         return value
     raise InputError(
         f'A special token is given as {value!r}; expected its text, or {{"content": its text}}.'
@@ -209,7 +209,7 @@ def _added(entry: dict, number: Any) -> AddedToken:
             )
     try:
         number = int(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last of infinity
         raise InputError(
             f"The added token {entry['content']!r} has the id {number!r}; expected a number."
         ) from None

@@ -18,6 +18,8 @@ from clipseg_np import (
 )
 from clipseg_np.byte_pairs import symbols_of
 
+from .command import FIGURES
+
 TRAINING = Path(__file__).parents[1] / "training"
 
 
@@ -101,3 +103,12 @@ def picture_file(picture, tmp_path):
     path = tmp_path / "scene.png"
     Image.fromarray(picture).save(path)
     return path
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What became of hostile input: the numbers in README.md."""
+    if FIGURES:
+        terminalreporter.section("hostile input through the command")
+        for kind, counts in FIGURES.items():
+            said = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(counts.items()))
+            terminalreporter.line(f"{kind}: {counts.total():,} ({said})")
