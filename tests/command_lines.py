@@ -136,6 +136,8 @@ class Drawing:
             ]
         found += [flag for flag in ("--labels", "--json") if self.often(0.3)]
         if self.often(0.15):
+            found += ["--scales", *(self.of(("1", "2"), WHOLE) for _ in range(2))]
+        if self.often(0.15):
             found += [
                 "--image-prompt",
                 self.picture(),
@@ -149,7 +151,23 @@ class Drawing:
 
     def common(self) -> list[str]:
         backend = self.of(("numpy", "numpy-reference"), ("abacus", "", "cupy"))
-        return ["--model", self.model(), *(["--backend", backend] if self.often(0.2) else [])]
+        offline = ["--offline"] if self.often(0.2) else []
+        backends = ["--backend", backend] if self.often(0.2) else []
+        return ["--model", self.model(), *backends, *offline]
+
+    def convert(self) -> list[str]:
+        given, found = self.yard.given, []
+        wrong = [given / "mask.png", given / "golden.safetensors", given / "few", "a/b", ""]
+        source = self.of([self.checkpoint, self.checkpoint / "model.safetensors"], wrong)
+        if self.often(0.5):
+            found += ["--dtype", self.of(("float32", "float16", "bfloat16"), ("int8", ""))]
+        if self.often(0.3):
+            found.append(f"--shard-size={self.of(('0.01', '1', '1e9'), NUMBERS)}")
+        if self.often(0.1):
+            found += [pick(self.rng, ("--clip", "--tokenizer")), str(given / "mask.png")]
+        if self.often(0.1):
+            found += ["--extract-layers", self.of(("3", "6", "9"), WHOLE)]
+        return ["convert", str(source), self.output(), *found]
 
     def line(self, command: str) -> list[str]:
         given, out, output = self.yard.given, self.yard.output, self.output()
@@ -233,6 +251,8 @@ class Drawing:
                 pick(self.rng, IDS),
                 *([str(self.yard.output)] if self.often(0.5) else []),
             ]
+        if command == "convert":
+            return self.convert()
         if command == "info":
             return [command, *self.common()]
         return [

@@ -10,12 +10,13 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import cli
+from clipseg_np import commands
 from clipseg_np.cli import main
 
 from .command import Run, Yard, failing_as
@@ -25,9 +26,13 @@ from .command_lines import drawn_line
 class Hub:
     """In place of huggingface_hub: no test may reach for the network."""
 
+    constants = SimpleNamespace(HF_HUB_OFFLINE=False, HF_HUB_CACHE="the cache")
+
     @staticmethod
-    def snapshot_download(*_, **__):
+    def model_info(*_, **__):
         raise ConnectionError("there is no network here\nand this is a second line")
+
+    snapshot_download = model_info
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
     """With pictures, what is none, and files to compare."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
     monkeypatch.setattr(
-        cli, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1)
+        commands, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1)
     )
     yard = Yard(tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
@@ -83,10 +88,11 @@ def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
 LINES = {
     "segment": 280,
     "batch": 40,
-    "info": 30,
+    "info": 60,
     "trace": 60,
     "compare": 80,
     "download": 40,
+    "convert": 60,
     "none": 30,
 }
 CODES = {"batch": (0, 1, 2), "compare": (0, 1, 2)}
