@@ -96,8 +96,8 @@ class Segmenter:
         missing file.
         """
         prompts = _listed(prompts)
-        picture = load_image(image, input_data_format)
-        return self._found(picture, prompts, prompts, list(range(len(prompts))), scales)
+        each = [Expression("", number) for number in range(len(prompts))]
+        return self._found(load_image(image, input_data_format), prompts, each, scales)
 
     def combine(
         self,
@@ -115,38 +115,39 @@ class Segmenter:
         read = [
             parse(p) if isinstance(p, str) else Expression("", i) for i, p in enumerate(prompts)
         ]
-        names = list(dict.fromkeys(name for one in read for name in one.prompts))
-        leaves = [name if isinstance(name, str) else prompts[name] for name in names]
-        picture = load_image(image, input_data_format)
-        return self._found(picture, prompts, leaves, names, scales, read)
+        return self._found(load_image(image, input_data_format), prompts, read, scales)
 
     def _found(
         self,
         picture: np.ndarray,
         prompts: list,
-        leaves: list,
-        names: list,
+        expressions: list[Expression],
         scales: Sequence[int],
-        read: list[Expression] | None = None,
     ) -> Segmentation:
-        """Look for each of the `leaves`, which `names` name in the expressions `read`; without these, each is one."""
+        """Look for all that the expressions name: a text, or by its number a prompt."""
+        names = tuple(dict.fromkeys(name for one in expressions for name in one.prompts))
+        things = [name if isinstance(name, str) else prompts[name] for name in names]
         size = picture.shape[:2]
         scales = checked_scales(scales, size)
-        embeddings = self.embed(leaves)
+        embeddings = self.embed(things)
         maps = [self._logits_at(scale, picture, embeddings) for scale in scales]
         logits = mean_of_scales(maps, self.model.ops) if len(maps) > 1 else maps[0]
         if bool(self.model.ops.xp.isnan(logits).any()):
             self._warn_of_nan()
-        read = read or [Expression("", name) for name in names]
-        return Segmentation(tuple(prompts), logits, size, tuple(names), tuple(read), self.model.ops)
+        return Segmentation(tuple(prompts), logits, size, names, tuple(expressions), self.model.ops)
 
     def _logits_at(self, scale: int, picture: np.ndarray, embeddings: Array) -> Array:
         """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
-        parts = {}
-        for down, right, window in windows(picture.shape[:2], scale):
+
+        def looked_at(window: tuple[slice, slice]) -> Array:
             features = self.model.encode_image(self._pixel_values([picture[window]]))
-            parts[down, right] = self.model.decode(features, embeddings)
-        return join(parts, scale, self.model.ops) if scale > 1 else parts[0, 0]
+            return self.model.decode(features, embeddings)
+
+        if scale == 1:
+            return looked_at(np.s_[:, :])
+        places = windows(picture.shape[:2], scale)
+        parts = ((down, right, looked_at(window)) for down, right, window in places)
+        return join(parts, scale, self.model.ops)
 
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""

@@ -4,7 +4,9 @@ At scale s a window is the s-th part of the picture's height and width, and wind
 scale 2, 49 at scale 4. What is small in the picture is large in a window, for the model sees every window at its own side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -39,26 +41,29 @@ def windows(size: tuple[int, int], scale: int) -> Iterator[tuple[int, int, tuple
             yield down, right, (rows, columns)
 
 
-def join(parts: dict[tuple[int, int], Array], scale: int, ops: Ops) -> Array:
-    """The logits of a scale's windows by their places, (P,h,w) each, to those of the picture, (P,scale*h,scale*w).
+def join(parts: Iterable[tuple[int, int, Array]], scale: int, ops: Ops) -> Array:
+    """The logits of a scale's windows, each with its place, (P,h,w), to those of the picture, (P,scale*h,scale*w).
 
     Where windows overlap, each counts the more the nearer its own middle is.
     """
-    xp = ops.xp
-    prompts, height, width = parts[0, 0].shape
-    tents = [
-        xp.asarray(1 - np.abs(np.arange(n) + 0.5 - n / 2) / (n / 2), dtype=parts[0, 0].dtype)
-        for n in (height, width)
-    ]
-    tent = tents[0][:, None] * tents[1]
-    whole = xp.zeros((prompts, scale * height, scale * width), parts[0, 0].dtype)
-    weight = xp.zeros(whole.shape[1:], whole.dtype)
-    for (down, right), logits in parts.items():
+    xp, whole = ops.xp, None
+    for down, right, logits in parts:
+        prompts, height, width = logits.shape
+        if whole is None:
+            tent = _tent(height, logits.dtype, xp)[:, None] * _tent(width, logits.dtype, xp)
+            whole = xp.zeros((prompts, scale * height, scale * width), logits.dtype)
+            weight = xp.zeros(whole.shape[1:], logits.dtype)
         top, left = down * height // 2, right * width // 2
         place = np.s_[..., top : top + height, left : left + width]
         whole[place] += tent * logits
         weight[place] += tent
     return whole / weight
+
+
+def _tent(length: int, dtype: Any, xp: ModuleType) -> Array:
+    """From nearly 0 at both ends to nearly 1 in the middle."""
+    off = np.abs(np.arange(length) + 0.5 - length / 2)
+    return xp.asarray(1 - off / (length / 2), dtype=dtype)
 
 
 def mean_of_scales(maps: list[Array], ops: Ops) -> Array:

@@ -28,17 +28,18 @@ def test_windows_cover_the_picture_and_overlap_by_half(size, scale):
 def test_maps_of_windows_that_agree_join_to_the_map_itself(shape, scale):
     prompts, height, width = shape
     whole = rng.normal(size=(prompts, scale * height, scale * width))
-    parts = {}
+    parts = []
     for down in range(2 * scale - 1):
         for right in range(2 * scale - 1):
             top, left = down * height // 2, right * width // 2
-            parts[down, right] = whole[:, top : top + height, left : left + width]
+            parts.append((down, right, whole[:, top : top + height, left : left + width]))
     np.testing.assert_allclose(join(parts, scale, Ops()), whole, rtol=1e-12)
 
 
 def test_windows_that_disagree_meet_halfway():
-    parts = {(0, right): np.full((1, 4, 4), float(right)) for right in range(3)}
-    parts |= {(down, right): parts[0, right] for down in (1, 2) for right in range(3)}
+    parts = [
+        (down, right, np.full((1, 4, 4), float(right))) for down in range(3) for right in range(3)
+    ]
     joined = join(parts, 2, Ops())[0]
     np.testing.assert_allclose(joined, np.broadcast_to(joined[0], joined.shape))
     np.testing.assert_allclose(joined[0], [0, 0, 0.25, 0.75, 1.25, 1.75, 2, 2])
