@@ -27,7 +27,7 @@ def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
     for rows in bands(height, width):  # a band, and what of the mask can reach it
         reach = slice(max(0, rows.start - margin), rows.stop + margin)
         columns = np.flatnonzero(mask[reach].any(axis=0))
-        if not len(columns) or mask[reach].all():
+        if not len(columns) or mask[rows].all():
             continue
         part = slice(max(0, columns[0] - margin), columns[-1] + margin + 1)
         near = _grown(mask[reach, part], pixels)
