@@ -224,7 +224,7 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels",
         action="store_true",
-        help="write a map of all prompts in one too, as an indexed PNG and as JSON",
+        help="write a map of all prompts in one too: an indexed PNG, JSON, and a picture with a legend",
     )
     command.add_argument(
         "--smallest", metavar="N", type=int, default=0, help="leave out regions of fewer pixels"

@@ -105,8 +105,33 @@ def rimmed(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def indexed(labels: np.ndarray) -> Image.Image:
     """A label map (height,width), uint8, as a picture with a palette: 0 is dark, each other number a colour of its own."""
     image = Image.fromarray(labels, "L").convert("P")
+    image.putpalette(label_colours().tobytes())
+    return image
+
+
+def label_colours() -> np.ndarray:
+    """(256,3), uint8."""
     hues = (np.arange(255) * 0.618034) % 1  # far apart from one number to the next
     colours = [colorsys.hsv_to_rgb(hue, 0.75, 0.95 - 0.2 * (i % 2)) for i, hue in enumerate(hues)]
-    palette = np.concatenate([[(0.15, 0.15, 0.15)], colours])
-    image.putpalette(np.rint(255 * palette).astype(np.uint8).tobytes())
-    return image
+    return np.rint(255 * np.concatenate([[(0.15, 0.15, 0.15)], colours])).astype(np.uint8)
+
+
+def with_legend(picture: np.ndarray, labels: np.ndarray, captions: list[str]) -> Image.Image:
+    """The picture, no larger than a sheet needs, with each label in its colour, and below it what the colours mean."""
+    picture, labels, colours = shrunk(picture), shrunk(labels), label_colours()
+    grey = 0.5 * picture.mean(axis=2, keepdims=True)
+    tinted = 0.3 * picture + 0.7 * colours[labels]
+    shown = np.where(labels[..., None] > 0, tinted, grey).astype(np.uint8)
+    body = scaled_to(Image.fromarray(shown), max(2 * PANEL_SIDE, *shown.shape[:2]))
+    width = max(body.width, PANEL_SIDE) + 2 * MARGIN
+    page = Image.new("RGB", (width, body.height + 2 * MARGIN + LINE * len(captions)), PAPER)
+    page.paste(body, (MARGIN, MARGIN))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=15)
+    for number, caption in enumerate(captions, start=1):
+        top = body.height + MARGIN + LINE * (number - 1) + MARGIN
+        draw.rectangle((MARGIN, top, MARGIN + 15, top + 15), fill=tuple(map(int, colours[number])))
+        left = MARGIN + 15 + MARGIN
+        draw.text(
+            (left, top - 1), fitting(caption, width - left - MARGIN, font), fill=INK, font=font
+        )
+    return page

@@ -12,7 +12,7 @@ from PIL import Image
 from .bands import by_bands
 from .files import write_json, written_whole
 from .masks import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
-from .overlay import heat, highlighted, indexed, panel, rimmed, sheet, shrunk
+from .overlay import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
 from .segmentation import Segmentation, checked_threshold
 
 
@@ -101,7 +101,7 @@ def write_results(
     said, panels = zip(*(write_one(number, caption) for number, caption in enumerate(captions)))
     save_picture(folder / f"{stem}_overlay.png", sheet([("the picture", shrunk(picture)), *panels]))
     if labels_of_all:
-        write_labels(folder, stem, labels_of_all.map, captions)
+        write_labels(folder, stem, picture, labels_of_all.map, captions)
     return list(said)
 
 
@@ -116,10 +116,12 @@ def facts(mask: np.ndarray) -> dict:
     }
 
 
-def write_labels(folder: Path, stem: str, labels: np.ndarray, captions: list[str]) -> None:
+def write_labels(
+    folder: Path, stem: str, picture: np.ndarray, labels: np.ndarray, captions: list[str]
+) -> None:
     """STEM_labels.png, each pixel the number of its likeliest prompt, and STEM_labels.json, which tells what is where.
 
-    A label's mask is in COCO's form; "regions" are its connected parts.
+    And to look at, STEM_legend.png: the labels in their colours over the picture, with their names. A label's mask is in COCO's form; "regions" are its connected parts.
     """
     entries = []
     for number, caption in enumerate(captions, start=1):
@@ -128,6 +130,7 @@ def write_labels(folder: Path, stem: str, labels: np.ndarray, captions: list[str
         entry = {"number": number, "name": caption, **facts(mask), "regions": parts}
         entries.append({**entry, "segmentation": run_lengths(mask)})
     save_picture(folder / f"{stem}_labels.png", indexed(labels))
+    save_picture(folder / f"{stem}_legend.png", with_legend(picture, labels, captions))
     height, width = labels.shape
     about = {"height": height, "width": width, "background": 0, "labels": entries}
     write_json(folder / f"{stem}_labels.json", about)

@@ -55,7 +55,7 @@ WRITTEN = {  # by a command: the files, in the picture's own, upright size where
     "the thing cut out": [
         f"masks/photo_1_a-cat_{k}.png" for k in ("cutout", "contour", "highlight")
     ],
-    "one map": ["masks/photo_labels.png", "masks/photo_labels.json"],
+    "one map": ["masks/photo_labels.png", "masks/photo_labels.json", "masks/photo_legend.png"],
     "whether it is": ["masks/photo_1_a-unicorn.png"],
     "a folder": ["masks/inner/photo.jpg/photo_1_a-cat.png", "masks/report.jsonl"],
     "a part of": ["mask.png"],
@@ -92,7 +92,7 @@ def test_the_command(row, asked, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in WRITTEN[named(row)]:
         assert (tmp_path / name).is_file(), name
-        if name.endswith(".png") and "overlay" not in name:
+        if name.endswith(".png") and not name.endswith(("overlay.png", "legend.png")):
             assert PIL.Image.open(tmp_path / name).size == (SIZE[1], SIZE[0])
     if "--json" in command:
         said = json.loads(done.stdout)

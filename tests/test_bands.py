@@ -72,4 +72,4 @@ def test_a_hundred_megapixels_in_bounded_memory(checkpoint, tmp_path):
     assert os.waitstatus_to_exitcode(status) == 0
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     assert usage.ru_maxrss * unit < 2e9
-    assert len(list(output.iterdir())) == len(prompts) + 3
+    assert len(list(output.iterdir())) == len(prompts) + 4

@@ -3,7 +3,18 @@
 import numpy as np
 from PIL import ImageFont
 
-from clipseg_np.overlay import LINE, MARGIN, OUTLINE, fitting, highlighted, panel, sheet, shrunk
+from clipseg_np.overlay import (
+    LINE,
+    MARGIN,
+    OUTLINE,
+    fitting,
+    highlighted,
+    label_colours,
+    panel,
+    sheet,
+    shrunk,
+    with_legend,
+)
 
 
 def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
@@ -45,3 +56,16 @@ def test_a_panel_of_a_large_picture_is_made_of_fewer_pixels():
     assert (shown[:, :750] == picture[::2, :1500:2]).all() and (
         shown[:, -1] != picture[::2, -2]
     ).any()
+
+
+def test_labels_have_their_colours_in_the_picture_and_in_the_legend():
+    picture = np.full((20, 30, 3), 100, np.uint8)
+    labels = np.zeros((20, 30), np.uint8)
+    labels[:10, :15] = 2
+    page = np.asarray(with_legend(picture, labels, ["a cat", "a dog"]))
+    body = page[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    assert (body[20, 20] == (0.3 * 100 + 0.7 * label_colours()[2]).astype(np.uint8)).all()
+    assert (body[300, 400] == 50).all()
+    for number in (1, 2):  # their squares, below the picture
+        row = page.shape[0] - MARGIN - LINE * (2 - number) - LINE + MARGIN + 7
+        assert (page[row, MARGIN + 7] == label_colours()[number]).all(), number

@@ -8,9 +8,9 @@ from PIL import Image
 
 from clipseg_np import InputError, Segmenter
 from clipseg_np.cli import main
+from clipseg_np.expression import Expression
 from clipseg_np.masks import grow, label_map, without_crumbs
 from clipseg_np.results import KINDS, CleanUp, write_results
-from clipseg_np.expression import Expression
 from clipseg_np.segmentation import Segmentation
 
 rng = np.random.default_rng(0)
@@ -144,6 +144,7 @@ def test_from_the_command_line(checkpoint, picture, picture_file, tmp_path, caps
         f"{first}_cutout.png",
         f"{first}_soft.png",
         "overlay.png",
+        "legend.png",
         "labels.png",
         "labels.json",
     }
