@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import Segmenter
+from clipseg_np import Segmenter, VisualPrompt
 from clipseg_np.cli import main
 from clipseg_np.files import demo_folder
 from clipseg_np.metrics import picture_iou
@@ -53,8 +53,35 @@ def test_text_prompts_on_fresh_scenes(training, demo):
         *found, nothing = demo(scene.image, [p.words(rng) for p in (*there, absent)]).masks()
         ious += [picture_iou(mask, scene.mask(phrase)) for mask, phrase in zip(found, there)]
         empty.append(nothing.mean() < 0.002)
-    assert np.mean(ious) >= 0.6
-    assert np.mean(empty) >= 0.4
+    assert np.mean(ious) >= 0.8
+    assert np.mean(empty) >= 0.85
+
+
+def test_pairs_of_colour_and_shape_that_it_never_saw(training, demo):
+    phrases, scenes = training.phrases, training.scenes
+    ious = []
+    for seed in range(30):
+        scene = scenes.draw_scene(np.random.default_rng([2027, seed]), held_out="only")
+        pairs = {(t.colour, t.shape) for t in scene.things} & set(phrases.HELD_OUT)
+        for colour, shape in pairs:
+            phrase = phrases.Phrase(colour=colour, shape=shape)
+            mask = demo(scene.image, f"a {colour} {shape}").masks()[0]
+            ious.append(picture_iou(mask, scene.mask(phrase)))
+    assert len(ious) >= 30 and np.mean(ious) >= 0.75
+
+
+def test_a_picture_of_a_like_thing_with_its_mask(training, demo):
+    scenes = training.scenes
+    ious = []
+    for seed in range(30):
+        rng = np.random.default_rng([2028, seed])
+        scene = scenes.draw_scene(rng)
+        thing = scene.things[0]
+        other = scenes.draw_scene(rng, require=(thing.colour, thing.shape))
+        prompt = VisualPrompt(other.image, other.things[0].mask)
+        wanted = scene.mask(f"a {thing.colour} {thing.shape}")
+        ious.append(picture_iou(demo(scene.image, prompt).masks()[0], wanted))
+    assert np.mean(ious) >= 0.7
 
 
 def test_the_prompt_matters(training, demo):
