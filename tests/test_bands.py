@@ -1,6 +1,5 @@
 """Large pictures, some rows at a time: the same results as at once, in memory that stays small."""
 
-import os
 import subprocess
 import sys
 
@@ -59,6 +58,15 @@ def test_some_rows_of_an_interpolated_map():
         np.testing.assert_array_equal(resize_bilinear(logits, (40, 31), rows=rows), whole[:, rows])
 
 
+# Started by a small process: on Linux, the peak of a process that is started counts the memory of the one that starts it.
+LAUNCHER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss, os.waitstatus_to_exitcode(status))
+"""
+
+
 @pytest.mark.slow
 def test_a_hundred_megapixels_in_bounded_memory(checkpoint, tmp_path):
     """Six prompts: their maps alone would take 2.4 GB. Here 18 bytes a pixel are held, of which the picture has 7."""
@@ -67,9 +75,11 @@ def test_a_hundred_megapixels_in_bounded_memory(checkpoint, tmp_path):
     output = tmp_path / "masks"
     prompts = ["red", "a blue x", "red - a", "!red", "x", "a & red"]
     command = [sys.executable, "-m", "clipseg_np", "segment", file, *prompts, "--labels"]
-    process = subprocess.Popen([*command, "--model", checkpoint, "--output", output])
-    _, status, usage = os.wait4(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    command += ["--model", checkpoint, "--output", output]
+    launched = [sys.executable, "-c", LAUNCHER, *command]
+    done = subprocess.run(launched, capture_output=True, text=True, check=True)
+    peak, code = map(int, done.stdout.splitlines()[-1].split())
+    assert code == 0, done.stderr
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    assert usage.ru_maxrss * unit < 2e9
+    assert peak * unit < 2e9
     assert len(list(output.iterdir())) == len(prompts) + 4
