@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -32,9 +31,9 @@ from .hub import CHECKPOINT_FILES
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
 from .segmentation import checked_threshold
-from .segmenter import Segmenter
+from .segmenter import Query, Segmenter
 from .version import __version__
-from .visual_prompt import VisualPrompt, load_mask
+from .visual_prompt import VisualPrompt
 
 RECORD = "record.json"
 REPORT = "report.jsonl"
@@ -199,10 +198,8 @@ def finished(place: Path, key: str) -> dict | None:
 def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
     """Write a picture's folder. It has its name only when all is in it."""
     pixels = load_image(picture)
-    segmenter, prompts = worker(job)
-    result = segmenter.combine(
-        pixels, prompts, scales=job.scales, input_data_format="channels_last"
-    )
+    segmenter, query = worker(job)
+    result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir(parents=True)
@@ -229,19 +226,17 @@ def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
 _loading = threading.Lock()
 
 
-def worker(job: Job) -> tuple[Segmenter, list[Any]]:
-    """The model and the prompts, loaded once in each process, however many threads ask."""
+def worker(job: Job) -> tuple[Segmenter, Query]:
+    """The model and the embedded prompts, made once in each process, however many threads ask."""
     with _loading:
         return _loaded(job.model, job.backend, job.prompts, job.image_prompts)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model, backend, prompts, image_prompts) -> tuple[Segmenter, list[Any]]:
+def _loaded(model, backend, prompts, image_prompts) -> tuple[Segmenter, Query]:
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
-    return segmenter, [*prompts, *(picture_prompt(*paths) for paths in image_prompts)]
-
-
-def picture_prompt(picture: str, mask: str | None) -> Image.Image | VisualPrompt:
-    """Read once, for all the pictures that are searched for it."""
-    shown = Image.fromarray(load_image(picture))
-    return VisualPrompt(shown, load_mask(Path(mask))) if mask else shown
+    pictures = [
+        VisualPrompt(Path(picture), Path(mask)) if mask else Path(picture)
+        for picture, mask in image_prompts
+    ]
+    return segmenter, segmenter.prepare([*prompts, *pictures])

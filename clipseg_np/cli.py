@@ -31,10 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     if hasattr(sys.stdout, "reconfigure"):  # prompts and names are printed on any terminal
         sys.stdout.reconfigure(errors=NOT_UTF8)
-    options, left = parser().parse_known_args(arguments)
+    top = parser()
+    options, left = top.parse_known_args(arguments)
     prompts = [word for word in left if not word.startswith("-")]  # those that follow an option
     if prompts != left or (prompts and "prompts" not in options):
-        parser().error(f"unrecognized arguments: {' '.join(left)}")
+        top.error(f"unrecognized arguments: {' '.join(left)}")
     if prompts:
         options.prompts = [*options.prompts, *prompts]
     with warnings.catch_warnings():

@@ -145,13 +145,12 @@ def run_batch_command(options: argparse.Namespace) -> int:
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
         report = run_batch(job, options.folder, executor, options.glob, progress)
     failed = [one for one in report if "error" in one]
-    for one in failed:
-        if not options.json:
-            say("error", one["error"])
     if options.json:
         for one in report:
             print(json.dumps(one, ensure_ascii=False))
     else:
+        for one in failed:
+            say("error", one["error"])
         print(
             f"{len(report) - len(failed)} of {len(report)} pictures  {Path(options.output, REPORT)}"
         )

@@ -83,9 +83,7 @@ class NumpyOps(Ops):
                 scores = (query[b, h] * d**-0.5) @ key[b, h].T
                 if hidden is not None:
                     scores[hidden[b, 0]] = np.finfo(scores.dtype).min
-                scores -= scores.max(axis=-1, keepdims=True)
-                np.exp(scores, out=scores)
-                sums = scores.sum(axis=-1, keepdims=True)
+                sums = _exponentials(scores, out=scores)
                 np.matmul(scores, value[b, h], out=mixed[b, h])
                 mixed[b, h] /= sums  # d numbers a row instead of T
                 if kept is not None:
@@ -139,6 +137,11 @@ class NumpyOps(Ops):
 
 def _softmax(rows: Array, out: Array) -> None:
     """Along the last axis; `out` may be `rows`."""
+    out /= _exponentials(rows, out)
+
+
+def _exponentials(rows: Array, out: Array) -> Array:
+    """The softmax before it is divided; returns the sums that would divide it."""
     np.subtract(rows, rows.max(axis=-1, keepdims=True), out=out)
     np.exp(out, out=out)
-    out /= out.sum(axis=-1, keepdims=True)
+    return out.sum(axis=-1, keepdims=True)

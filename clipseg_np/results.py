@@ -121,7 +121,8 @@ def write_labels(
 ) -> None:
     """STEM_labels.png, each pixel the number of its likeliest prompt, and STEM_labels.json, which tells what is where.
 
-    And to look at, STEM_legend.png: the labels in their colours over the picture, with their names. A label's mask is in COCO's form; "regions" are its connected parts.
+    And to look at, STEM_legend.png: the labels in their colours over the picture, with their names. A label's mask is
+    in COCO's form; "regions" are its connected parts.
     """
     entries = []
     for number, caption in enumerate(captions, start=1):

@@ -6,7 +6,8 @@ looks at; transformers encodes it once for each prompt, and to the end.
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,16 @@ from .processor import CLIPSegProcessor
 from .segmentation import Segmentation
 from .visual_prompt import VisualPrompt
 from .windows import checked_scales, join, mean_of_scales, windows
+
+
+@dataclass(frozen=True)
+class Query:
+    """Prompts that are read and embedded, for many pictures; made by `Segmenter.prepare`."""
+
+    prompts: tuple[Any, ...]
+    expressions: tuple[Expression, ...]  # of each prompt
+    names: tuple[Hashable, ...]  # of what to look for: a text, or a prompt's number
+    embeddings: Array  # of these, (L,projection_dim)
 
 
 class Segmenter:
@@ -96,8 +107,9 @@ class Segmenter:
         missing file.
         """
         prompts = _listed(prompts)
+        picture = load_image(image, input_data_format)
         each = [Expression("", number) for number in range(len(prompts))]
-        return self._found(load_image(image, input_data_format), prompts, each, scales)
+        return self._found(picture, self._query(prompts, each), scales)
 
     def combine(
         self,
@@ -109,32 +121,32 @@ class Segmenter:
     ) -> Segmentation:
         """As a call, save that a text may join several: "a cat - a collar" (see expression.py).
 
-        What is named more than once is looked for once. Raises InputError, besides, for what cannot be read.
+        What is named more than once is looked for once. `prompts` may also be what `prepare` returned. Raises
+        InputError, besides, for what cannot be read.
         """
-        prompts = _listed(prompts)
-        read = [
-            parse(p) if isinstance(p, str) else Expression("", i) for i, p in enumerate(prompts)
-        ]
-        return self._found(load_image(image, input_data_format), prompts, read, scales)
+        read = None if isinstance(prompts, Query) else _read(prompts)
+        picture = load_image(image, input_data_format)
+        return self._found(picture, self._query(*read) if read else prompts, scales)
 
-    def _found(
-        self,
-        picture: np.ndarray,
-        prompts: list,
-        expressions: list[Expression],
-        scales: Sequence[int],
-    ) -> Segmentation:
-        """Look for all that the expressions name: a text, or by its number a prompt."""
+    def prepare(self, prompts: Any) -> Query:
+        """Read and embed the prompts of `combine` once, for many pictures."""
+        return self._query(*_read(prompts))
+
+    def _query(self, prompts: list, expressions: list[Expression]) -> Query:
         names = tuple(dict.fromkeys(name for one in expressions for name in one.prompts))
         things = [name if isinstance(name, str) else prompts[name] for name in names]
+        return Query(tuple(prompts), tuple(expressions), names, self.embed(things))
+
+    def _found(self, picture: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
         size = picture.shape[:2]
         scales = checked_scales(scales, size)
-        embeddings = self.embed(things)
-        maps = [self._logits_at(scale, picture, embeddings) for scale in scales]
+        maps = [self._logits_at(scale, picture, query.embeddings) for scale in scales]
         logits = mean_of_scales(maps, self.model.ops) if len(maps) > 1 else maps[0]
         if bool(self.model.ops.xp.isnan(logits).any()):
             self._warn_of_nan()
-        return Segmentation(tuple(prompts), logits, size, names, tuple(expressions), self.model.ops)
+        return Segmentation(
+            query.prompts, logits, size, query.names, query.expressions, self.model.ops
+        )
 
     def _logits_at(self, scale: int, picture: np.ndarray, embeddings: Array) -> Array:
         """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
@@ -210,3 +222,11 @@ def _listed(prompts: Any) -> list:
         if isinstance(prompt, str) and not prompt.strip():
             raise InputError(f"prompt {place + 1} is empty: name what to look for, such as 'a cat'")
     return prompts
+
+
+def _read(prompts: Any) -> tuple[list, list[Expression]]:
+    """Prompts, and the expression of each: a text's own, or a picture's number."""
+    prompts = _listed(prompts)
+    return prompts, [
+        parse(p) if isinstance(p, str) else Expression("", i) for i, p in enumerate(prompts)
+    ]

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 import clipseg_np
-from clipseg_np import Segmenter, VisualPrompt, batch, convert, golden, masks, trace
+from clipseg_np import Segmenter, golden, trace
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 HEAD = "| you want | on the command line | in Python |\n|---|---|---|\n"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import InputError, Segmenter
+from clipseg_np import InputError, Segmenter, batch
 from clipseg_np.batch import RECORD, REPORT, Job, pictures_in, run_batch
 from clipseg_np.cli import main
 from clipseg_np.results import CleanUp
@@ -55,6 +55,11 @@ def content(folder) -> dict[str, bytes]:
     }
 
 
+def finished(folder) -> int:
+    """Pictures that are done, counted while folders are renamed: `os.walk` passes over one that vanishes."""
+    return sum(RECORD in files for _, _, files in os.walk(folder))
+
+
 def test_every_picture_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_path):
     report = run(job, folder)
     names = ["a.jpg", "a.png", "b.jpg", "inner/a.png", "inner/bad.png", "inner/deep/c d.webp"]
@@ -71,6 +76,15 @@ def test_every_picture_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_p
             written = np.asarray(Image.open(tmp_path / "out" / one["picture"] / name)) > 0
             np.testing.assert_array_equal(written, mask)
     assert not (tmp_path / "out" / "inner" / "bad.png").exists()
+
+
+def test_prompts_are_embedded_once_for_all_pictures(job, folder, monkeypatch):
+    embedded, embed = [], Segmenter.embed
+    monkeypatch.setattr(Segmenter, "embed", lambda *a: embedded.append(a[1]) or embed(*a))
+    batch._loaded.cache_clear()
+    report = run(replace(job, image_prompts=((str(folder / "a.png"), None),)), folder)
+    assert sum("prompts" in one for one in report) == 5
+    assert [len(things) for things in embedded] == [3]  # two texts and a picture
 
 
 def test_the_bytes_do_not_depend_on_workers(job, folder, tmp_path):
@@ -166,9 +180,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same(job, folder, tm
     command += ["--model", job.model, "--output", str(out), "--workers", "2"]
     chance, killed = random.Random(0), 0
     for _ in range(3):
-        done = len(list(out.rglob(RECORD)))
+        done = finished(out)
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.rglob(RECORD))) <= done:
+        while process.poll() is None and finished(out) <= done:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.02))
         if process.poll() is None:

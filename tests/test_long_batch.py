@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np.batch import RECORD
-from tests.test_batch import content
+from tests.test_batch import content, finished
 
 pytestmark = pytest.mark.slow
 
@@ -42,23 +41,19 @@ def test_ten_kills(checkpoint, tmp_path):
     command = [sys.executable, "-m", "clipseg_np", "batch", tmp_path / "pictures", "red", "red - a"]
     command += ["--model", checkpoint, "--labels", "--workers", "2", "--output"]
 
-    def finished() -> int:
-        """Counted while folders are renamed: `os.walk` passes over one that vanishes."""
-        return sum(RECORD in files for _, _, files in os.walk(tmp_path / "killed"))
-
     chance, killed = random.Random(0), 0
     while killed < KILLS:
         # So long that ten runs end before the pictures do, whatever a run's start takes.
-        until = finished() + chance.randrange(1, PICTURES // (KILLS + 2))
+        until = finished(tmp_path / "killed") + chance.randrange(1, PICTURES // (KILLS + 2))
         process = subprocess.Popen([*command, tmp_path / "killed"], start_new_session=True)
-        while process.poll() is None and finished() < until:
+        while process.poll() is None and finished(tmp_path / "killed") < until:
             time.sleep(0.005)
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(chance.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         killed += 1
-    assert 0 < finished() < PICTURES
+    assert 0 < finished(tmp_path / "killed") < PICTURES
     for output in ("killed", "undisturbed"):
         assert subprocess.run([*command, tmp_path / output]).returncode == 1  # some cannot be read
     expected = content(tmp_path / "undisturbed")

@@ -76,19 +76,21 @@ def pair(arrays: dict, place: str, name: str) -> dict:
     return {f"{name}.{what}": arrays[f"{place}.{what}"] for what in ("weight", "bias")}
 
 
-def openai_blocks(arrays: dict, place: str, depth: int) -> dict:
+def blocks(arrays: dict, place: str, depth: int, start: str, names: tuple[str, ...]) -> dict:
+    """Transformer layers, whose attention, two norms and two linear layers have these `names`."""
     parts = {}
     for layer in range(depth):
-        at = f"{place}.encoder.layers.{layer}"
-        parts |= under(
-            f"transformer.resblocks.{layer}.",
-            under("attn.", attention(arrays, f"{at}.self_attn"))
-            | pair(arrays, f"{at}.layer_norm1", "ln_1")
-            | pair(arrays, f"{at}.layer_norm2", "ln_2")
-            | pair(arrays, f"{at}.mlp.fc1", "mlp.c_fc")
-            | pair(arrays, f"{at}.mlp.fc2", "mlp.c_proj"),
-        )
+        at = f"{place}.{layer}"
+        block = under(f"{names[0]}.", attention(arrays, f"{at}.self_attn"))
+        for part, name in zip(("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"), names[1:]):
+            block |= pair(arrays, f"{at}.{part}", name)
+        parts |= under(f"{start}.{layer}.", block)
     return parts
+
+
+def openai_blocks(arrays: dict, place: str, depth: int) -> dict:
+    names = ("attn", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    return blocks(arrays, f"{place}.encoder.layers", depth, "transformer.resblocks", names)
 
 
 def openai_clip(arrays: dict) -> dict:
@@ -126,16 +128,8 @@ def authors_decoder(arrays: dict) -> dict:
     }
     for name in ("film_mul", "film_add", "reduces.0", "reduces.1", "reduces.2"):
         parts |= pair(arrays, f"decoder.{name}", name)
-    for layer in range(3):
-        at = f"decoder.layers.{layer}"
-        parts |= under(
-            f"blocks.{layer}.",
-            under("self_attn.", attention(arrays, f"{at}.self_attn"))
-            | pair(arrays, f"{at}.layer_norm1", "norm1")
-            | pair(arrays, f"{at}.layer_norm2", "norm2")
-            | pair(arrays, f"{at}.mlp.fc1", "linear1")
-            | pair(arrays, f"{at}.mlp.fc2", "linear2"),
-        )
+    names = ("self_attn", "norm1", "norm2", "linear1", "linear2")
+    parts |= blocks(arrays, "decoder.layers", 3, "blocks", names)
     head = "decoder.transposed_convolution"
     steps = [""] if f"{head}.weight" in arrays else [".0", ".2", ".4"]
     for step in steps:

@@ -31,8 +31,8 @@ WEIGHTS = {
     "align": 1.0,
     "match": 0.3,
 }
-# What share of a loss's gradient reaches the towers. At 1 these two are six times the patches' in size, and all noise: over
-# six batches their mean is no longer than six unrelated vectors' would be, and the towers learn next to nothing.
+# What share of a loss's gradient reaches the towers. At 1 these are two to three times the patches' in size, and all noise:
+# over six batches their mean is no longer than six unrelated vectors' would be, and the towers learn next to nothing.
 MASKS_REACH, MATCH_REACH = 0.15, 0.05
 NEVER = torch.zeros(len(COLOURS) + 1, len(SHAPES) + 1)  # 1 where the pair is kept out of training
 for colour, shape in HELD_OUT:
