@@ -23,6 +23,7 @@ from process import measure as measure_processes
 from systems import OURS, REFERENCE, SIDE, System, example, save_checkpoint, systems
 
 TOLERANCE = 1e-4  # of the largest logit
+PAUSE = 0.1  # seconds: the threads of the system before may wait for work a while, and keep the processor busy
 TASKS = {  # name: what `example` makes, and the share of --rounds
     "1 prompt": ({"prompts": 1}, 1),
     "5 prompts": ({"prompts": 5}, 0.5),
@@ -39,6 +40,7 @@ def interleaved(calls: dict, rounds: int) -> dict:
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)

@@ -1,18 +1,29 @@
 """What NumPy can do faster than the readable `Ops` does: the same numbers in fewer passes over memory, on all cores.
 
 NumPy's elementwise arithmetic runs on one core, and each step of a formula reads and writes its whole array. Here
-the steps reuse one array, a piece at a time that stays in the processor's cache, and rows, heads or pictures, which are
-independent of each other, are shared out over threads. Each method equals the one that it overrides, but for
+the steps reuse one array, a piece at a time that stays in the processor's cache, and columns, heads or pictures, which
+are independent of each other, are shared out over threads. Each method equals the one that it overrides, but for
 rounding (tests/test_numpy_ops.py).
+
+Many tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). Matrix products are faster on
+these, and so is all that one token's numbers have in common. Shapes are as everywhere.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
+from .memory import Memory
 from .ops import Array, Ops
-from .threads import Threads
+from .threads import Threads, one_blas_thread
 
-ROWS = 64  # as few as make a matrix product efficient
-NUMBERS = 1 << 15  # as few as are worth a thread, and so many at a time: they fit a core's cache
+MANY = 32  # tokens, from which on they lie features first
+PRODUCTS = 1 << 22  # multiplications, as few as are worth a thread
+UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without first packing the weight
+OUTPUTS = 384  # features of a matrix product at a time
+NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
+LARGE = 50.0  # e to it, times any value, is far from overflowing; e to minus it, from losing digits
+PIECE = 1 << 17  # numbers at a time: they fit a core's cache
 
 
 class NumpyOps(Ops):
@@ -22,48 +33,64 @@ class NumpyOps(Ops):
         """`threads`: how many share out the work; as many as there are cores by default."""
         super().__init__()
         self.threads = Threads(threads)
+        self.memory = Memory()
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        y = np.empty((len(rows), len(weight)), np.result_type(x, weight))
+        columns = x.reshape(-1, x.shape[-1]).T  # (in,n)
+        outputs, (inputs, n) = len(weight), columns.shape
+        y = self.memory.empty((outputs, n), np.result_type(x, weight))
 
-        def some_rows(part: slice) -> None:
-            np.matmul(rows[part], weight.T, out=y[part])
+        def product(weight: Array, columns: Array, y: Array, bias: Array | None) -> None:
+            np.matmul(weight, columns, out=y)
             if bias is not None:
-                y[part] += bias
+                y += bias[:, None]
 
         def some_outputs(part: slice) -> None:
-            y[:, part] = rows @ weight[part].T
-            if bias is not None:
-                y[:, part] += bias[part]
+            product(weight[part], columns, y[part], None if bias is None else bias[part])
 
-        if len(rows) >= 2 * ROWS:
-            self.threads.share(some_rows, len(rows), ROWS)
-        else:  # a prompt's few tokens: what takes the time is to read the weight
-            self.threads.share(some_outputs, len(weight), ROWS)
-        return y.reshape(*x.shape[:-1], len(weight))
+        def some_columns(part: slice) -> None:
+            product(weight, columns[:, part], y[:, part], bias)
 
-    def patch_conv2d(self, x: Array, weight: Array) -> Array:
-        return self._by_pictures(super().patch_conv2d, x, weight)
-
-    def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        return self._by_pictures(super().conv2d, x, weight, bias)
-
-    def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        return self._by_pictures(super().conv_transpose2d, x, weight, bias)
+        if n < MANY:  # what takes the time is to read the weight
+            columns = np.ascontiguousarray(columns)
+            least, most = PRODUCTS // (n * inputs) + 1, UNPACKED // (n * inputs) + 1
+            self.threads.share(some_outputs, outputs, least, most)
+            y = np.ascontiguousarray(y.T).T
+        elif outputs >= min(n, 2 * OUTPUTS):
+            self.threads.share(some_outputs, outputs, MANY, OUTPUTS)
+        else:
+            self.threads.share(some_columns, n, max(MANY, PRODUCTS // weight.size))
+        return y.T.reshape(*x.shape[:-1], outputs)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        def one_piece(rows: Array, out: Array) -> None:
-            np.subtract(rows, rows.mean(axis=-1, keepdims=True), out=out)
-            variance = np.einsum("nd,nd->n", out, out)[:, None] / out.shape[1]
-            out /= np.sqrt(variance + eps)
-            out *= weight
-            out += bias
+        rows = x.reshape(-1, x.shape[-1])
+        n, D = rows.shape
+        out = self.memory.empty((D, n), x.dtype).T if n >= MANY else np.empty((n, D), x.dtype)
+        average = np.full(D, 1 / D, x.dtype)
 
-        return self._by_rows(one_piece, x)
+        def some_rows(part: slice) -> None:
+            centred = out[part]
+            np.subtract(rows[part], (rows[part] @ average)[:, None], out=centred)
+            variance = np.einsum("nd,nd->n", centred, centred) / D
+            centred *= (1 / np.sqrt(variance + eps))[:, None]
+            centred *= weight
+            centred += bias
+
+        self.threads.share(some_rows, n, max(1, NUMBERS // D))
+        return out.reshape(x.shape)
 
     def softmax(self, x: Array) -> Array:
-        return self._by_rows(_softmax, x)
+        rows = x.reshape(-1, x.shape[-1])
+        out = np.empty_like(rows)
+        few = max(1, NUMBERS // rows.shape[1])
+
+        def some_rows(part: slice) -> None:
+            np.subtract(rows[part], rows[part].max(axis=-1, keepdims=True), out=out[part])
+            np.exp(out[part], out=out[part])
+            out[part] /= out[part].sum(axis=-1, keepdims=True)
+
+        self.threads.share(some_rows, len(rows), few, few)
+        return out.reshape(x.shape)
 
     def attention(
         self,
@@ -74,74 +101,81 @@ class NumpyOps(Ops):
         attentions: list | None = None,
     ) -> Array:
         B, H, T, d = query.shape
-        mixed = np.empty((B, T, H, d), value.dtype).transpose(0, 2, 1, 3)  # as the heads are joined
+        if T < MANY:
+            with one_blas_thread:
+                return super().attention(query, key, value, allowed, attentions)
+        mixed = self.memory.empty((H, d, B, T), value.dtype).transpose(2, 0, 3, 1)
         kept = None if attentions is None else np.empty((B, H, T, T), query.dtype)
         hidden = None if allowed is None else np.broadcast_to(~allowed, (B, 1, T, T))
 
         def some_heads(part: slice) -> None:
             for b, h in list(np.ndindex(B, H))[part]:
-                scores = (query[b, h] * d**-0.5) @ key[b, h].T
-                if hidden is not None:
-                    scores[hidden[b, 0]] = np.finfo(scores.dtype).min
-                sums = _exponentials(scores, out=scores)
-                np.matmul(scores, value[b, h], out=mixed[b, h])
-                mixed[b, h] /= sums  # d numbers a row instead of T
+                weights = self.memory.empty((T, T), query.dtype)  # (keys,queries)
+                hides = None if hidden is None else hidden[b, 0].T
+                sums = _exponentials(query[b, h], key[b, h], hides, out=weights)
+                np.matmul(value[b, h].T, weights, out=mixed[b, h].T)
+                mixed[b, h] /= sums[:, None]  # d numbers a query instead of T
                 if kept is not None:
-                    np.divide(scores, sums, out=kept[b, h])
+                    np.divide(weights.T, sums[:, None], out=kept[b, h])
 
-        self.threads.share(some_heads, B * H, max(1, NUMBERS // T**2))
+        self.threads.share(some_heads, B * H, max(1, (1 << 15) // T**2), 1)
         if attentions is not None:
             attentions.append(kept)
         return mixed
 
+    def resize_bicubic(self, grid: Array, size: tuple[int, int]) -> Array:
+        with one_blas_thread:
+            return super().resize_bicubic(grid, size)
+
     def quick_gelu(self, x: Array) -> Array:
         """x / (1 + e^(-1.702 x)); where the power overflows, the result is 0, as it should be."""
 
-        def one_piece(rows: Array, out: Array) -> None:
-            np.multiply(rows, -1.702, out=out)
+        def one_piece(x: Array, out: Array) -> None:
+            np.multiply(x, -1.702, out=out)
             with np.errstate(over="ignore"):
                 np.exp(out, out=out)
             out += 1
-            np.divide(rows, out, out=out)
+            np.divide(x, out, out=out)
 
-        return self._by_rows(one_piece, x)
+        return self._elementwise(one_piece, x)
 
     def relu(self, x: Array) -> Array:
-        return self._by_rows(lambda rows, out: np.maximum(rows, 0, out=out), x)
+        def one_piece(x: Array, out: Array) -> None:
+            out[:] = 0
+            np.maximum(x, out, out=out)  # with a number, NumPy takes three times as long
 
-    def _by_rows(self, one_piece, x: Array) -> Array:
-        """An array like x, filled by `one_piece(rows, out)`, a cacheful of x's rows at a time."""
-        rows = x.reshape(-1, x.shape[-1])
-        out = np.empty_like(rows)
-        few = max(1, NUMBERS // rows.shape[1])
+        return self._elementwise(one_piece, x)
 
-        def some_rows(part: slice) -> None:
-            for start in range(part.start, part.stop, few):
-                piece = slice(start, min(start + few, part.stop))
-                one_piece(rows[piece], out[piece])
+    def _elementwise(self, one_piece: Callable[[Array, Array], None], x: Array) -> Array:
+        """An array like x, filled by `one_piece(x, out)`, a cacheful of numbers at a time."""
+        numbers = x.ravel("K")
+        out = self.memory.empty_like(x)
+        filled = out.ravel("K")
 
-        self.threads.share(some_rows, len(rows), few)
-        return out.reshape(x.shape)
+        def some(part: slice) -> None:
+            one_piece(numbers[part], filled[part])
 
-    def _by_pictures(self, method, x: Array, *weights: Array) -> Array:
-        """`method` on each of x's pictures (B,C,H,W), shared out."""
-        found = [None] * len(x)
-
-        def some_pictures(part: slice) -> None:
-            for b in range(part.start, part.stop):
-                found[b] = method(x[b : b + 1], *weights)
-
-        self.threads.share(some_pictures, len(x))
-        return np.concatenate(found)
+        self.threads.share(some, numbers.size, NUMBERS, PIECE)
+        return out
 
 
-def _softmax(rows: Array, out: Array) -> None:
-    """Along the last axis; `out` may be `rows`."""
-    out /= _exponentials(rows, out)
+def _exponentials(query: Array, key: Array, hidden: Array | None, out: Array) -> Array:
+    """A head's softmax before it is divided, (keys,queries); returns the sums that would divide it, (queries).
 
-
-def _exponentials(rows: Array, out: Array) -> Array:
-    """The softmax before it is divided; returns the sums that would divide it."""
-    np.subtract(rows, rows.max(axis=-1, keepdims=True), out=out)
-    np.exp(out, out=out)
-    return out.sum(axis=-1, keepdims=True)
+    As a rule no power overflows, and the largest need not be sought for each query and subtracted. It is where some
+    would, or where all of a query's powers are so small that they lose digits.
+    """
+    query = query * query.shape[1] ** -0.5
+    ones = np.ones(len(key), out.dtype)
+    for subtracted in (False, True):
+        np.matmul(key, query.T, out=out)
+        if hidden is not None:
+            out[hidden] = np.finfo(out.dtype).min
+        subtracted = subtracted or not out.max() < LARGE
+        if subtracted:
+            out -= out.max(axis=0)
+        np.exp(out, out=out)
+        sums = ones @ out
+        if subtracted or sums.min() > np.exp(-LARGE):
+            break
+    return sums

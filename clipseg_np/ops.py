@@ -49,42 +49,41 @@ class Ops:
         return table[ids]
 
     def patch_conv2d(self, x: Array, weight: Array) -> Array:
-        """A convolution whose stride is its kernel: each patch is seen once, so it is a reshape and an @.
+        """A convolution whose stride is its kernel: each patch is seen once, so it is a reshape and a linear map.
 
         (B,C,H,W), (D,C,p,p) -> (B,D,h,w) with h = H//p, w = W//p; pixels past the last whole patch are
         not seen, as in any convolution without padding.
         """
         (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
         h, w = H // p, W // p
-        patches = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p)
-        patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(B, C * p * p, h * w)
-        return (weight.reshape(D, C * p * p) @ patches).reshape(B, D, h, w)
+        patches = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p).transpose(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(B, h, w, C * p * p)
+        return self.linear(patches, weight.reshape(D, C * p * p)).transpose(0, 3, 1, 2)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """A convolution with stride 1, padded to keep the size: the sum of one @ for each kernel cell.
+        """A convolution with stride 1, padded to keep the size: a linear map of each cell's neighbours.
 
         (B,C,h,w), (D,C,k,k) with k odd, (D) -> (B,D,h,w)
         """
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
         margin = k // 2
-        padded = self.xp.zeros((B, C, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
-        padded[:, :, margin : margin + h, margin : margin + w] = x
-        y = self.xp.zeros((B, D, h * w), dtype=x.dtype)
-        for row in range(k):
-            for column in range(k):
-                shifted = padded[:, :, row : row + h, column : column + w].reshape(B, C, h * w)
-                y = y + weight[:, :, row, column] @ shifted
-        return y.reshape(B, D, h, w) + bias[:, None, None]
+        padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
+        padded[:, :, margin : margin + h, margin : margin + w] = x.transpose(1, 0, 2, 3)
+        around = [padded[:, :, i : i + h, j : j + w] for i in range(k) for j in range(k)]
+        cells = self.xp.stack(around, axis=1).transpose(2, 3, 4, 0, 1)  # (B,h,w,C,kk)
+        y = self.linear(cells.reshape(B, h, w, C * k * k), weight.reshape(D, C * k * k), bias)
+        return y.transpose(0, 3, 1, 2)
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """A transposed convolution whose stride is its kernel: each cell paints one block, unflipped.
 
-        (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a reshape and an @.
+        (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a linear map and a reshape.
         """
         (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
-        blocks = x.transpose(0, 2, 3, 1) @ weight.reshape(C, D * p * p)
+        weight, bias = weight.reshape(C, D * p * p).T, self.xp.repeat(bias, p * p)
+        blocks = self.linear(x.transpose(0, 2, 3, 1), weight, bias)
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
-        return blocks.reshape(B, D, h * p, w * p) + bias[:, None, None]
+        return blocks.reshape(B, D, h * p, w * p)
 
     # Normalisation and attention
 

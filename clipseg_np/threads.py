@@ -7,6 +7,7 @@ keep the processor busy for a while: here a product belongs to one thread, and w
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -27,20 +28,33 @@ class Threads:
     def __init__(self, count: int | None = None):
         self.count = count or usual_count()
 
-    def share(self, work: Callable[[slice], None], length: int, least: int = 1) -> None:
-        """Call `work` for slices that make up 0 to `length`, at once, none shorter than `least` (if there are two).
+    def share(
+        self, work: Callable[[slice], None], length: int, least: int = 1, most: int | None = None
+    ) -> None:
+        """Call `work` for slices that make up 0 to `length`, by several threads, each taking the next that is left.
 
-        `work` must not share out its own work again. What it raises, this raises, when all have ended.
+        There are as many threads as find slices of `least`, and as many slices as make none longer than `most`. `work`
+        must not share out its own work again. What it raises, this raises, when all that had begun have ended.
         """
-        parts = max(1, min(self.count, length // least))
-        ends = [length * part // parts for part in range(parts + 1)]
-        slices = [slice(*pair) for pair in pairwise(ends)]
+        threads = max(1, min(self.count, length // least))
+        count = max(threads, -(-length // most) if most else 1)
+        ends = [length * part // count for part in range(count + 1)]
+        slices = deque(slice(*pair) for pair in pairwise(ends))
+
+        def some() -> None:
+            while slices:
+                try:
+                    part = slices.popleft()
+                except IndexError:  # another thread was first
+                    return
+                work(part)
+
         with one_blas_thread:
-            others = [_pool(self.count).submit(work, part) for part in slices[1:]]
+            others = [_pool(self.count).submit(some) for _ in range(threads - 1)]
             try:
-                work(slices[0])
-            finally:
-                errors = [other.exception() for other in others]
+                some()
+            finally:  # whoever has not begun yet finds nothing left to do
+                errors = [other.exception() for other in others if not other.cancel()]
         for error in filter(None, errors):
             raise error
 

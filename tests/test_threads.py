@@ -26,16 +26,59 @@ needs_blas = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize("most", (None, 3, 50))
 @pytest.mark.parametrize("least", (1, 4, 100))
 @pytest.mark.parametrize("length", (1, 2, 7, 100, 101))
 @pytest.mark.parametrize("count", (1, 2, 5))
-def test_the_slices_make_up_the_whole(count, length, least):
+def test_the_slices_make_up_the_whole(count, length, least, most):
     slices = []
-    Threads(count).share(slices.append, length, least)
+    Threads(count).share(slices.append, length, least, most)
     slices.sort(key=lambda part: part.start)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
-    assert len(slices) == max(1, min(count, length // least))
-    assert len(slices) == 1 or all(part.stop - part.start >= least for part in slices)
+    if most is None:
+        assert len(slices) == max(1, min(count, length // least))
+        assert len(slices) == 1 or all(part.stop - part.start >= least for part in slices)
+    else:
+        assert all(part.stop - part.start <= most for part in slices)
+
+
+def test_work_that_is_worth_one_thread_stays_in_the_callers():
+    seen = []
+    Threads(4).share(lambda part: seen.append(threading.get_ident()), 100, 60, 10)
+    assert len(seen) == 10 and set(seen) == {threading.get_ident()}
+
+
+def test_a_thread_that_is_done_takes_what_is_left():
+    """One waits in its slice until the other has done all the rest."""
+    waiting, done = threading.Lock(), []
+    others_done = threading.Event()
+
+    def work(part):
+        if waiting.acquire(blocking=False):
+            assert others_done.wait(20)
+        done.append(part)
+        if len(done) == 7:
+            others_done.set()
+
+    Threads(2).share(work, 8, 1, 1)
+    assert len(done) == 8
+
+
+def test_it_does_not_wait_for_threads_that_are_busy_elsewhere():
+    free, both_busy, in_time = threading.Event(), threading.Barrier(3, timeout=20), []
+
+    def hold(part):
+        both_busy.wait()
+        in_time.append(free.wait(10))
+
+    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
+    first.start()
+    both_busy.wait()
+    slices = []
+    Threads(2).share(slices.append, 2)
+    free.set()
+    first.join()
+    assert len(slices) == 2 and in_time == [True, True]
 
 
 def test_the_threads_run_at_the_same_time():
@@ -60,12 +103,14 @@ def test_by_default_as_many_as_blas_would_take():
 
 
 @pytest.mark.parametrize("failing", (0, 2))
-def test_an_error_in_any_part_is_raised_when_all_have_ended(failing):
-    ended = []
+def test_an_error_in_any_part_is_raised_when_all_that_began_have_ended(failing):
+    ended, meeting = [], threading.Barrier(3, timeout=20)
 
     def work(part):
+        meeting.wait()  # all have begun
         if part.start == failing:
             raise ValueError("this part")
+        time.sleep(0.05)
         ended.append(part.start)
 
     with pytest.raises(ValueError, match="this part"):

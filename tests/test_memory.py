@@ -1,0 +1,100 @@
+"""Memory that arrays leave is taken up again, and never while somebody holds it."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+from clipseg_np import memory as module
+from clipseg_np.memory import Memory
+
+SHAPE = (100, 500)
+
+
+def address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def test_what_an_array_leaves_the_next_of_its_size_takes_up():
+    memory = Memory()
+    first = memory.empty(SHAPE, "float32")
+    place = address(first)
+    del first
+    again = memory.empty((SHAPE[1], SHAPE[0]), "float32")
+    assert address(again) == place and again.shape == (SHAPE[1], SHAPE[0])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x[3:7],
+        lambda x: x.T.reshape(50, 10, 100)[1],
+        lambda x: x.view("int32")[::2],
+        lambda x: memoryview(x),
+        lambda x: np.asarray(memoryview(x))[1:].ravel(),
+    ],
+)
+def test_not_while_a_view_of_it_is_held(view):
+    memory = Memory()
+    held = view(memory.empty(SHAPE, "float32"))
+    gc.collect()
+    other = memory.empty(SHAPE, "float32")
+    other[:] = 7
+    assert not np.shares_memory(np.asarray(held), other)
+    del held
+    gc.collect()
+    assert len(memory.idle) == 1
+
+
+@pytest.mark.parametrize(
+    "shape, dtype", [((3, 4), "float32"), (SHAPE, "float64"), ((0, 5), "int8")]
+)
+def test_shape_type_and_order_are_as_asked_for(shape, dtype):
+    x = Memory().empty(shape, dtype)
+    assert type(x) is np.ndarray and x.shape == shape and x.dtype == dtype
+    assert x.flags.c_contiguous and x.flags.writeable
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_like_another_in_memory_too(axes):
+    x = np.ones((20, 30, 40), "float32").transpose(axes)
+    found = Memory().empty_like(x)
+    assert found.shape == x.shape and found.strides == x.strides and found.dtype == x.dtype
+
+
+def test_like_one_with_gaps_without_them():
+    x = np.ones((20, 30, 40), "float32")[:, ::2, 5:]
+    found = Memory().empty_like(x)
+    assert found.shape == x.shape and found.flags.c_contiguous
+
+
+def test_what_lies_idle_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "KEPT", 5 * 2**20)
+    memory = Memory()
+    arrays = [memory.empty((2**20,), "uint8") for _ in range(9)]
+    arrays.append(memory.empty((2**26,), "uint8"))  # too large to be kept at all
+    assert not memory.idle
+    arrays.clear()
+    assert sum(block.nbytes for block in memory.idle) == 5 * 2**20
+
+
+def test_threads_never_share_a_block():
+    memory, faults = Memory(), []
+
+    def work(number):
+        for _ in range(300):
+            x = memory.empty(SHAPE, "float32")
+            x[:] = number
+            y = memory.empty(SHAPE, "float32")
+            y[:] = -number
+            if not (x == number).all() or not (y == -number).all():
+                faults.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults and 2 <= len(memory.idle) < 20
