@@ -1,6 +1,12 @@
-"""The whole process, from start to a mask written: its time, its peak of memory, and what has to be installed for it."""
+"""The whole process, from start to a mask written: its time, its peak of memory, and what has to be installed for it.
+
+    python benchmarks/process.py CHECKPOINT PICTURE ROUNDS
+
+Prints JSON. It runs in a process of its own, which loads nothing large: Linux counts a parent's memory as its child's.
+"""
 
 import importlib.metadata
+import json
 import os
 import re
 import statistics
@@ -42,6 +48,12 @@ PROGRAMS = {
 }
 
 
+def in_a_small_process(folder: Path, picture: Path, rounds: int) -> dict[str, list[float]]:
+    """What `measure` finds, whatever has been loaded here."""
+    command = [sys.executable, __file__, folder, picture, str(rounds)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
 def measure(folder: Path, picture: Path, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Of each program, in turn: median seconds, peak of resident memory and installed size, both in MB."""
     seconds = {name: [] for name in PROGRAMS}
@@ -79,3 +91,7 @@ def installed_size(roots: tuple[str, ...]) -> int:
         known[name] = sum(file.stat().st_size for file in files if file.is_file())
         wanted += [need for need in package.requires or () if "extra ==" not in need]
     return sum(known.values())
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))

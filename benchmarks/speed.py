@@ -3,7 +3,7 @@
     python -m pip install '.[benchmark]'
     python benchmarks/speed.py --output benchmarks/cpu
 
-Writes cpu.md and cpu.png. In every round each system answers once, in turn, so that a slow moment of the machine hits all;
+Writes cpu.md and cpu.png, and gpu.md beside them where CuPy finds a GPU. In every round each system answers once, in turn, so that a slow moment of the machine hits all;
 the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are checked to
 agree before anything is timed.
 """
@@ -18,9 +18,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import threadpoolctl
 from PIL import Image
-from process import measure as measure_processes
+from process import in_a_small_process
 from systems import OURS, REFERENCE, SIDE, System, example, save_checkpoint, systems
+
+from clipseg_np import InputError
+from clipseg_np.backends import working_cupy
+from clipseg_np.errors import MissingExtra
 
 TOLERANCE = 1e-4  # of the largest logit
 PAUSE = 0.1  # seconds: the threads of the system before may wait for work a while, and keep the processor busy
@@ -67,8 +72,8 @@ def product_rate(rounds: int = 15) -> float:
     return 2 * tokens * width * 4 * width / best
 
 
-def product_work(prompts: int, depth: int = 10) -> float:
-    """Multiplications and additions in the matrix products that one picture and its prompts need."""
+def product_work(prompts: int, pictures: int = 1, depth: int = 10) -> float:
+    """Multiplications and additions in the matrix products that pictures and prompts need."""
 
     def layer(tokens: int, width: int, hidden: int) -> float:
         return 2 * tokens * (4 * width**2 + 2 * width * hidden + 2 * tokens * width)
@@ -76,15 +81,24 @@ def product_work(prompts: int, depth: int = 10) -> float:
     patches = (SIDE // 16) ** 2
     vision = depth * layer(patches + 1, 768, 3072) + 2 * patches * 768 * 768
     text = prompts * 12 * layer(8, 512, 2048)
-    decoder = 3 * 2 * (patches + 1) * 768 * 64 + prompts * 3 * layer(patches + 1, 64, 2048)
+    decoder = pictures * 3 * 2 * (patches + 1) * 768 * 64 + prompts * 3 * layer(
+        patches + 1, 64, 2048
+    )
     head = prompts * 2 * patches * (9 * 64 * 64 + 64 * 32 * 16 + 16 * 32 * 16)
-    return vision + text + decoder + head
+    return pictures * vision + text + decoder + head
 
 
 def processor_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def blas_kernels() -> str:
+    """The kernels of NumPy's BLAS, which an environment variable such as OPENBLAS_CORETYPE may have chosen."""
+    libraries = threadpoolctl.threadpool_info()
+    names = {part.get("architecture") for part in libraries if part["user_api"] == "blas"}
+    return ", ".join(sorted(filter(None, names))) or "unknown"
 
 
 def versions() -> str:
@@ -146,7 +160,7 @@ def main() -> None:
         picture = folder / "picture.png"
         noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
         Image.fromarray(noise).save(picture)
-        processes = measure_processes(folder, picture, max(1, args.rounds // 2))
+        processes = in_a_small_process(folder, picture, max(1, args.rounds // 2))
         contenders = systems(folder)
         found = {
             task: compare(contenders, example(**given), max(1, round(args.rounds * share)))
@@ -167,7 +181,7 @@ def main() -> None:
     lines = [
         (
             f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on {processor_name()}, "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}. Medians of up to {args.rounds} "
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}, BLAS kernels: {blas_kernels()}. Medians of up to {args.rounds} "
             f"interleaved rounds, in seconds, and as a share of transformers' time."
         ),
         "",
@@ -199,6 +213,23 @@ def main() -> None:
     if args.output:
         args.output.with_suffix(".md").write_text(text, encoding="utf-8")
         draw(found, growth, args.output.with_suffix(".png"))
+    on_gpu(args.rounds, args.output)
+
+
+def on_gpu(rounds: int, output: Path | None) -> None:
+    try:
+        working_cupy()
+    except (InputError, MissingExtra) as error:
+        print(f"No GPU is measured: {error}")
+        return
+    from gpu import measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder))
+        text = "\n".join(measure(Path(folder), rounds, interleaved, product_work))
+    print(text)
+    if output:
+        (output.parent / "gpu.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ class ImageFeatures:
     activations: tuple[Array, ...]  # (B,1+hw,D) each, in the order of config.extract_layers
     grid: tuple[int, int]
 
+    def of(self, pictures: slice) -> "ImageFeatures":
+        """Those of some pictures; one picture is all prompts'."""
+        if len(self.activations[0]) == 1:
+            return self
+        return ImageFeatures(tuple(part[pictures] for part in self.activations), self.grid)
+
 
 class Conv2d(Layer):
     """A convolution that keeps the size.  (B,C,h,w) -> (B,D,h,w)"""
@@ -198,9 +204,18 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         return embeddings
 
     def decode(self, features: ImageFeatures, conditional_embeddings: Array) -> Array:
-        """One picture with P prompts, or B pictures with B prompts.  (P,projection_dim) -> logits (P,H,W)"""
-        conditional_embeddings = self._checked_embeddings(features, conditional_embeddings)
-        return self.decoder(features.activations, conditional_embeddings, features.grid).logits
+        """One picture with P prompts, or B pictures with B prompts.  (P,projection_dim) -> logits (P,H,W)
+
+        The decoder gets a few prompts at a time, `ops.prompts_at_once`, so that memory does not grow with their
+        number; a trace then holds what it returned each time.
+        """
+        embeddings = self._checked_embeddings(features, conditional_embeddings)
+        found = []
+        for start in range(0, len(embeddings), self.ops.prompts_at_once):
+            some = slice(start, start + self.ops.prompts_at_once)
+            activations = features.of(some).activations
+            found.append(self.decoder(activations, embeddings[some], features.grid).logits)
+        return found[0] if len(found) == 1 else self.ops.xp.concatenate(found)
 
     def forward(
         self,

@@ -1,8 +1,10 @@
 """What a GPU can do faster than the readable `Ops` does: one kernel where CuPy would launch several.
 
 A launch and a pass over memory cost more here than the arithmetic. Sums are in float32, and in float64 for float64,
-whatever the type of the array. Matrix products are cuBLAS's; in float32 they stay in float32: CuPy uses the shorter TF32
-only where the environment says CUPY_TF32=1, and so does this.
+whatever the type of the array. Matrix products are cuBLAS's (cublas.py); in float32 they stay in float32: CuPy uses the
+shorter TF32 only where the environment says CUPY_TF32=1, and so does this.
+
+Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be recorded (cuda_graph.py).
 
 The kernels are plain C++ but for CUDA's words for blocks and threads; tests/test_cupy_kernels.py runs them on the CPU.
 Before its first use on a GPU each override is compared with the method that it replaces, and left out where they differ.
@@ -11,9 +13,11 @@ Before its first use on a GPU each override is compared with the method that it 
 import warnings
 from functools import cached_property
 from types import ModuleType
+from typing import Any
 
 import numpy
 
+from .cublas import Cublas
 from .ops import Array, Ops
 
 THREADS = 128  # of a block that shares out a row; a power of two
@@ -115,6 +119,7 @@ class CupyOps(Ops):
 
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
+        self._tables: dict[tuple, Array] = {}
         for name in ("linear", *NAMES, "attention"):
             reason = self._fault(name)
             if reason:
@@ -131,11 +136,25 @@ class CupyOps(Ops):
     def _launch(self, name: str, x: Array, blocks: int, *arguments) -> None:
         self._kernels[name, x.dtype.name]((blocks,), (THREADS,), arguments)
 
+    @cached_property
+    def _cublas(self) -> Cublas:
+        return Cublas(self.xp)
+
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        y = x @ weight.T
+        y = self.xp.empty((1, x.size // x.shape[-1], len(weight)), x.dtype)
         if bias is not None:
-            y += bias
-        return y
+            y[...] = bias
+        rows = self.xp.ascontiguousarray(x).reshape(1, -1, x.shape[-1])
+        columns = self.xp.ascontiguousarray(weight)[None].swapaxes(1, 2)
+        self._cublas.product(rows, columns, y, beta=0.0 if bias is None else 1.0)
+        return y.reshape(*x.shape[:-1], len(weight))
+
+    def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
+        """Kept: to bring it here takes longer than to use it, and cannot be recorded."""
+        key = old, new, numpy.dtype(dtype)
+        if key not in self._tables:
+            self._tables[key] = super().bicubic_table(old, new, dtype)
+        return self._tables[key]
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         x = self.xp.ascontiguousarray(x)
@@ -164,14 +183,21 @@ class CupyOps(Ops):
         allowed: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
-        B, _, T, d = query.shape
+        B, H, T, d = query.shape
         if allowed is not None:
             allowed = self.xp.broadcast_to(allowed, (B, 1, T, T))
-        scores = self.xp.ascontiguousarray((query * d**-0.5) @ key.swapaxes(-1, -2))
-        weights = self._softmax(scores, allowed)
+        query, key, value = (
+            self.xp.ascontiguousarray(x).reshape(B * H, T, d) for x in (query, key, value)
+        )
+        weights = self.xp.empty((B * H, T, T), query.dtype)
+        # Scaled before it is rounded: in float16 it could overflow.
+        self._cublas.product(query, key.swapaxes(1, 2), weights, alpha=d**-0.5)
+        weights = self._softmax(weights.reshape(B, H, T, T), allowed)
         if attentions is not None:
             attentions.append(weights)
-        return weights @ value
+        mixed = self.xp.empty((B * H, T, d), value.dtype)
+        self._cublas.product(weights.reshape(B * H, T, T), value, mixed)
+        return mixed.reshape(B, H, T, d)
 
     def quick_gelu(self, x: Array) -> Array:
         return self._each("quick_gelu", x)

@@ -23,6 +23,7 @@ class Ops:
 
     FLOAT_TYPES = ("float32", "float64")  # sums in float16 would lose what they sum
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
+    prompts_at_once = 64  # for the decoder: each takes 10 MB or more on its way
 
     def __init__(self, xp: ModuleType = numpy):
         self.xp = xp
@@ -184,10 +185,14 @@ class Ops:
         """
         h, w, D = grid.shape
         new_h, new_w = size
-        rows = self.asarray(bicubic_weights(h, new_h), dtype=grid.dtype)
-        columns = self.asarray(bicubic_weights(w, new_w), dtype=grid.dtype)
+        rows = self.bicubic_table(h, new_h, grid.dtype)
+        columns = self.bicubic_table(w, new_w, grid.dtype)
         grid = (rows @ grid.reshape(h, w * D)).reshape(new_h, w, D)
         return columns @ grid
+
+    def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
+        """`bicubic_weights`, on this backend's device.  -> (new, old)"""
+        return self.asarray(bicubic_weights(old, new), dtype=dtype)
 
     # Losses
 

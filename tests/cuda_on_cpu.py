@@ -1,5 +1,7 @@
 """A stand-in for CuPy in which a kernel's source, compiled as C++, runs on the CPU: each of a block's threads is one.
 
+And one for cuBLAS, which does with numbers in memory what its documentation says, and takes what it allows.
+
 Arrays are NumPy's. It shows that a kernel computes what it should, with as many threads in a block as it says and
 barriers where they are needed; it says nothing of a GPU's speed, memory or compiler.
 """
@@ -8,6 +10,7 @@ import ctypes
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 
@@ -95,6 +98,58 @@ def as_c(value):
     return kinds[value.dtype.name](value.item())
 
 
+class CpuCublas:
+    """cuBLAS's documented interface: matrices lie column after column, `lead` numbers from one to the next."""
+
+    def __init__(self, sums: list):
+        self.sums = sums  # what each product asked to be summed in
+
+    def cublasCreate_v2(self, handle) -> int:
+        handle._obj.value = 7
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream) -> int:
+        return handle.value != 7
+
+    def cublasSetWorkspace_v2(self, handle, pointer, size) -> int:
+        return not (handle.value == 7 and pointer.value % 256 >= 0 and size.value)
+
+    def cublasGemmStridedBatchedEx(self, handle, how_a, how_b, m, n, k, alpha, *rest) -> int:
+        a, type_a, lead_a, step_a, b, type_b, lead_b, step_b, beta, c, type_c, lead_c, step_c = (
+            rest[:13]
+        )
+        count, sums, _ = (part.value for part in rest[13:])
+        m, n, k = m.value, n.value, k.value
+        self.sums.append(sums)
+        assert type_a.value == type_b.value == type_c.value
+        dtype = numpy.dtype({0: "float32", 1: "float64", 2: "float16"}[type_c.value])
+        wide = numpy.dtype({68: "float32", 77: "float32", 70: "float64"}[sums])
+        scalar = ctypes.c_double if wide == "float64" else ctypes.c_float
+        assert type(alpha._obj) is type(beta._obj) is scalar and handle.value == 7
+
+        def stack(pointer, lead, step, rows, columns):
+            if lead.value < max(1, rows):
+                raise AssertionError("a leading dimension is too small")
+            length = (count - 1) * step.value + (columns - 1) * lead.value + rows
+            held = (ctypes.c_char * (length * dtype.itemsize)).from_address(pointer.value)
+            strides = [n * dtype.itemsize for n in (step.value, 1, lead.value)]
+            flat = numpy.frombuffer(held, dtype)
+            return numpy.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
+
+        def operand(how, pointer, lead, step, rows, columns):
+            if how.value:
+                return stack(pointer, lead, step, columns, rows).swapaxes(1, 2).astype(wide)
+            return stack(pointer, lead, step, rows, columns).astype(wide)
+
+        product = operand(how_a, a, lead_a, step_a, m, k) @ operand(how_b, b, lead_b, step_b, k, n)
+        product *= alpha._obj.value
+        out = stack(c, lead_c, step_c, m, n)
+        if beta._obj.value:  # else it is not even read
+            product += beta._obj.value * out.astype(wide)
+        out[...] = product.astype(dtype)
+        return 0
+
+
 class CpuCupy:
     """NumPy under CuPy's name, with `RawModule`."""
 
@@ -102,6 +157,9 @@ class CpuCupy:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        runtime = SimpleNamespace(runtimeGetVersion=lambda: 12060, getDevice=lambda: 0)
+        stream = SimpleNamespace(ptr=0)
+        self.cuda = SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream)
 
     def __getattr__(self, name: str):
         return getattr(numpy, name)

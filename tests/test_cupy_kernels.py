@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, cupy_ops, pretrained
+from clipseg_np import CLIPSegForImageSegmentation, cublas, cupy_ops, pretrained
 from clipseg_np.backends import ops_for
 from clipseg_np.cupy_ops import TOLERANCES, CupyOps
 from clipseg_np.errors import InputError, MissingExtra
 from clipseg_np.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
-from .cuda_on_cpu import CpuCupy
+from .cuda_on_cpu import CpuCublas, CpuCupy
 from .test_numpy_ops import arguments
 
 OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
@@ -25,6 +25,7 @@ def on_cpu(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which compiles the kernels for the CPU")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
         patch.setattr(cupy_ops, "THREADS", 4)  # enough to meet at barriers; rows are longer
         yield CupyOps(CpuCupy(tmp_path_factory.mktemp("kernels")))
 
@@ -67,7 +68,14 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(where, name, dtype, reque
 
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
-    assert public == set(OVERRIDES)
+    assert public == {*OVERRIDES, "bicubic_table"}
+
+
+def test_the_tables_for_resizing_are_kept(on_cpu):
+    for old, new, dtype in ((5, 7, "float32"), (5, 7, "float64"), (7, 5, "float32")):
+        found = on_cpu.bicubic_table(old, new, dtype)
+        np.testing.assert_array_equal(found, Ops().bicubic_table(old, new, dtype))
+        assert found.dtype == dtype and on_cpu.bicubic_table(old, new, np.dtype(dtype)) is found
 
 
 def test_the_attention_weights_are_kept(on_cpu):

@@ -198,6 +198,21 @@ def test_one_picture_with_many_prompts_is_as_many_copies_of_it(model, kind, requ
     same(model.decode(model.encode_image(picture), once.conditional_embeddings), once.logits)
 
 
+@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("backend, at_once", [("numpy", 5), ("numpy-reference", 64)])
+def test_many_prompts_are_decoded_a_few_at_a_time(backend, at_once, count):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend=backend, dtype="float64")
+    rng = np.random.default_rng(0)
+    features = model.encode_image(rng.normal(size=(count, 3, 32, 24)))
+    embeddings = rng.normal(size=(12, model.config.projection_dim))
+    with trace() as activations:
+        found = model.decode(features, embeddings)
+    expected = model.decoder(features.activations, embeddings, features.grid).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    counts = [len(part) for part in activations.all["decoder.transposed_convolution"]]
+    assert sum(counts) == 12 and max(counts) == min(12, at_once)
+
+
 @pytest.mark.parametrize("model", ["plain", "refined"])  # FiLM at the first and the second layer
 @pytest.mark.parametrize("tokens", ["B == T", "B != T"])
 def test_P16_film_takes_prompt_i_to_picture_i(model, tokens, request):

@@ -11,7 +11,9 @@ from clipseg_np.ops import Ops
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
-OVERRIDES = [name for name in vars(NumpyOps) if not name.startswith("_")]
+OVERRIDES = [
+    name for name, part in vars(NumpyOps).items() if callable(part) and not name.startswith("_")
+]
 
 
 def features_first(x: np.ndarray) -> np.ndarray:

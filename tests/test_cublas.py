@@ -1,0 +1,87 @@
+"""cuBLAS called by hand: on the CPU, by a stand-in that follows its documentation; on a GPU, where there is one."""
+
+import numpy as np
+import pytest
+
+from clipseg_np import cublas
+from clipseg_np.backends import working_cupy
+from clipseg_np.cublas import Cublas
+from clipseg_np.errors import InputError, MissingExtra
+
+from .cuda_on_cpu import CpuCublas, CpuCupy
+
+TOLERANCE = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-13}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
+    return Cublas(CpuCupy(None))
+
+
+@pytest.fixture
+def on_gpu():
+    try:
+        return Cublas(working_cupy())
+    except (InputError, MissingExtra) as error:
+        pytest.skip(f"needs a GPU: {error}")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
+@pytest.mark.parametrize(
+    "n, rows, k, columns", [(1, 5, 3, 4), (6, 2, 7, 3), (2, 1, 4, 1), (3, 4, 1, 2)]
+)
+@pytest.mark.parametrize("where", ["on_cpu", "on_gpu"])
+def test_it_multiplies_stacks(where, n, rows, k, columns, turned, dtype, request):
+    blas = request.getfixturevalue(where)
+    rng, xp = np.random.default_rng(0), blas.cupy
+    a, b = (
+        rng.normal(size=(n, rows, k)).astype(dtype),
+        rng.normal(size=(n, k, columns)).astype(dtype),
+    )
+    was = rng.normal(size=(n, rows, columns)).astype(dtype)
+    there = [
+        xp.asarray(np.ascontiguousarray(x.swapaxes(1, 2))).swapaxes(1, 2)
+        if name in turned
+        else xp.asarray(x)
+        for name, x in (("a", a), ("b", b))
+    ]
+    for alpha, beta in ((1.0, 0.0), (0.5, 0.0), (2.0, 1.0)):
+        out = xp.asarray(was if beta else was * np.nan).copy()
+        blas.product(*there, out, alpha, beta)
+        expected = alpha * a.astype("float64") @ b + (beta * was if beta else 0)
+        found = out.get() if hasattr(out, "get") else out
+        assert np.abs(found - expected).max() <= TOLERANCE[dtype] * np.abs(expected).max()
+
+
+def test_what_is_neither_rows_nor_columns_is_refused(on_cpu):
+    x = np.ones((2, 6, 6))
+    with pytest.raises(ValueError, match="a stack of matrices"):
+        on_cpu.product(x[:, ::1, ::2], x[:, ::2, :4], np.ones((2, 6, 4)))
+
+
+@pytest.mark.parametrize("switch, asked", [(None, 68), ("0", 68), ("1", 77)])
+def test_tf32_is_for_those_who_ask(switch, asked, monkeypatch):
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    if switch:
+        monkeypatch.setenv("CUPY_TF32", switch)
+    sums = []
+    monkeypatch.setattr(cublas, "load_library", lambda major: CpuCublas(sums))
+    blas = Cublas(CpuCupy(None))
+    for dtype in ("float32", "float16", "float64"):
+        blas.product(*(np.ones((1, 2, 2), dtype) for _ in range(3)))
+    assert sums == [asked, 68, 70]
+
+
+def test_a_failure_is_not_passed_over(on_cpu, monkeypatch):
+    monkeypatch.setattr(CpuCublas, "cublasGemmStridedBatchedEx", lambda *_: 13)
+    with pytest.raises(RuntimeError, match="status 13"):
+        on_cpu.product(*(np.ones((1, 2, 2)) for _ in range(3)))
+
+
+def test_each_stream_has_a_handle_of_its_own(on_cpu):
+    first = on_cpu._handle()
+    assert on_cpu._handle() is first
+    on_cpu.cupy.cuda.get_current_stream().ptr = 5
+    assert on_cpu._handle() is not first and len(on_cpu.workspaces) == 2
