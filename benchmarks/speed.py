@@ -123,7 +123,7 @@ def draw(found: dict, growth: dict, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (bars, prompts, sides) = plt.subplots(
-        1, 3, figsize=(13, 4), width_ratios=(2.2, 1, 1), layout="constrained"
+        1, 3, figsize=(13, 4.4), width_ratios=(2.2, 1, 1), layout="constrained"
     )
     names = list(next(iter(found.values())))
     height = 0.8 / len(names)
@@ -135,7 +135,7 @@ def draw(found: dict, growth: dict, file: Path) -> None:
     bars.set_yticks(np.arange(len(found)) + 0.4 - height / 2, list(found))
     bars.invert_yaxis()
     bars.set_xlabel("time, as a share of transformers'")
-    bars.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(names), fontsize=8, frameon=False)
     for axes, name, label in (
         (prompts, "prompts", "prompts on one picture"),
         (sides, "side", "picture's side, pixels"),

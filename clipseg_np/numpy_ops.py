@@ -53,16 +53,27 @@ class NumpyOps(Ops):
         def some_columns(part: slice) -> None:
             product(weight, columns[:, part], y[:, part], bias)
 
-        if n < MANY:  # what takes the time is to read the weight
-            columns = np.ascontiguousarray(columns)
-            least, most = PRODUCTS // (n * inputs) + 1, UNPACKED // (n * inputs) + 1
-            self.threads.share(some_outputs, outputs, least, most)
-            y = np.ascontiguousarray(y.T).T
-        elif outputs >= min(n, 2 * OUTPUTS):
-            self.threads.share(some_outputs, outputs, MANY, OUTPUTS)
+        if n < MANY:
+            return self._linear_of_few(x, weight, bias)
+        if outputs >= min(n, 2 * OUTPUTS):
+            self.threads.share(some_outputs, outputs, PRODUCTS // (n * inputs) + 1, OUTPUTS)
         else:
             self.threads.share(some_columns, n, max(MANY, PRODUCTS // weight.size))
         return y.T.reshape(*x.shape[:-1], outputs)
+
+    def _linear_of_few(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """Of so few tokens that what takes the time is to read the weight."""
+        columns = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)
+        products = columns.size  # for each output
+        y = np.empty((len(weight), columns.shape[1]), np.result_type(x, weight))
+
+        def some_outputs(part: slice) -> None:
+            np.matmul(weight[part], columns, out=y[part])
+
+        least, most = PRODUCTS // products + 1, UNPACKED // products + 1
+        self.threads.share(some_outputs, len(weight), least, most)
+        rows = np.ascontiguousarray(y.T) if bias is None else np.add(y.T, bias, order="C")
+        return rows.reshape(*x.shape[:-1], len(weight))
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         rows = x.reshape(-1, x.shape[-1])
