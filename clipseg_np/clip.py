@@ -271,7 +271,7 @@ class CLIPSegVisionModel(PretrainedModel):
         self, pixel_values: Array, attentions: list | None = None, depth: int | None = None
     ) -> list[Array]:
         """The first layer's input and the output of each of the first `depth` layers, (B,1+hw,D) each."""
-        x = self.pre_layrnorm(self.embeddings(self._checked_pixels(pixel_values)))
+        x = self.pre_layrnorm(self.embeddings(self.checked_pixels(pixel_values)))
         return self.encoder(x, None, attentions, depth)
 
     def grid(self, pixel_values: Array) -> tuple[int, int]:
@@ -279,7 +279,7 @@ class CLIPSegVisionModel(PretrainedModel):
         p = self.config.patch_size
         return pixel_values.shape[-2] // p, pixel_values.shape[-1] // p
 
-    def _checked_pixels(self, pixel_values: Array) -> Array:
+    def checked_pixels(self, pixel_values: Array) -> Array:
         pixel_values = self._floats(pixel_values)
         C, p = self.config.num_channels, self.config.patch_size
         shape = pixel_values.shape

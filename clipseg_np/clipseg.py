@@ -7,6 +7,7 @@ Deviations: the decoder knows the grid's height and width, so that pictures need
 may meet any number of prompts and is then encoded once; a prompt in two forms at once is refused.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,11 @@ class ImageFeatures:
         if len(self.activations[0]) == 1:
             return self
         return ImageFeatures(tuple(part[pictures] for part in self.activations), self.grid)
+
+
+def slices(length: int, at_once: int) -> list[slice]:
+    """0 to `length`, in order, so many at a time."""
+    return [slice(start, start + at_once) for start in range(0, length, at_once)]
 
 
 class Conv2d(Layer):
@@ -165,11 +171,19 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         self.decoder = Decoder(self.at / "decoder", config)
 
     def encode_image(self, pixel_values: Array) -> ImageFeatures:
-        """(B,C,H,W) to what the decoder needs: the vision tower as far as the last extracted layer."""
-        vision = self.clip.vision_model
-        pixel_values = self._floats(pixel_values)
-        hidden_states = vision.tokens(pixel_values, depth=max(self.config.extract_layers) + 1)
-        return self._extracted(hidden_states, vision.grid(pixel_values))
+        """(B,C,H,W) to what the decoder needs: the vision tower as far as the last extracted layer.
+
+        A few pictures at a time, `ops.pictures_at_once`; a trace then holds what the tower returned each time.
+        """
+        vision, depth = self.clip.vision_model, max(self.config.extract_layers) + 1
+        pixel_values = vision.checked_pixels(pixel_values)
+        grid = vision.grid(pixel_values)
+        found = [
+            self._extracted(vision.tokens(pixel_values[some], depth=depth), grid)
+            for some in slices(len(pixel_values), self.ops.pictures_at_once)
+        ]
+        layers = zip(*(features.activations for features in found))
+        return ImageFeatures(tuple(self._joined(parts) for parts in layers), grid)
 
     def _extracted(self, hidden_states: list[Array], grid: tuple[int, int]) -> ImageFeatures:
         # hidden_states[0] is the first layer's input, so that layer i's output stands at i + 1.
@@ -210,12 +224,15 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         number; a trace then holds what it returned each time.
         """
         embeddings = self._checked_embeddings(features, conditional_embeddings)
-        found = []
-        for start in range(0, len(embeddings), self.ops.prompts_at_once):
-            some = slice(start, start + self.ops.prompts_at_once)
-            activations = features.of(some).activations
-            found.append(self.decoder(activations, embeddings[some], features.grid).logits)
-        return found[0] if len(found) == 1 else self.ops.xp.concatenate(found)
+        return self._joined(
+            [
+                self.decoder(features.of(some).activations, embeddings[some], features.grid).logits
+                for some in slices(len(embeddings), self.ops.prompts_at_once)
+            ]
+        )
+
+    def _joined(self, parts: Sequence[Array]) -> Array:
+        return parts[0] if len(parts) == 1 else self.ops.xp.concatenate(parts)
 
     def forward(
         self,

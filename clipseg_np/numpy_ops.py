@@ -29,7 +29,7 @@ PIECE = 1 << 17  # numbers at a time: they fit a core's cache
 class NumpyOps(Ops):
     """Overrides for NumPy arrays; no input is changed."""
 
-    prompts_at_once = 5  # the widest of their arrays then fit a processor's last cache
+    pictures_at_once, prompts_at_once = 2, 5  # the widest of their arrays then fit a last cache
 
     def __init__(self, threads: int | None = None):
         """`threads`: how many share out the work; as many as there are cores by default."""

@@ -23,7 +23,7 @@ class Ops:
 
     FLOAT_TYPES = ("float32", "float64")  # sums in float16 would lose what they sum
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
-    prompts_at_once = 64  # for the decoder: each takes 10 MB or more on its way
+    pictures_at_once = prompts_at_once = 64  # each takes 10 MB or more on its way
 
     def __init__(self, xp: ModuleType = numpy):
         self.xp = xp

@@ -199,18 +199,23 @@ def test_one_picture_with_many_prompts_is_as_many_copies_of_it(model, kind, requ
 
 
 @pytest.mark.parametrize("count", [1, 12])
-@pytest.mark.parametrize("backend, at_once", [("numpy", 5), ("numpy-reference", 64)])
-def test_many_prompts_are_decoded_a_few_at_a_time(backend, at_once, count):
+@pytest.mark.parametrize("backend, at_once", [("numpy", (2, 5)), ("numpy-reference", (64, 64))])
+def test_many_pictures_and_prompts_are_taken_a_few_at_a_time(backend, at_once, count):
     model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend=backend, dtype="float64")
+    assert (model.ops.pictures_at_once, model.ops.prompts_at_once) == at_once
     rng = np.random.default_rng(0)
-    features = model.encode_image(rng.normal(size=(count, 3, 32, 24)))
+    pixel_values = rng.normal(size=(count, 3, 32, 24))
     embeddings = rng.normal(size=(12, model.config.projection_dim))
     with trace() as activations:
-        found = model.decode(features, embeddings)
-    expected = model.decoder(features.activations, embeddings, features.grid).logits
+        found = model.decode(model.encode_image(pixel_values), embeddings)
+    expected = model(pixel_values=pixel_values, conditional_embeddings=embeddings).logits
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
-    counts = [len(part) for part in activations.all["decoder.transposed_convolution"]]
-    assert sum(counts) == 12 and max(counts) == min(12, at_once)
+    for name, total, limit in (
+        ("clip.vision_model.pre_layrnorm", count, at_once[0]),
+        ("decoder.transposed_convolution", 12, at_once[1]),
+    ):
+        counts = [len(part) for part in activations.all[name]]
+        assert sum(counts) == total and max(counts) == min(total, limit)
 
 
 @pytest.mark.parametrize("model", ["plain", "refined"])  # FiLM at the first and the second layer
