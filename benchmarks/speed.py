@@ -29,7 +29,7 @@ from clipseg_np.backends import working_cupy
 from clipseg_np.errors import MissingExtra
 
 TOLERANCE = 1e-4  # of the largest logit
-PAUSE = 0.1  # seconds: the threads of the system before may wait for work a while, and keep the processor busy
+PAUSE = 0.25  # seconds: threads of the system before wait for work a while, and keep the processor busy (OpenBLAS: 0.1)
 TASKS = {  # name: what `example` makes, and the share of --rounds
     "1 prompt": ({"prompts": 1}, 1),
     "5 prompts": ({"prompts": 5}, 0.5),

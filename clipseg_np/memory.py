@@ -6,6 +6,7 @@ hundred in a forward pass, that takes longer than the arithmetic on them.
 
 import math
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,10 @@ class Memory:
 
     def take_back(self, block: "_Block") -> None:
         self.idle.append(block)
-        while sum(other.nbytes for other in tuple(self.idle)) > KEPT:
-            self.idle.popleft()
+        idle = sum(other.nbytes for other in tuple(self.idle))
+        with suppress(IndexError):  # another thread was first
+            while idle > KEPT:
+                idle -= self.idle.popleft().nbytes
 
 
 class _Block(np.ndarray):

@@ -40,6 +40,8 @@ class NumpyOps(Ops):
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         columns = x.reshape(-1, x.shape[-1]).T  # (in,n)
         outputs, (inputs, n) = len(weight), columns.shape
+        if n < MANY:
+            return self._linear_of_few(columns, weight, bias).reshape(*x.shape[:-1], outputs)
         y = self.memory.empty((outputs, n), np.result_type(x, weight))
 
         def product(weight: Array, columns: Array, y: Array, bias: Array | None) -> None:
@@ -53,27 +55,24 @@ class NumpyOps(Ops):
         def some_columns(part: slice) -> None:
             product(weight, columns[:, part], y[:, part], bias)
 
-        if n < MANY:
-            return self._linear_of_few(x, weight, bias)
         if outputs >= min(n, 2 * OUTPUTS):
             self.threads.share(some_outputs, outputs, PRODUCTS // (n * inputs) + 1, OUTPUTS)
         else:
             self.threads.share(some_columns, n, max(MANY, PRODUCTS // weight.size))
         return y.T.reshape(*x.shape[:-1], outputs)
 
-    def _linear_of_few(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """Of so few tokens that what takes the time is to read the weight."""
-        columns = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)
+    def _linear_of_few(self, columns: Array, weight: Array, bias: Array | None) -> Array:
+        """Of so few tokens, (in,n) -> (n,out), that what takes the time is to read the weight."""
+        columns = np.ascontiguousarray(columns)
         products = columns.size  # for each output
-        y = np.empty((len(weight), columns.shape[1]), np.result_type(x, weight))
+        y = np.empty((len(weight), columns.shape[1]), np.result_type(columns, weight))
 
         def some_outputs(part: slice) -> None:
             np.matmul(weight[part], columns, out=y[part])
 
         least, most = PRODUCTS // products + 1, UNPACKED // products + 1
         self.threads.share(some_outputs, len(weight), least, most)
-        rows = np.ascontiguousarray(y.T) if bias is None else np.add(y.T, bias, order="C")
-        return rows.reshape(*x.shape[:-1], len(weight))
+        return np.ascontiguousarray(y.T) if bias is None else np.add(y.T, bias, order="C")
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         rows = x.reshape(-1, x.shape[-1])
