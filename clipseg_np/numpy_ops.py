@@ -135,10 +135,6 @@ class NumpyOps(Ops):
             attentions.append(kept)
         return mixed
 
-    def resize_bicubic(self, grid: Array, size: tuple[int, int]) -> Array:
-        with one_blas_thread:
-            return super().resize_bicubic(grid, size)
-
     def quick_gelu(self, x: Array) -> Array:
         """x / (1 + e^(-1.702 x)); where the power overflows, the result is 0, as it should be."""
 

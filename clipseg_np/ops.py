@@ -183,12 +183,12 @@ class Ops:
         As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75, pixel
         centres at half numbers, and the border repeated. (Pillow's bicubic differs: a = -0.5, antialiased.)
         """
-        h, w, D = grid.shape
-        new_h, new_w = size
-        rows = self.bicubic_table(h, new_h, grid.dtype)
-        columns = self.bicubic_table(w, new_w, grid.dtype)
-        grid = (rows @ grid.reshape(h, w * D)).reshape(new_h, w, D)
-        return columns @ grid
+        h, w, _ = grid.shape
+        rows = self.bicubic_table(h, size[0], grid.dtype)
+        columns = self.bicubic_table(w, size[1], grid.dtype)
+        # A linear map along each axis: (h,w,D) -> (D,h,w) -> (D,h,w') -> (D,w',h) -> (D,w',h') -> (h',w',D)
+        wide = self.linear(grid.transpose(2, 0, 1), columns)
+        return self.linear(wide.swapaxes(1, 2), rows).transpose(2, 1, 0)
 
     def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
         """`bicubic_weights`, on this backend's device.  -> (new, old)"""

@@ -41,7 +41,6 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (draw(3, 100, 8), draw(900, 8), draw(900)),
             (features_first(draw(3, 100, 8)), draw(7, 8), draw(7)),
         ],
-        "resize_bicubic": [(draw(4, 5, 6), (7, 3))],
         "relu": [
             (draw(3, 4, 5, 6),),
             (features_first(draw(3, 100, 999)),),
