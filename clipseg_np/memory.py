@@ -31,12 +31,6 @@ class Memory:
         lease.memory = self
         return lease.view(np.ndarray)[:size].view(dtype).reshape(shape)
 
-    def empty_like(self, x: np.ndarray) -> np.ndarray:
-        """Of x's shape and type, without gaps, and with its axes in x's order in memory."""
-        order = np.argsort([-stride for stride in x.strides], kind="stable")
-        ordered = self.empty(tuple(x.shape[axis] for axis in order), x.dtype)
-        return ordered.transpose(np.argsort(order))
-
     def _block(self, size: int) -> "_Block":
         for _ in range(len(self.idle)):
             try:

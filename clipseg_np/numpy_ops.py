@@ -155,16 +155,20 @@ class NumpyOps(Ops):
         return self._elementwise(one_piece, x)
 
     def _elementwise(self, one_piece: Callable[[Array, Array], None], x: Array) -> Array:
-        """An array like x, filled by `one_piece(x, out)`, a cacheful of numbers at a time."""
-        numbers = x.ravel("K")
-        out = self.memory.empty_like(x)
-        filled = out.ravel("K")
+        """An array like x, filled by `one_piece(x, out)`, a cacheful of numbers at a time.
+
+        Its axes lie in memory in the order in which x's do.
+        """
+        order = np.argsort([-abs(stride) for stride in x.strides], kind="stable")
+        ordered = np.ascontiguousarray(x.transpose(order))
+        out = self.memory.empty(ordered.shape, x.dtype)
+        numbers, filled = ordered.reshape(-1), out.reshape(-1)
 
         def some(part: slice) -> None:
             one_piece(numbers[part], filled[part])
 
-        self.threads.share(some, numbers.size, NUMBERS, PIECE)
-        return out
+        self.threads.share(some, x.size, NUMBERS, PIECE)
+        return out.transpose(np.argsort(order))
 
 
 def _exponentials(query: Array, key: Array, hidden: Array | None, out: Array) -> Array:

@@ -57,19 +57,6 @@ def test_shape_type_and_order_are_as_asked_for(shape, dtype):
     assert x.flags.c_contiguous and x.flags.writeable
 
 
-@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_like_another_in_memory_too(axes):
-    x = np.ones((20, 30, 40), "float32").transpose(axes)
-    found = Memory().empty_like(x)
-    assert found.shape == x.shape and found.strides == x.strides and found.dtype == x.dtype
-
-
-def test_like_one_with_gaps_without_them():
-    x = np.ones((20, 30, 40), "float32")[:, ::2, 5:]
-    found = Memory().empty_like(x)
-    assert found.shape == x.shape and found.flags.c_contiguous
-
-
 def test_what_lies_idle_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "KEPT", 5 * 2**20)
     memory = Memory()

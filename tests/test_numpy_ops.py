@@ -87,6 +87,31 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, name, dtype):
             np.testing.assert_array_equal(part, was)
 
 
+@pytest.mark.parametrize("name", ["relu", "quick_gelu", "softmax", "layer_norm", "linear"])
+def test_however_the_numbers_lie_in_memory(name):
+    """Axes in any order, turned round, with gaps, or spread from one number."""
+    rng, fast = np.random.default_rng(0), NumpyOps(2)
+    for _ in range(300):
+        axes = int(rng.integers(1, 5))
+        x = rng.normal(size=rng.integers(1, 9, axes)).transpose(rng.permutation(axes))
+        x = x[tuple(slice(None, None, int(step)) for step in rng.choice([1, 1, 2, -1, -2], axes))]
+        if rng.random() < 0.3:
+            x = np.broadcast_to(x[:1], (40, *x.shape[1:]))
+        D = x.shape[-1]
+        given = {
+            "layer_norm": (rng.normal(size=D), rng.normal(size=D), 1e-5),
+            "linear": (rng.normal(size=(3, D)), rng.normal(size=3)),
+        }.get(name, ())
+        found, expected = getattr(fast, name)(x, *given), getattr(plain, name)(x, *given)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_what_an_activation_returns_lies_in_memory_as_what_it_was_given(axes):
+    x = np.ones((20, 30, 40), "float32").transpose(axes)
+    assert NumpyOps(2).relu(x).strides == x.strides
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("allowed", [None, np.tri(150, dtype=bool)[None, None]])
 @pytest.mark.parametrize("dtype", TOLERANCE)
