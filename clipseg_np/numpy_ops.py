@@ -91,19 +91,6 @@ class NumpyOps(Ops):
         self.threads.share(some_rows, n, max(1, NUMBERS // D))
         return out.reshape(x.shape)
 
-    def softmax(self, x: Array) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        out = np.empty_like(rows)
-        few = max(1, NUMBERS // rows.shape[1])
-
-        def some_rows(part: slice) -> None:
-            np.subtract(rows[part], rows[part].max(axis=-1, keepdims=True), out=out[part])
-            np.exp(out[part], out=out[part])
-            out[part] /= out[part].sum(axis=-1, keepdims=True)
-
-        self.threads.share(some_rows, len(rows), few, few)
-        return out.reshape(x.shape)
-
     def attention(
         self,
         query: Array,

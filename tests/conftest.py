@@ -13,10 +13,13 @@ from clipseg_np import (
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
     CLIPTokenizer,
+    InputError,
     Segmenter,
     ViTImageProcessor,
 )
+from clipseg_np.backends import working_cupy
 from clipseg_np.byte_pairs import symbols_of
+from clipseg_np.errors import MissingExtra
 
 from .command import FIGURES
 
@@ -112,3 +115,12 @@ def pytest_terminal_summary(terminalreporter):
         for kind, counts in FIGURES.items():
             said = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(counts.items()))
             terminalreporter.line(f"{kind}: {counts.total():,} ({said})")
+
+
+@pytest.fixture(scope="session")
+def cupy():
+    """CuPy with a working GPU; without one, the test is skipped."""
+    try:
+        return working_cupy()
+    except (InputError, MissingExtra) as error:
+        pytest.skip(f"needs a GPU: {error}")

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import cublas
-from clipseg_np.backends import working_cupy
 from clipseg_np.cublas import Cublas
-from clipseg_np.errors import InputError, MissingExtra
 
 from .cuda_on_cpu import CpuCublas, CpuCupy
 
@@ -20,11 +18,8 @@ def on_cpu(monkeypatch):
 
 
 @pytest.fixture
-def on_gpu():
-    try:
-        return Cublas(working_cupy())
-    except (InputError, MissingExtra) as error:
-        pytest.skip(f"needs a GPU: {error}")
+def on_gpu(cupy):
+    return Cublas(cupy)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

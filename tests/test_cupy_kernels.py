@@ -10,7 +10,7 @@ import pytest
 from clipseg_np import CLIPSegForImageSegmentation, cublas, cupy_ops, pretrained
 from clipseg_np.backends import ops_for
 from clipseg_np.cupy_ops import TOLERANCES, CupyOps
-from clipseg_np.errors import InputError, MissingExtra
+from clipseg_np.errors import InputError
 from clipseg_np.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
@@ -31,11 +31,8 @@ def on_cpu(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_gpu():
-    try:
-        return ops_for("cupy")
-    except (InputError, MissingExtra) as error:
-        pytest.skip(f"needs a GPU: {error}")
+def on_gpu(cupy):
+    return ops_for("cupy")
 
 
 def check(ops, name: str, dtype: str) -> None:
