@@ -15,23 +15,20 @@ from clipseg_np.backends import working_cupy
 from clipseg_np.cuda_graph import recorded
 
 BATCHES = (1, 32)  # pictures, each with a prompt of its own
-TOLERANCES = {
-    "float32": 1e-3,
-    "float16": 5e-2,
-}  # of the largest logit; a batch's sums are in another order
+# Of the largest logit; a batch's sums are in another order.
+TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
 
 
 def contenders(folder: Path, dtype: str, batch: int) -> dict[str, Callable[[], np.ndarray]]:
     """Each a call that starts one pass, waits for it and returns what it holds on the device."""
     ids, pixels = example(batch, batch)
-    found = {}
-    for name, compiled in ((REFERENCE, False), (f"{REFERENCE}, torch.compile", True)):
-        try:
-            found[name] = with_transformers(folder, dtype, ids, pixels, compiled)
-            found[name]()  # it compiles now, or fails
-        except Exception as error:  # noqa: BLE001  (a compiler is not there)
-            found.pop(name, None)
-            print(f"{name} is left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
+    found = {REFERENCE: with_transformers(folder, dtype, ids, pixels)}
+    try:
+        run = with_transformers(folder, dtype, ids, pixels, compiled=True)
+        run()  # it compiles now, or fails
+        found[f"{REFERENCE}, torch.compile"] = run
+    except Exception as error:  # noqa: BLE001  (a compiler is not there)
+        print(f"torch.compile is left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
     cupy = working_cupy()
     model = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(
         folder, backend="cupy", dtype=dtype
@@ -53,7 +50,7 @@ def contenders(folder: Path, dtype: str, batch: int) -> dict[str, Callable[[], n
     return found
 
 
-def with_transformers(folder: Path, dtype: str, ids, pixels, compiled: bool) -> Callable:
+def with_transformers(folder: Path, dtype: str, ids, pixels, compiled: bool = False) -> Callable:
     model = Logits(folder).to("cuda", getattr(torch, dtype))
     if compiled:
         model = torch.compile(model, mode="max-autotune")

@@ -3,8 +3,8 @@
     python -m pip install '.[benchmark]'
     python benchmarks/speed.py --output benchmarks/cpu
 
-Writes cpu.md and cpu.png, and gpu.md beside them where CuPy finds a GPU. In every round each system answers once, in turn, so that a slow moment of the machine hits all;
-the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are checked to
+Writes cpu.md and cpu.png, and gpu.md beside them where CuPy finds a GPU. In every round each system answers once, in turn,
+so that a slow moment of the machine hits all; the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are checked to
 agree before anything is timed.
 """
 

@@ -41,9 +41,8 @@ class CudaGraph:
             raise InputError("only a model on a GPU can be recorded: load it with backend='cupy'")
         cuda = ops.xp.cuda
         self.ops = ops
-        self.memory = (
-            cuda.MemoryPool()
-        )  # its own: what is recorded writes to the same places each time
+        # Memory of its own: what is recorded writes to the same places each time.
+        self.memory = cuda.MemoryPool()
         self.stream = cuda.Stream(non_blocking=True)
         self.stream.wait_event(cuda.get_current_stream().record())
         with cuda.using_allocator(self.memory.malloc), self.stream:

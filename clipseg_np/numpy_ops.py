@@ -22,8 +22,9 @@ PRODUCTS = 1 << 22  # multiplications, as few as are worth a thread
 UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without first packing the weight
 OUTPUTS = 384  # features of a matrix product at a time
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
-LARGE = 50.0  # e to it, times any value, is far from overflowing; e to minus it, from losing digits
 PIECE = 1 << 17  # numbers at a time: they fit a core's cache
+SCORES = 1 << 15  # of attention: as few as are worth a thread
+LARGE = 50.0  # e to it, times any value, is far from overflowing; e to minus it, from losing digits
 
 
 class NumpyOps(Ops):
@@ -117,7 +118,7 @@ class NumpyOps(Ops):
                 if kept is not None:
                     np.divide(weights.T, sums[:, None], out=kept[b, h])
 
-        self.threads.share(some_heads, B * H, max(1, (1 << 15) // T**2), 1)
+        self.threads.share(some_heads, B * H, max(1, SCORES // T**2), 1)
         if attentions is not None:
             attentions.append(kept)
         return mixed

@@ -12,17 +12,13 @@ from clipseg_np.memory import Memory
 SHAPE = (100, 500)
 
 
-def address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
-
-
 def test_what_an_array_leaves_the_next_of_its_size_takes_up():
     memory = Memory()
     first = memory.empty(SHAPE, "float32")
-    place = address(first)
+    place = first.ctypes.data
     del first
     again = memory.empty((SHAPE[1], SHAPE[0]), "float32")
-    assert address(again) == place and again.shape == (SHAPE[1], SHAPE[0])
+    assert again.ctypes.data == place and again.shape == (SHAPE[1], SHAPE[0])
 
 
 @pytest.mark.parametrize(
