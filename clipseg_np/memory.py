@@ -34,12 +34,12 @@ class Memory:
     def _block(self, size: int) -> "_Block":
         for _ in range(len(self.idle)):
             try:
-                block = self.idle.popleft()
+                block = self.idle.pop()  # what was left last may be in a cache
             except IndexError:  # another thread was first
                 break
             if block.nbytes == size:
                 return block
-            self.idle.append(block)
+            self.idle.appendleft(block)
         return _Block(size, np.uint8)
 
     def take_back(self, block: "_Block") -> None:
