@@ -8,6 +8,7 @@ Deviations: pictures whose height and width differ are as welcome as square ones
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from .config import (
@@ -104,13 +105,16 @@ class Encoder(Layer):
         x: Array,
         allowed: Array | None = None,
         attentions: list | None = None,
-        depth: int | None = None,
+        only: Sequence[int] | None = None,
     ) -> list[Array]:
-        """`depth` ends the work after so many layers."""
-        hidden_states = [x]
-        for layer in self.layers[:depth]:
-            hidden_states.append(layer(hidden_states[-1], allowed, attentions))
-        return hidden_states
+        """`only` asks for the outputs of these layers, and ends the work after the last of them."""
+        wanted = range(-1, len(self.layers)) if only is None else only  # -1: the input
+        hidden_states = {-1: x}
+        for i in range(max(wanted) + 1):
+            x = self.layers[i](x, allowed, attentions)
+            if i in wanted:
+                hidden_states[i] = x
+        return [hidden_states[i] for i in wanted]
 
 
 class CLIPSegTextModel(PretrainedModel):
@@ -268,11 +272,14 @@ class CLIPSegVisionModel(PretrainedModel):
         )
 
     def tokens(
-        self, pixel_values: Array, attentions: list | None = None, depth: int | None = None
+        self,
+        pixel_values: Array,
+        attentions: list | None = None,
+        only: Sequence[int] | None = None,
     ) -> list[Array]:
-        """The first layer's input and the output of each of the first `depth` layers, (B,1+hw,D) each."""
+        """The first layer's input and each layer's output, or those of `only` these layers.  (B,1+hw,D) each"""
         x = self.pre_layrnorm(self.embeddings(self.checked_pixels(pixel_values)))
-        return self.encoder(x, None, attentions, depth)
+        return self.encoder(x, None, attentions, only)
 
     def grid(self, pixel_values: Array) -> tuple[int, int]:
         """Rows and columns of patches in pictures (B,C,H,W)."""

@@ -35,11 +35,6 @@ class ImageFeatures:
         return ImageFeatures(tuple(part[pictures] for part in self.activations), self.grid)
 
 
-def slices(length: int, at_once: int) -> list[slice]:
-    """0 to `length`, in order, so many at a time."""
-    return [slice(start, start + at_once) for start in range(0, length, at_once)]
-
-
 class Conv2d(Layer):
     """A convolution that keeps the size.  (B,C,h,w) -> (B,D,h,w)"""
 
@@ -170,25 +165,28 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         self.clip = CLIPSegModel(config, self.at / "clip")
         self.decoder = Decoder(self.at / "decoder", config)
 
+    def encode(self, pixel_values: Array, **prompts: Any) -> tuple[ImageFeatures, Array]:
+        """What `encode_image` returns of the pictures, and `get_conditional_embeddings` of the prompts.
+
+        As calling them one after the other; NumPy reads texts beside the picture.
+        """
+        embeddings = self.ops.aside(lambda: self.get_conditional_embeddings(**prompts))
+        return self.encode_image(pixel_values), embeddings()
+
     def encode_image(self, pixel_values: Array) -> ImageFeatures:
         """(B,C,H,W) to what the decoder needs: the vision tower as far as the last extracted layer.
 
         A few pictures at a time, `ops.pictures_at_once`; a trace then holds what the tower returned each time.
         """
-        vision, depth = self.clip.vision_model, max(self.config.extract_layers) + 1
+        vision = self.clip.vision_model
         pixel_values = vision.checked_pixels(pixel_values)
         grid = vision.grid(pixel_values)
-        found = [
-            self._extracted(vision.tokens(pixel_values[some], depth=depth), grid)
-            for some in slices(len(pixel_values), self.ops.pictures_at_once)
-        ]
-        layers = zip(*(features.activations for features in found))
-        return ImageFeatures(tuple(self._joined(parts) for parts in layers), grid)
 
-    def _extracted(self, hidden_states: list[Array], grid: tuple[int, int]) -> ImageFeatures:
-        # hidden_states[0] is the first layer's input, so that layer i's output stands at i + 1.
-        activations = tuple(hidden_states[i + 1] for i in self.config.extract_layers)
-        return ImageFeatures(activations, grid)
+        def some(part: slice) -> list[Array]:
+            return vision.tokens(pixel_values[part], only=self.config.extract_layers)
+
+        found = self.ops.each(some, len(pixel_values), self.ops.pictures_at_once)
+        return ImageFeatures(tuple(self._joined(parts) for parts in zip(*found)), grid)
 
     def get_conditional_embeddings(
         self,
@@ -224,12 +222,13 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         number; a trace then holds what it returned each time.
         """
         embeddings = self._checked_embeddings(features, conditional_embeddings)
-        return self._joined(
-            [
-                self.decoder(features.of(some).activations, embeddings[some], features.grid).logits
-                for some in slices(len(embeddings), self.ops.prompts_at_once)
-            ]
-        )
+
+        def some(part: slice) -> Array:
+            return self.decoder(
+                features.of(part).activations, embeddings[part], features.grid
+            ).logits
+
+        return self._joined(self.ops.each(some, len(embeddings), self.ops.prompts_at_once))
 
     def _joined(self, parts: Sequence[Array]) -> Array:
         return parts[0] if len(parts) == 1 else self.ops.xp.concatenate(parts)
@@ -268,7 +267,9 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=True,
         )
-        features = self._extracted(vision.hidden_states, self.clip.vision_model.grid(pixel_values))
+        # hidden_states[0] is the first layer's input, so that layer i's output stands at i + 1.
+        activations = tuple(vision.hidden_states[i + 1] for i in self.config.extract_layers)
+        features = ImageFeatures(activations, self.clip.vision_model.grid(pixel_values))
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)
         if not output_hidden_states:
             vision.hidden_states = None

@@ -9,7 +9,7 @@ Where the reference has one class for each of these in every model, there is one
 from typing import Any
 
 from .ops import Array
-from .trace import record
+from .trace import is_traced, record
 from .weights import Scope
 
 
@@ -36,6 +36,12 @@ class Linear(Layer):
 
     def forward(self, x: Array) -> Array:
         return self.ops.linear(x, self.weight, self.bias)
+
+    def activated(self, x: Array, activation: str) -> Array:
+        """The activation of what calling the layer returns; where no trace wants that, both in one."""
+        if is_traced():
+            return self.ops.activation(activation, self(x))
+        return self.ops.linear_activated(x, self.weight, self.bias, activation)
 
 
 class LayerNorm(Layer):
@@ -96,7 +102,7 @@ class MLP(Layer):
         self.fc2 = Linear(at / "fc2", hidden, width)
 
     def forward(self, x: Array) -> Array:
-        return self.fc2(self.ops.activation(self.activation, self.fc1(x)))
+        return self.fc2(self.fc1.activated(x, self.activation))
 
 
 class _TransformerLayer(Layer):

@@ -9,13 +9,16 @@ Many tokens lie in memory features first: a (B,T,D) array is a view of one of (D
 these, and so is all that one token's numbers have in common. Shapes are as everywhere.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .memory import Memory
-from .ops import Array, Ops
-from .threads import Threads, one_blas_thread
+from .ops import Array, Ops, slices
+from .threads import Threads, evenly, one_blas_thread
+from .trace import is_traced
 
 MANY = 32  # tokens, from which on they lie features first
 PRODUCTS = 1 << 22  # multiplications, as few as are worth a thread
@@ -24,7 +27,12 @@ OUTPUTS = 384  # features of a matrix product at a time
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
 PIECE = 1 << 17  # numbers at a time: they fit a core's cache
 SCORES = 1 << 15  # of attention: as few as are worth a thread
-LARGE = 50.0  # e to it, times any value, is far from overflowing; e to minus it, from losing digits
+LARGE = 50.0  # e to it, times any value, is far from overflowing
+SMALL = math.exp(-LARGE)  # far from losing digits
+
+Elementwise = Callable[
+    [Array, Array, Array], None
+]  # of x, one like it to work in, and where the result goes
 
 
 class NumpyOps(Ops):
@@ -38,28 +46,62 @@ class NumpyOps(Ops):
         self.threads = Threads(threads)
         self.memory = Memory()
 
+    def each(self, work: Callable[[slice], Any], length: int, at_once: int) -> list:
+        """As many for every thread, at the same time; then the few that are left, which share all threads."""
+        if is_traced():  # in their order
+            return super().each(work, length, at_once)
+        count = self.threads.count
+        even = length - length % count
+        parts = evenly(even, count * -(-even // (count * at_once))) if even else []
+        found: list = [None] * len(parts)
+
+        def some(numbers: slice) -> None:
+            for number in range(len(parts))[numbers]:
+                found[number] = work(parts[number])
+
+        if parts:
+            self.threads.share(some, len(parts), 1, 1)
+        return found + [work(part) for part in slices(even, length, at_once)]
+
+    def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        return super().aside(work) if is_traced() else self.threads.aside(work)
+
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        return self._linear(x, weight, bias)
+
+    def linear_activated(
+        self, x: Array, weight: Array, bias: Array | None, activation: str
+    ) -> Array:
+        if activation not in ELEMENTWISE:
+            return super().linear_activated(x, weight, bias, activation)
+        return self._linear(x, weight, bias, ELEMENTWISE[activation])
+
+    def _linear(
+        self, x: Array, weight: Array, bias: Array | None, activate: Elementwise | None = None
+    ) -> Array:
+        """A linear map, and the activation of each piece of it while the cache holds it."""
         columns = x.reshape(-1, x.shape[-1]).T  # (in,n)
         outputs, (inputs, n) = len(weight), columns.shape
         if n < MANY:
-            return self._linear_of_few(columns, weight, bias).reshape(*x.shape[:-1], outputs)
+            y = self._linear_of_few(columns, weight, bias).reshape(*x.shape[:-1], outputs)
+            return y if activate is None else self._elementwise(activate, y)
         y = self.memory.empty((outputs, n), np.result_type(x, weight))
 
-        def product(weight: Array, columns: Array, y: Array, bias: Array | None) -> None:
-            np.matmul(weight, columns, out=y)
+        def product(some: slice, tokens: slice) -> None:
+            part = y[some, tokens]
+            np.matmul(weight[some], columns[:, tokens], out=part)
             if bias is not None:
-                y += bias[:, None]
+                part += bias[some, None]
+            if activate is not None:
+                activate(part, self.memory.empty(part.shape, part.dtype), part)
 
-        def some_outputs(part: slice) -> None:
-            product(weight[part], columns, y[part], None if bias is None else bias[part])
-
-        def some_columns(part: slice) -> None:
-            product(weight, columns[:, part], y[:, part], bias)
-
+        every = slice(None)
         if outputs >= min(n, 2 * OUTPUTS):
-            self.threads.share(some_outputs, outputs, PRODUCTS // (n * inputs) + 1, OUTPUTS)
+            least = PRODUCTS // (n * inputs) + 1
+            self.threads.share(lambda some: product(some, every), outputs, least, OUTPUTS)
         else:
-            self.threads.share(some_columns, n, max(MANY, PRODUCTS // weight.size))
+            least = max(MANY, PRODUCTS // weight.size)
+            self.threads.share(lambda tokens: product(every, tokens), n, least)
         return y.T.reshape(*x.shape[:-1], outputs)
 
     def _linear_of_few(self, columns: Array, weight: Array, bias: Array | None) -> Array:
@@ -108,15 +150,18 @@ class NumpyOps(Ops):
         kept = None if attentions is None else np.empty((B, H, T, T), query.dtype)
         hidden = None if allowed is None else np.broadcast_to(~allowed, (B, 1, T, T))
 
+        heads = [(b, h) for b in range(B) for h in range(H)]
+
         def some_heads(part: slice) -> None:
-            for b, h in list(np.ndindex(B, H))[part]:
-                weights = self.memory.empty((T, T), query.dtype)  # (keys,queries)
-                hides = None if hidden is None else hidden[b, 0].T
-                sums = _exponentials(query[b, h], key[b, h], hides, out=weights)
-                np.matmul(value[b, h].T, weights, out=mixed[b, h].T)
-                mixed[b, h] /= sums[:, None]  # d numbers a query instead of T
+            weights = self.memory.empty((T, T), query.dtype)  # (keys,queries)
+            for head in heads[part]:
+                hides = None if hidden is None else hidden[head[0], 0].T
+                sums = _exponentials(query[head], key[head], hides, out=weights)
+                mix = mixed[head]
+                np.matmul(value[head].T, weights, out=mix.T)
+                np.divide(mix, sums[:, None], out=mix)  # d numbers a query instead of T
                 if kept is not None:
-                    np.divide(weights.T, sums[:, None], out=kept[b, h])
+                    np.divide(weights.T, sums[:, None], out=kept[head])
 
         self.threads.share(some_heads, B * H, max(1, SCORES // T**2), 1)
         if attentions is not None:
@@ -124,26 +169,13 @@ class NumpyOps(Ops):
         return mixed
 
     def quick_gelu(self, x: Array) -> Array:
-        """x / (1 + e^(-1.702 x)); where the power overflows, the result is 0, as it should be."""
-
-        def one_piece(x: Array, out: Array) -> None:
-            np.multiply(x, -1.702, out=out)
-            with np.errstate(over="ignore"):
-                np.exp(out, out=out)
-            out += 1
-            np.divide(x, out, out=out)
-
-        return self._elementwise(one_piece, x)
+        return self._elementwise(_quick_gelu, x)
 
     def relu(self, x: Array) -> Array:
-        def one_piece(x: Array, out: Array) -> None:
-            out[:] = 0
-            np.maximum(x, out, out=out)  # with a number, NumPy takes three times as long
+        return self._elementwise(_relu, x)
 
-        return self._elementwise(one_piece, x)
-
-    def _elementwise(self, one_piece: Callable[[Array, Array], None], x: Array) -> Array:
-        """An array like x, filled by `one_piece(x, out)`, a cacheful of numbers at a time.
+    def _elementwise(self, one_piece: Elementwise, x: Array) -> Array:
+        """An array like x, filled by `one_piece`, a cacheful of numbers at a time.
 
         Its axes lie in memory in the order in which x's do.
         """
@@ -153,10 +185,27 @@ class NumpyOps(Ops):
         numbers, filled = ordered.reshape(-1), out.reshape(-1)
 
         def some(part: slice) -> None:
-            one_piece(numbers[part], filled[part])
+            one_piece(numbers[part], filled[part], filled[part])
 
         self.threads.share(some, x.size, NUMBERS, PIECE)
         return out.transpose(np.argsort(order))
+
+
+def _quick_gelu(x: Array, power: Array, out: Array) -> None:
+    """x / (1 + e^(-1.702 x)); where the power overflows, the result is 0, as it should be."""
+    np.multiply(x, -1.702, out=power)
+    with np.errstate(over="ignore"):
+        np.exp(power, out=power)
+    power += 1
+    np.divide(x, power, out=out)
+
+
+def _relu(x: Array, _: Array, out: Array) -> None:
+    zeros = np.zeros(x.shape[-1], x.dtype)  # with a number, NumPy takes three times as long
+    np.maximum(x, zeros, out=out)
+
+
+ELEMENTWISE: dict[str, Elementwise] = {"quick_gelu": _quick_gelu, "relu": _relu}
 
 
 def _exponentials(query: Array, key: Array, hidden: Array | None, out: Array) -> Array:
@@ -176,6 +225,6 @@ def _exponentials(query: Array, key: Array, hidden: Array | None, out: Array) ->
             out -= out.max(axis=0)
         np.exp(out, out=out)
         sums = ones @ out
-        if subtracted or sums.min() > np.exp(-LARGE):
+        if subtracted or sums.min() > SMALL:
             break
     return sums

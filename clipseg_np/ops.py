@@ -7,6 +7,7 @@ Every method keeps the float type of its input: constants are Python numbers, wh
 array, and tables are cast to the input's type. Axis letters are explained in `config.py`.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -38,12 +39,28 @@ class Ops:
         """The same values as a NumPy array in main memory."""
         return x.get() if hasattr(x, "get") else numpy.asarray(x)
 
+    # In what order
+
+    def each(self, work: Callable[[slice], Any], length: int, at_once: int) -> list:
+        """What `work` returns for slices that make up 0 to `length`, each `at_once` long or shorter, in order."""
+        return [work(part) for part in slices(0, length, at_once)]
+
+    def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        """Work whose result is not needed yet, as a function that returns it: here, one that does it then."""
+        return work
+
     # Linear maps
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x Wᵀ + b, with the weight as it is stored, (out, in).  (..., in) -> (..., out)"""
         y = x @ weight.T
         return y if bias is None else y + bias
+
+    def linear_activated(
+        self, x: Array, weight: Array, bias: Array | None, activation: str
+    ) -> Array:
+        """The activation of a linear map.  (..., in) -> (..., out)"""
+        return self.activation(activation, self.linear(x, weight, bias))
 
     def embedding(self, ids: Array, table: Array) -> Array:
         """One row of the table for each id.  (...), (V, D) -> (..., D)"""
@@ -209,6 +226,11 @@ class Ops:
         log_sum = self.xp.log(self.xp.exp(shifted).sum(axis=-1))
         chosen = self.xp.take_along_axis(shifted, classes[:, None], axis=-1)[:, 0]
         return (log_sum - chosen).mean()
+
+
+def slices(start: int, stop: int, at_once: int) -> list[slice]:
+    """Those that make up `start` to `stop`, in order, so long each or shorter."""
+    return [slice(i, min(i + at_once, stop)) for i in range(start, stop, at_once)]
 
 
 def bicubic_weights(old: int, new: int, a: float = -0.75) -> numpy.ndarray:

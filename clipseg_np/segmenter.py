@@ -6,8 +6,9 @@ looks at; transformers encodes it once for each prompt, and to the end.
 
 import os
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -126,21 +127,27 @@ class Segmenter:
         """
         read = None if isinstance(prompts, Query) else _read(prompts)
         picture = load_image(image, input_data_format)
-        return self._found(picture, self._query(*read) if read else prompts, scales)
+        query = self._query(*read) if read else lambda: prompts
+        return self._found(picture, query, scales)
 
     def prepare(self, prompts: Any) -> Query:
         """Read and embed the prompts of `combine` once, for many pictures."""
-        return self._query(*_read(prompts))
+        return self._query(*_read(prompts))()
 
-    def _query(self, prompts: list, expressions: list[Expression]) -> Query:
+    def _query(self, prompts: list, expressions: list[Expression]) -> Callable[[], Query]:
+        """Read the prompts; what is returned waits until they are embedded, which may happen beside other work."""
         names = tuple(dict.fromkeys(name for one in expressions for name in one.prompts))
         things = [name if isinstance(name, str) else prompts[name] for name in names]
-        return Query(tuple(prompts), tuple(expressions), names, self.embed(things))
+        embedded = self._embedded(things)
+        return cache(lambda: Query(tuple(prompts), tuple(expressions), names, embedded()))
 
-    def _found(self, picture: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
+    def _found(
+        self, picture: np.ndarray, query: Callable[[], Query], scales: Sequence[int]
+    ) -> Segmentation:
         size = picture.shape[:2]
         scales = checked_scales(scales, size)
-        maps = [self._logits_at(scale, picture, query.embeddings) for scale in scales]
+        maps = [self._logits_at(scale, picture, query) for scale in scales]
+        query = query()
         logits = mean_of_scales(maps, self.model.ops) if len(maps) > 1 else maps[0]
         if bool(self.model.ops.xp.isnan(logits).any()):
             self._warn_of_nan()
@@ -148,12 +155,12 @@ class Segmenter:
             query.prompts, logits, size, query.names, query.expressions, self.model.ops
         )
 
-    def _logits_at(self, scale: int, picture: np.ndarray, embeddings: Array) -> Array:
+    def _logits_at(self, scale: int, picture: np.ndarray, query: Callable[[], Query]) -> Array:
         """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
 
         def looked_at(window: tuple[slice, slice]) -> Array:
             features = self.model.encode_image(self._pixel_values([picture[window]]))
-            return self.model.decode(features, embeddings)
+            return self.model.decode(features, query().embeddings)
 
         if scale == 1:
             return looked_at(np.s_[:, :])
@@ -170,26 +177,34 @@ class Segmenter:
 
     def embed(self, prompts: list) -> Array:
         """Texts and pictures, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""
-        xp = self.model.ops.xp
-        embeddings = xp.empty((len(prompts), self.model.config.projection_dim), self.model.dtype)
+        return self._embedded(prompts)()
+
+    def _embedded(self, prompts: list) -> Callable[[], Array]:
+        """`embed`, read now and begun beside what the caller does next."""
+        model, xp = self.model, self.model.ops.xp
         is_text = np.array([isinstance(prompt, str) for prompt in prompts])
-        if is_text.any():
-            texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-            embeddings[xp.asarray(is_text)] = self.model.get_conditional_embeddings(
-                **self._ids(texts)
-            )
-            self.model.clip.text_model.give_back_memory()  # as large as half of the vision tower
-        if not is_text.all():
-            mean = self.processor.image_processor.image_mean
-            pictures = [
-                prompt.picture(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
-                for prompt in prompts
-                if not isinstance(prompt, str)
-            ]
-            embeddings[xp.asarray(~is_text)] = self.model.get_conditional_embeddings(
-                conditional_pixel_values=self._pixel_values(pictures)
-            )
-        return embeddings
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        ids = self._ids(texts) if texts else None
+        mean = self.processor.image_processor.image_mean
+        pictures = [
+            prompt.picture(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
+            for prompt in prompts
+            if not isinstance(prompt, str)
+        ]
+        pixels = self._pixel_values(pictures) if pictures else None
+
+        def embed() -> Array:
+            embeddings = xp.empty((len(prompts), model.config.projection_dim), model.dtype)
+            if ids is not None:
+                found = model.get_conditional_embeddings(**ids)
+                embeddings[xp.asarray(is_text)] = found
+                model.clip.text_model.give_back_memory()  # as large as half of the vision tower
+            if pixels is not None:
+                found = model.get_conditional_embeddings(conditional_pixel_values=pixels)
+                embeddings[xp.asarray(~is_text)] = found
+            return embeddings
+
+        return model.ops.aside(embed)
 
     def _pixel_values(self, pictures: list[np.ndarray]) -> Array:
         """Of pictures (height,width,3): said, since one that is 3 pixels high could be (C,H,W) too."""

@@ -10,8 +10,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -20,6 +22,12 @@ from threadpoolctl import ThreadpoolController
 def usual_count() -> int:
     """As many threads as BLAS would take: the cores that this process may run on, or OPENBLAS_NUM_THREADS and its like."""
     return max((part["num_threads"] for part in _blas().info()), default=os.cpu_count() or 1)
+
+
+def evenly(length: int, count: int) -> list[slice]:
+    """So many slices that make up 0 to `length`, as long as each other or one longer."""
+    ends = [length * part // count for part in range(count + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 class Threads:
@@ -33,13 +41,13 @@ class Threads:
     ) -> None:
         """Call `work` for slices that make up 0 to `length`, by several threads, each taking the next that is left.
 
-        There are as many threads as find slices of `least`, and as many slices as make none longer than `most`. `work`
-        must not share out its own work again. What it raises, this raises, when all that had begun have ended.
+        There are as many threads as find slices of `least`, and as many slices as make none longer than `most`. What
+        `work` itself would share out, its thread does alone. What it raises, this raises, when all that had begun have
+        ended.
         """
-        threads = max(1, min(self.count, length // least))
+        threads = 1 if _this_thread.is_busy else max(1, min(self.count, length // least))
         count = max(threads, -(-length // most) if most else 1)
-        ends = [length * part // count for part in range(count + 1)]
-        slices = deque(slice(*pair) for pair in pairwise(ends))
+        slices = deque(evenly(length, count))
 
         def some() -> None:
             while slices:
@@ -50,13 +58,43 @@ class Threads:
                 work(part)
 
         with one_blas_thread:
-            others = [_pool(self.count).submit(some) for _ in range(threads - 1)]
+            others = [_pool(self.count).submit(_busy, some) for _ in range(threads - 1)]
             try:
-                some()
+                _busy(some)
             finally:  # whoever has not begun yet finds nothing left to do
                 errors = [other.exception() for other in others if not other.cancel()]
         for error in filter(None, errors):
             raise error
+
+    def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        """Begin `work` on another thread, if one is free; what is returned waits for its result, or does it now.
+
+        What `work` would share out, its thread does alone.
+        """
+        if self.count == 1 or _this_thread.is_busy:
+            return work
+
+        def alone() -> Any:
+            with one_blas_thread:
+                return _busy(work)
+
+        begun = _pool(self.count).submit(copy_context().run, alone)
+        return lambda: work() if begun.cancel() else begun.result()
+
+
+class _ThisThread(threading.local):
+    is_busy = False  # with a part of what is shared out
+
+
+_this_thread = _ThisThread()
+
+
+def _busy(work: Callable[[], Any]) -> Any:
+    before, _this_thread.is_busy = _this_thread.is_busy, True
+    try:
+        return work()
+    finally:
+        _this_thread.is_busy = before
 
 
 @cache

@@ -41,6 +41,10 @@ def trace(activations: Any = None) -> Iterator[Any]:
         _current.reset(token)
 
 
+def is_traced() -> bool:
+    return _current.get() is not None
+
+
 def record(name: str, value: Any) -> None:
     """Called by every layer with what it returns; does nothing outside a trace."""
     activations = _current.get()

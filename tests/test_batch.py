@@ -79,8 +79,8 @@ def test_every_picture_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_p
 
 
 def test_prompts_are_embedded_once_for_all_pictures(job, folder, monkeypatch):
-    embedded, embed = [], Segmenter.embed
-    monkeypatch.setattr(Segmenter, "embed", lambda *a: embedded.append(a[1]) or embed(*a))
+    embedded, embed = [], Segmenter._embedded
+    monkeypatch.setattr(Segmenter, "_embedded", lambda *a: embedded.append(a[1]) or embed(*a))
     batch._loaded.cache_clear()
     report = run(replace(job, image_prompts=((str(folder / "a.png"), None),)), folder)
     assert sum("prompts" in one for one in report) == 5

@@ -209,13 +209,34 @@ def test_many_pictures_and_prompts_are_taken_a_few_at_a_time(backend, at_once, c
     with trace() as activations:
         found = model.decode(model.encode_image(pixel_values), embeddings)
     expected = model(pixel_values=pixel_values, conditional_embeddings=embeddings).logits
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    unseen = model.decode(model.encode_image(pixel_values), embeddings)
+    for logits in (found, unseen):
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
     for name, total, limit in (
         ("clip.vision_model.pre_layrnorm", count, at_once[0]),
         ("decoder.transposed_convolution", 12, at_once[1]),
     ):
         counts = [len(part) for part in activations.all[name]]
         assert sum(counts) == total and max(counts) == min(total, limit)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_pictures_and_prompts_are_encoded_in_one_call_as_in_two(threads):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, dtype="float64", threads=threads)
+    rng = np.random.default_rng(0)
+    pixel_values = rng.normal(size=(5, 3, 32, 24))
+    ids = rng.integers(3, model.config.text_config.vocab_size, (4, 7))
+    ids[:, -1] = model.config.text_config.eos_token_id
+    features, embeddings = model.encode(pixel_values, input_ids=ids)
+    expected = model.get_conditional_embeddings(input_ids=ids)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-13)
+    for found, alone in zip(features.activations, model.encode_image(pixel_values).activations):
+        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-12 * np.abs(alone).max())
+    visual = model.encode(pixel_values, conditional_pixel_values=pixel_values)[1]
+    expected = model.get_conditional_embeddings(conditional_pixel_values=pixel_values)
+    np.testing.assert_allclose(visual, expected, rtol=0, atol=1e-13)
+    with pytest.raises(InputError, match="got neither"):
+        model.encode(pixel_values)
 
 
 @pytest.mark.parametrize("model", ["plain", "refined"])  # FiLM at the first and the second layer

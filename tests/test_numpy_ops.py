@@ -1,6 +1,8 @@
 """Each override of the NumPy backend against the readable method that it replaces."""
 
+import contextlib
 import inspect
+import threading
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ import pytest
 from clipseg_np.backends import ops_for
 from clipseg_np.numpy_ops import NumpyOps
 from clipseg_np.ops import Ops
+from clipseg_np.trace import Activations, record, trace
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
+ORDERS = ("each", "aside")  # of work, whatever it is
 OVERRIDES = [
-    name for name, part in vars(NumpyOps).items() if callable(part) and not name.startswith("_")
+    name
+    for name, part in vars(NumpyOps).items()
+    if callable(part) and not name.startswith("_") and name not in ORDERS
 ]
 
 
@@ -40,6 +46,16 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (draw(3, 100, 8), draw(7, 8), draw(7)),
             (draw(3, 100, 8), draw(900, 8), draw(900)),
             (features_first(draw(3, 100, 8)), draw(7, 8), draw(7)),
+        ],
+        "linear_activated": [
+            (*shapes, activation)
+            for activation in ("quick_gelu", "relu", "gelu")
+            for shapes in (
+                (draw(2, 5, 8), draw(3, 8), draw(3)),
+                (draw(3, 100, 8), draw(7, 8), draw(7)),
+                (features_first(draw(3, 100, 8)), draw(900, 8), draw(900)),
+                (1e3 * draw(3, 100, 8), draw(900, 8), None),
+            )
         ],
         "relu": [
             (draw(3, 4, 5, 6),),
@@ -110,6 +126,50 @@ def test_however_the_numbers_lie_in_memory(name):
 def test_what_an_activation_returns_lies_in_memory_as_what_it_was_given(axes):
     x = np.ones((20, 30, 40), "float32").transpose(axes)
     assert NumpyOps(2).relu(x).strides == x.strides
+
+
+@pytest.mark.parametrize("at_once", (1, 2, 5))
+@pytest.mark.parametrize("length", (1, 2, 5, 6, 17))
+@pytest.mark.parametrize("threads", (1, 2, 3))
+def test_each_part_is_done_once_and_the_results_are_in_order(threads, length, at_once):
+    parts = NumpyOps(threads).each(lambda part: part, length, at_once)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(length))
+    assert all(part.stop - part.start <= at_once for part in parts)
+
+
+def test_parts_are_done_at_the_same_time():
+    meeting = threading.Barrier(3, timeout=20)  # breaks if one waits for another to end
+    NumpyOps(3).each(lambda part: meeting.wait(), 6, 2)
+
+
+def test_parts_that_are_too_few_for_every_thread_have_all_of_them():
+    """Those of 5 that two threads do not share out evenly: the last one."""
+    fast, seen = NumpyOps(2), {}
+
+    def work(part):
+        threads = set()
+        meeting = threading.Barrier(2)
+
+        def meet(_):
+            threads.add(threading.get_ident())
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(5 if part.start == 4 else 0.01)
+
+        fast.threads.share(meet, 2)
+        seen[part.start] = len(threads)
+
+    fast.each(work, 5, 2)
+    assert seen == {0: 1, 2: 1, 4: 2}
+
+
+def test_a_trace_sees_parts_in_their_order_and_work_aside_when_it_is_asked_for():
+    fast, seen = NumpyOps(2), Activations()
+    with trace(seen):
+        fast.each(lambda part: record("part", part.start), 6, 2)
+        aside = fast.aside(lambda: record("aside", threading.get_ident()))
+        assert "aside" not in seen
+        aside()
+    assert seen.all == {"part": [0, 2, 4], "aside": [threading.get_ident()]}
 
 
 @pytest.mark.filterwarnings("error")

@@ -122,8 +122,14 @@ def post_norm_in_the_towers(model, patch):
 
 
 def activations_before_the_layer(model, patch):
-    sound_one = model._extracted
-    patch(model, "_extracted", lambda states, grid: sound_one([states[0], *states], grid))
+    vision, forward = model.clip.vision_model, model.clip.vision_model.forward
+
+    def planted(*args, **record):
+        output = forward(*args, **record)
+        output.hidden_states = (output.hidden_states[0], *output.hidden_states)
+        return output
+
+    patch(vision, "forward", planted)
 
 
 def activations_in_the_layers_order(model, patch):

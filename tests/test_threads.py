@@ -86,6 +86,76 @@ def test_the_threads_run_at_the_same_time():
     Threads(3).share(lambda part: meeting.wait(), 3)
 
 
+def test_what_shared_work_shares_out_its_thread_does_alone():
+    threads, inner = Threads(2), {}
+    both = threading.Barrier(2, timeout=20)
+
+    def work(part):
+        both.wait()
+        mine = inner.setdefault(threading.get_ident(), [])
+        threads.share(lambda p: mine.append((p, threading.get_ident())), 8, 1, 2)
+        both.wait()
+
+    threads.share(work, 2)
+    assert len(inner) == 2
+    for thread, seen in inner.items():
+        assert {who for _, who in seen} == {thread}
+        assert [part for part, _ in seen] == [slice(i, i + 2) for i in range(0, 8, 2)]
+    meeting = threading.Barrier(2, timeout=20)
+    threads.share(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
+
+
+def test_work_aside_is_done_beside():
+    begun, asked = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        return asked.wait(20), threading.get_ident()
+
+    result = Threads(2).aside(work)
+    assert begun.wait(20)
+    asked.set()
+    was_asked, thread = result()
+    assert was_asked and thread != threading.get_ident()
+    assert result() == (True, thread)  # asked again, not done again
+
+
+def test_work_aside_that_no_thread_has_begun_is_done_when_it_is_asked_for():
+    free, both_busy = threading.Event(), threading.Barrier(3, timeout=20)
+
+    def hold(part):
+        both_busy.wait()
+        free.wait(20)
+
+    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
+    first.start()
+    both_busy.wait()
+    assert Threads(2).aside(threading.get_ident)() == threading.get_ident()
+    free.set()
+    first.join()
+    assert Threads(1).aside(threading.get_ident)() == threading.get_ident()
+
+
+def test_an_error_aside_is_raised_where_the_result_is_asked_for():
+    result = Threads(2).aside(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        result()
+
+
+@needs_blas
+def test_work_aside_has_one_thread_of_blas():
+    before, begun = blas_threads(), threading.Event()
+
+    def work():
+        begun.set()
+        return blas_threads()
+
+    result = Threads(2).aside(work)
+    assert begun.wait(20)
+    assert result() == [1] * len(before)
+    assert blas_threads() == before
+
+
 @needs_blas
 def test_by_default_as_many_as_blas_would_take():
     """Asked in a process of its own: BLAS reads the variables when it is loaded."""
