@@ -29,7 +29,7 @@ from clipseg_np.backends import working_cupy
 from clipseg_np.errors import MissingExtra
 
 TOLERANCE = 1e-4  # of the largest logit
-PAUSE = 0.25  # seconds: threads of the system before wait for work a while, and keep the processor busy (OpenBLAS: 0.1)
+PAUSE = 0.25  # seconds: threads of the system before wait for work a while, and keep a core busy (OpenBLAS: 0.1)
 TASKS = {  # name: what `example` makes, and the share of --rounds
     "1 prompt": ({"prompts": 1}, 1),
     "5 prompts": ({"prompts": 5}, 0.5),
@@ -46,7 +46,11 @@ def interleaved(calls: dict, rounds: int) -> dict:
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(PAUSE)
+            start = time.perf_counter() + PAUSE
+            while (
+                time.perf_counter() < start
+            ):  # awake: a processor that slept takes a while to be at full speed
+                pass
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)

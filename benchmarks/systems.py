@@ -54,8 +54,8 @@ def with_clipseg_np(folder: Path, backend: str) -> System:
 
     def run(ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         different, place = np.unique(ids, axis=0, return_inverse=True)  # a prompt is embedded once
-        embeddings = model.get_conditional_embeddings(input_ids=different)[place.ravel()]
-        return model.decode(model.encode_image(pixels), embeddings)
+        features, embeddings = model.encode(pixels, input_ids=different)
+        return model.decode(features, embeddings[place.ravel()])
 
     return run
 
