@@ -21,6 +21,19 @@ def test_what_an_array_leaves_the_next_of_its_size_takes_up():
     assert again.ctypes.data == place and again.shape == (SHAPE[1], SHAPE[0])
 
 
+def test_what_was_left_last_is_taken_up_first_and_other_sizes_wait():
+    memory, size = Memory(), module.PAGES
+    arrays = {pages: memory.empty((pages * size,), "uint8") for pages in (1, 2, 3)}
+    second = memory.empty((2 * size,), "uint8")
+    places = {pages: array.ctypes.data for pages, array in arrays.items()}
+    last = second.ctypes.data
+    arrays.clear()
+    del second
+    taken = [memory.empty((pages * size,), "uint8") for pages in (2, 1)]
+    assert [array.ctypes.data for array in taken] == [last, places[1]]
+    assert sorted(block.nbytes for block in memory.idle) == [2 * size, 3 * size]
+
+
 @pytest.mark.parametrize(
     "view",
     [

@@ -87,13 +87,18 @@ def test_the_threads_run_at_the_same_time():
 
 
 def test_what_shared_work_shares_out_its_thread_does_alone():
-    threads, inner = Threads(2), {}
+    threads, inner = Threads(3), {}  # the third has time
     both = threading.Barrier(2, timeout=20)
 
     def work(part):
         both.wait()
         mine = inner.setdefault(threading.get_ident(), [])
-        threads.share(lambda p: mine.append((p, threading.get_ident())), 8, 1, 2)
+
+        def note(p):
+            mine.append((p, threading.get_ident()))
+            time.sleep(0.01)
+
+        threads.share(note, 8, 1, 2)
         both.wait()
 
     threads.share(work, 2)
@@ -101,8 +106,8 @@ def test_what_shared_work_shares_out_its_thread_does_alone():
     for thread, seen in inner.items():
         assert {who for _, who in seen} == {thread}
         assert [part for part, _ in seen] == [slice(i, i + 2) for i in range(0, 8, 2)]
-    meeting = threading.Barrier(2, timeout=20)
-    threads.share(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
+    meeting = threading.Barrier(3, timeout=20)
+    threads.share(lambda part: meeting.wait(), 3)  # as before: nobody is busy any more
 
 
 def test_work_aside_is_done_beside():
