@@ -71,7 +71,8 @@ class VisionEmbeddings(Layer):
         tokens = self.ops.xp.empty((B, 1 + h * w, D), dtype=patches.dtype)
         tokens[:, 0] = self.class_embedding
         tokens[:, 1:] = patches.reshape(B, D, h * w).transpose(0, 2, 1)
-        return tokens + self.positions(h, w)
+        tokens += self.positions(h, w)
+        return tokens
 
     def positions(self, h: int, w: int) -> Array:
         """Position embeddings for a grid of h by w patches; the class token's is kept apart.  (1+hw,D)"""

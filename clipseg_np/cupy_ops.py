@@ -13,7 +13,6 @@ Before its first use on a GPU each override is compared with the method that it 
 import warnings
 from functools import cached_property
 from types import ModuleType
-from typing import Any
 
 import numpy
 
@@ -119,7 +118,6 @@ class CupyOps(Ops):
 
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
-        self._tables: dict[tuple, Array] = {}
         for name in ("linear", *NAMES, "attention"):
             reason = self._fault(name)
             if reason:
@@ -148,13 +146,6 @@ class CupyOps(Ops):
         columns = self.xp.ascontiguousarray(weight)[None].swapaxes(1, 2)
         self._cublas.product(rows, columns, y, beta=0.0 if bias is None else 1.0)
         return y.reshape(*x.shape[:-1], len(weight))
-
-    def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
-        """Kept: to bring it here takes longer than to use it, and cannot be recorded."""
-        key = old, new, numpy.dtype(dtype)
-        if key not in self._tables:
-            self._tables[key] = super().bicubic_table(old, new, dtype)
-        return self._tables[key]
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         x = self.xp.ascontiguousarray(x)

@@ -6,6 +6,7 @@ A constructor takes its arrays, and builds its children, from a `Scope`: a place
 Where the reference has one class for each of these in every model, there is one here for all.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from .ops import Array
@@ -38,10 +39,17 @@ class Linear(Layer):
         return self.ops.linear(x, self.weight, self.bias)
 
     def activated(self, x: Array, activation: str) -> Array:
-        """The activation of what calling the layer returns; where no trace wants that, both in one."""
+        """The activation of what calling the layer returns; where no trace wants to see that, both in one."""
         if is_traced():
             return self.ops.activation(activation, self(x))
         return self.ops.linear_activated(x, self.weight, self.bias, activation)
+
+
+def linears(layers: Sequence[Linear], x: Array) -> list[Array]:
+    """What calling each of the layers returns; where no trace wants to see that, all in one."""
+    if is_traced():
+        return [layer(x) for layer in layers]
+    return layers[0].ops.linears(x, [(layer.weight, layer.bias) for layer in layers])
 
 
 class LayerNorm(Layer):
@@ -87,7 +95,8 @@ class Attention(Layer):
         def heads(y: Array) -> Array:  # (B,T,D) -> (B,T,H,D/H) -> (B,H,T,D/H)
             return y.reshape(B, T, self.heads, D // self.heads).transpose(0, 2, 1, 3)
 
-        query, key, value = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (heads(y) for y in linears(projections, x))
         mixed = self.ops.attention(query, key, value, allowed, attentions)
         return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape(B, T, D))
 

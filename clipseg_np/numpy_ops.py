@@ -10,7 +10,7 @@ these, and so is all that one token's numbers have in common. Shapes are as ever
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .threads import Threads, evenly, one_blas_thread
 from .trace import is_traced
 
 MANY = 32  # tokens, from which on they lie features first
-PRODUCTS = 1 << 22  # multiplications, as few as are worth a thread
+PRODUCTS = 1 << 23  # multiplications, as few as are worth a thread
 UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without first packing the weight
 OUTPUTS = 384  # features of a matrix product at a time
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
@@ -67,42 +67,49 @@ class NumpyOps(Ops):
         return super().aside(work) if is_traced() else self.threads.aside(work)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        return self._linear(x, weight, bias)
+        return self._linears(x, [(weight, bias)])[0]
+
+    def linears(self, x: Array, maps: Sequence[tuple[Array, Array | None]]) -> list[Array]:
+        return self._linears(x, maps)
 
     def linear_activated(
         self, x: Array, weight: Array, bias: Array | None, activation: str
     ) -> Array:
         if activation not in ELEMENTWISE:
             return super().linear_activated(x, weight, bias, activation)
-        return self._linear(x, weight, bias, ELEMENTWISE[activation])
+        return self._linears(x, [(weight, bias)], ELEMENTWISE[activation])[0]
 
-    def _linear(
-        self, x: Array, weight: Array, bias: Array | None, activate: Elementwise | None = None
-    ) -> Array:
-        """A linear map, and the activation of each piece of it while the cache holds it."""
+    def _linears(
+        self,
+        x: Array,
+        maps: Sequence[tuple[Array, Array | None]],
+        activate: Elementwise | None = None,
+    ) -> list[Array]:
+        """Linear maps, and the activation of each piece of them while the cache holds it."""
         columns = x.reshape(-1, x.shape[-1]).T  # (in,n)
-        outputs, (inputs, n) = len(weight), columns.shape
+        inputs, n = columns.shape
         if n < MANY:
-            y = self._linear_of_few(columns, weight, bias).reshape(*x.shape[:-1], outputs)
-            return y if activate is None else self._elementwise(activate, y)
-        y = self.memory.empty((outputs, n), np.result_type(x, weight))
+            few = (self._linear_of_few(columns, *one) for one in maps)
+            few = [y.reshape(*x.shape[:-1], -1) for y in few]
+            return few if activate is None else [self._elementwise(activate, y) for y in few]
+        work = n * inputs * sum(len(weight) for weight, _ in maps)
+        threads = min(self.threads.count, work // PRODUCTS + 1)
+        results, pieces = [], []
+        for weight, bias in maps:
+            y = self.memory.empty((len(weight), n), np.result_type(x, weight))
+            results.append(y.T.reshape(*x.shape[:-1], -1))
+            pieces += _pieces(weight, columns, bias, y, threads)
 
-        def product(some: slice, tokens: slice) -> None:
-            part = y[some, tokens]
-            np.matmul(weight[some], columns[:, tokens], out=part)
-            if bias is not None:
-                part += bias[some, None]
-            if activate is not None:
-                activate(part, self.memory.empty(part.shape, part.dtype), part)
+        def some(part: slice) -> None:
+            for weight, columns, bias, y in pieces[part]:
+                np.matmul(weight, columns, out=y)
+                if bias is not None:
+                    y += bias
+                if activate is not None:
+                    activate(y, self.memory.empty(y.shape, y.dtype), y)
 
-        every = slice(None)
-        if outputs >= min(n, 2 * OUTPUTS):
-            least = PRODUCTS // (n * inputs) + 1
-            self.threads.share(lambda some: product(some, every), outputs, least, OUTPUTS)
-        else:
-            least = max(MANY, PRODUCTS // weight.size)
-            self.threads.share(lambda tokens: product(every, tokens), n, least)
-        return y.T.reshape(*x.shape[:-1], outputs)
+        self.threads.share(some, len(pieces), len(pieces) // threads, 1)
+        return results
 
     def _linear_of_few(self, columns: Array, weight: Array, bias: Array | None) -> Array:
         """Of so few tokens, (in,n) -> (n,out), that what takes the time is to read the weight."""
@@ -189,6 +196,23 @@ class NumpyOps(Ops):
 
         self.threads.share(some, x.size, NUMBERS, PIECE)
         return out.transpose(np.argsort(order))
+
+
+def _pieces(
+    weight: Array, columns: Array, bias: Array | None, y: Array, threads: int
+) -> list[tuple[Array, Array, Array | None, Array]]:
+    """What makes up y = weight @ columns + bias: the four for some outputs each, or for some tokens."""
+    (outputs, inputs), n = weight.shape, columns.shape[1]
+    if bias is not None and outputs * n > 4 * inputs * (outputs + n):
+        # Of few inputs: the bias as one more takes less than a pass over the result.
+        columns = np.concatenate([columns, np.ones((1, n), columns.dtype)])
+        weight, bias = np.concatenate([weight, bias[:, None]], axis=1), None
+    bias = None if bias is None else bias[:, None]
+    if outputs >= min(n, 2 * OUTPUTS):
+        parts = evenly(outputs, max(threads, -(-outputs // OUTPUTS)))
+        return [(weight[p], columns, None if bias is None else bias[p], y[p]) for p in parts]
+    parts = evenly(n, min(threads, n // MANY))
+    return [(weight, columns[:, p], bias, y[:, p]) for p in parts]
 
 
 def _quick_gelu(x: Array, power: Array, out: Array) -> None:

@@ -7,7 +7,7 @@ Every method keeps the float type of its input: constants are Python numbers, wh
 array, and tables are cast to the input's type. Axis letters are explained in `config.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +28,7 @@ class Ops:
 
     def __init__(self, xp: ModuleType = numpy):
         self.xp = xp
+        self._tables: dict[tuple, Array] = {}
 
     # Arrays in and out
 
@@ -55,6 +56,10 @@ class Ops:
         """x Wᵀ + b, with the weight as it is stored, (out, in).  (..., in) -> (..., out)"""
         y = x @ weight.T
         return y if bias is None else y + bias
+
+    def linears(self, x: Array, maps: Sequence[tuple[Array, Array | None]]) -> list[Array]:
+        """Several linear maps of the same, each a weight and a bias.  (..., in) -> (..., out) each"""
+        return [self.linear(x, weight, bias) for weight, bias in maps]
 
     def linear_activated(
         self, x: Array, weight: Array, bias: Array | None, activation: str
@@ -203,13 +208,16 @@ class Ops:
         h, w, _ = grid.shape
         rows = self.bicubic_table(h, size[0], grid.dtype)
         columns = self.bicubic_table(w, size[1], grid.dtype)
-        # A linear map along each axis: (h,w,D) -> (D,h,w) -> (D,h,w') -> (D,w',h) -> (D,w',h') -> (h',w',D)
-        wide = self.linear(grid.transpose(2, 0, 1), columns)
-        return self.linear(wide.swapaxes(1, 2), rows).transpose(2, 1, 0)
+        # A linear map along each axis: (h,w,D) -> (w,D,h) -> (w,D,h') -> (h',D,w) -> (h',D,w') -> (h',w',D)
+        tall = self.linear(grid.transpose(1, 2, 0), rows)
+        return self.linear(tall.transpose(2, 1, 0), columns).swapaxes(1, 2)
 
     def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
-        """`bicubic_weights`, on this backend's device.  -> (new, old)"""
-        return self.asarray(bicubic_weights(old, new), dtype=dtype)
+        """`bicubic_weights`, on this backend's device, and kept there.  -> (new, old)"""
+        key = old, new, numpy.dtype(dtype)
+        if key not in self._tables:
+            self._tables[key] = self.asarray(bicubic_weights(old, new), dtype=dtype)
+        return self._tables[key]
 
     # Losses
 

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import threading
 import time
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -48,6 +49,11 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (draw(3, 100, 8), draw(900, 8), draw(900)),
             (features_first(draw(3, 100, 8)), draw(7, 8), draw(7)),
         ],
+        "linears": [
+            (x, [(draw(width, 8), draw(width)), (draw(width, 8), None), (draw(5, 8), draw(5))])
+            for x in (draw(2, 5, 8), draw(3, 100, 8), features_first(draw(3, 100, 8)))
+            for width in (7, 900)
+        ],
         "linear_activated": [
             (*shapes, activation)
             for activation in ("quick_gelu", "relu", "gelu")
@@ -87,6 +93,15 @@ def arguments(name: str, dtype: str) -> list[tuple]:
     }[name]
 
 
+def joined(y: np.ndarray | list) -> np.ndarray:
+    return np.concatenate(y, axis=-1) if isinstance(y, list) else y
+
+
+def leaves(given: object) -> list:
+    nested = isinstance(given, (tuple, list))
+    return [leaf for part in given for leaf in leaves(part)] if nested else [given]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", OVERRIDES)
@@ -94,13 +109,13 @@ def arguments(name: str, dtype: str) -> list[tuple]:
 def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, name, dtype):
     fast = NumpyOps(threads)
     for given in arguments(name, dtype):
-        before = [np.copy(part) for part in given]
-        found, expected = getattr(fast, name)(*given), getattr(plain, name)(*given)
+        before = deepcopy(given)
+        found, expected = (joined(getattr(ops, name)(*given)) for ops in (fast, plain))
         assert found.dtype == expected.dtype == dtype and found.shape == expected.shape
         finite = np.isfinite(expected)
         scale = np.abs(expected[finite]).max(initial=1e-30)
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
-        for part, was in zip(given, before):
+        for part, was in zip(leaves(given), leaves(before), strict=True):
             np.testing.assert_array_equal(part, was)
 
 
