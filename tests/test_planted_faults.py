@@ -172,6 +172,7 @@ def a_flipped_kernel(model, patch):
 def a_sharper_cubic_for_the_positions(model, patch):
     sound_one = ops_module.bicubic_weights
     patch(ops_module, "bicubic_weights", lambda old, new: sound_one(old, new, a=-0.5))
+    patch(model.ops, "_tables", {})
 
 
 def no_class_position(model, patch):
