@@ -1,9 +1,10 @@
 """What NumPy can do faster than the readable `Ops` does: the same numbers in fewer passes over memory, on all cores.
 
 NumPy's elementwise arithmetic runs on one core, and each step of a formula reads and writes its whole array. Here
-the steps reuse one array, a piece at a time that stays in the processor's cache, and columns, heads or pictures, which
-are independent of each other, are shared out over threads. Each method equals the one that it overrides, but for
-rounding (tests/test_numpy_ops.py).
+the steps reuse one array, a piece at a time that stays in the processor's cache. Pictures, prompts, heads and a
+product's features, which are independent of each other, are shared out over threads: the larger what each takes,
+the better, since to wake a thread, and to wait for it, takes as long as ten million multiplications. Each method equals
+the one that it overrides, but for rounding (tests/test_numpy_ops.py).
 
 Many tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). Matrix products are faster on
 these, and so is all that one token's numbers have in common. Shapes are as everywhere.
@@ -30,9 +31,8 @@ SCORES = 1 << 15  # of attention: as few as are worth a thread
 LARGE = 50.0  # e to it, times any value, is far from overflowing
 SMALL = math.exp(-LARGE)  # far from losing digits
 
-Elementwise = Callable[
-    [Array, Array, Array], None
-]  # of x, one like it to work in, and where the result goes
+# A function of x, an array like it to work in, and where the result goes, which may be either.
+Elementwise = Callable[[Array, Array, Array], None]
 
 
 class NumpyOps(Ops):
