@@ -22,7 +22,7 @@ import numpy as np
 import threadpoolctl
 from PIL import Image
 from process import in_a_small_process
-from systems import OURS, REFERENCE, SIDE, System, example, save_checkpoint, systems
+from systems import OURS, REFERENCE, RUNTIME, SIDE, System, example, save_checkpoint, systems
 
 from clipseg_np import InputError
 from clipseg_np.backends import working_cupy
@@ -218,6 +218,9 @@ def main() -> None:
         ),
         "",
     ]
+    if RUNTIME in contenders:
+        shares = (f"{times[OURS] / times[RUNTIME]:.3f} for {task}" for task, times in found.items())
+        lines += [f"Of {RUNTIME}'s time, {OURS} takes {'; '.join(shares)}.", ""]
     for name, times in growth.items():
         rows = [["seconds", *(f"{seconds:.2f}" for seconds in times.values())]]
         lines += [*table([name, *map(str, times)], rows), ""]

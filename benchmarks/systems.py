@@ -16,6 +16,7 @@ import clipseg_np
 SIDE = 352
 REFERENCE = "transformers"
 OURS = "clipseg_np, numpy"
+RUNTIME = "ONNX Runtime"
 System = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids (P,T), pixels (B,3,H,W) -> (P,H,W)
 
 
@@ -39,7 +40,7 @@ def systems(folder: Path) -> dict[str, System]:
     found["clipseg_np, numpy-reference"] = with_clipseg_np(folder, "numpy-reference")
     for name, build in (
         ("transformers, torch.compile", with_compiled_transformers),
-        ("ONNX Runtime", with_onnx_runtime),
+        (RUNTIME, with_onnx_runtime),
         ("OpenVINO, float32", with_openvino),
     ):
         try:
