@@ -89,15 +89,17 @@ class NumpyOps(Ops):
         columns = x.reshape(-1, x.shape[-1]).T  # (in,n)
         inputs, n = columns.shape
         if n < MANY:
-            few = (self._linear_of_few(columns, *one) for one in maps)
-            few = [y.reshape(*x.shape[:-1], -1) for y in few]
+            few = [
+                self._linear_of_few(columns, *one).reshape(*x.shape[:-1], len(one[0]))
+                for one in maps
+            ]
             return few if activate is None else [self._elementwise(activate, y) for y in few]
         work = n * inputs * sum(len(weight) for weight, _ in maps)
         threads = min(self.threads.count, work // PRODUCTS + 1)
         results, pieces = [], []
         for weight, bias in maps:
             y = self.memory.empty((len(weight), n), np.result_type(x, weight))
-            results.append(y.T.reshape(*x.shape[:-1], -1))
+            results.append(y.T.reshape(*x.shape[:-1], len(weight)))
             pieces += _pieces(weight, columns, bias, y, threads)
 
         def some(part: slice) -> None:
