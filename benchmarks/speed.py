@@ -182,14 +182,15 @@ def main() -> None:
     by_prompts = {n: lambda n=n: run(*example(n)) for n in PROMPTS}
     by_side = {n: lambda n=n: run(*example(1, side=n)) for n in SIDES}
     growth = {
-        "prompts": interleaved(by_prompts, args.rounds // 2),
+        "prompts": interleaved(by_prompts, args.rounds),
         "side": interleaved(by_side, args.rounds // 2),
     }
     one = example(1)
     calls = {"products": products(product_work(1)), OURS: lambda: run(*one)}
     floor, passed = interleaved(calls, args.rounds).values()
-    own = found["1 prompt"][OURS]
-    more = (found["20 prompts"][OURS] - own) / 19
+    fewest, most = min(PROMPTS), max(PROMPTS)
+    first = growth["prompts"][fewest]
+    further = (growth["prompts"][most] - first) / (most - fewest) / first
 
     lines = [
         (
@@ -214,7 +215,7 @@ def main() -> None:
         (
             f"One picture and one prompt need {product_work(1) / 1e9:.0f} GFLOP of matrix products. NumPy's alone, in turn "
             f"with the pass, take {floor:.3f} s ({product_work(1) / floor / 1e9:.0f} GFLOP/s): {floor / passed:.2f} of its time. "
-            f"Each further prompt costs {100 * more / own:.1f} % of the first."
+            f"Each further prompt costs {100 * further:.1f} % of the first."
         ),
         "",
     ]
