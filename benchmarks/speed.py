@@ -3,9 +3,9 @@
     python -m pip install '.[benchmark]'
     python benchmarks/speed.py --output benchmarks/cpu
 
-Writes cpu.md and cpu.png, and gpu.md beside them where CuPy finds a GPU. In every round each system answers once, in turn,
-so that a slow moment of the machine hits all; the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are checked to
-agree before anything is timed.
+Writes cpu.md and cpu.png, and gpu.md beside them where CuPy finds a GPU. In every round each system answers once, in
+turn, so that a slow moment of the machine hits all; the medians and their ratios are what counts. All get the same token
+ids and pixel values, in memory; logits are checked to agree before anything is timed.
 """
 
 import argparse
@@ -41,16 +41,19 @@ PROMPTS = (1, 2, 5, 10, 20)
 LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "openvino", "clipseg_np")
 
 
+def wait_awake(seconds: float) -> None:
+    """Not asleep: a virtual processor that slept takes a while to be at full speed."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
 def interleaved(calls: dict, rounds: int) -> dict:
     """The median seconds of each call, all of them once a round."""
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter() + PAUSE
-            while (
-                time.perf_counter() < start
-            ):  # awake: a processor that slept takes a while to be at full speed
-                pass
+            wait_awake(PAUSE)
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
@@ -195,8 +198,8 @@ def main() -> None:
     lines = [
         (
             f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on {processor_name()}, "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}, BLAS kernels: {blas_kernels()}. Medians of up to {args.rounds} "
-            f"interleaved rounds, in seconds, and as a share of transformers' time."
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}, BLAS kernels: "
+            f"{blas_kernels()}. Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share of transformers' time."
         ),
         "",
     ]

@@ -55,12 +55,11 @@ class NumpyOps(Ops):
         parts = evenly(even, count * -(-even // (count * at_once))) if even else []
         found: list = [None] * len(parts)
 
-        def some(numbers: slice) -> None:
-            for number in range(len(parts))[numbers]:
-                found[number] = work(parts[number])
+        def one(number: slice) -> None:
+            found[number.start] = work(parts[number.start])
 
         if parts:
-            self.threads.share(some, len(parts), 1, 1)
+            self.threads.share(one, len(parts), 1, 1)
         return found + [work(part) for part in slices(even, length, at_once)]
 
     def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
@@ -89,10 +88,9 @@ class NumpyOps(Ops):
         columns = x.reshape(-1, x.shape[-1]).T  # (in,n)
         inputs, n = columns.shape
         if n < MANY:
-            few = [
-                self._linear_of_few(columns, *one).reshape(*x.shape[:-1], len(one[0]))
-                for one in maps
-            ]
+            columns = np.ascontiguousarray(columns)
+            few = [self._linear_of_few(columns, weight, bias) for weight, bias in maps]
+            few = [y.reshape(*x.shape[:-1], y.shape[1]) for y in few]
             return few if activate is None else [self._elementwise(activate, y) for y in few]
         work = n * inputs * sum(len(weight) for weight, _ in maps)
         threads = min(self.threads.count, work // PRODUCTS + 1)
@@ -115,7 +113,6 @@ class NumpyOps(Ops):
 
     def _linear_of_few(self, columns: Array, weight: Array, bias: Array | None) -> Array:
         """Of so few tokens, (in,n) -> (n,out), that what takes the time is to read the weight."""
-        columns = np.ascontiguousarray(columns)
         products = columns.size  # for each output
         y = np.empty((len(weight), columns.shape[1]), np.result_type(columns, weight))
 
