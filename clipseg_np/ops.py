@@ -205,12 +205,14 @@ class Ops:
         As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75, pixel
         centres at half numbers, and the border repeated. (Pillow's bicubic differs: a = -0.5, antialiased.)
         """
-        h, w, _ = grid.shape
-        rows = self.bicubic_table(h, size[0], grid.dtype)
-        columns = self.bicubic_table(w, size[1], grid.dtype)
-        # A linear map along each axis: (h,w,D) -> (w,D,h) -> (w,D,h') -> (h',D,w) -> (h',D,w') -> (h',w',D)
-        tall = self.linear(grid.transpose(1, 2, 0), rows)
-        return self.linear(tall.transpose(2, 1, 0), columns).swapaxes(1, 2)
+
+        def along_first_axis(x: Array, new: int) -> Array:  # (old,n,D) -> (new,n,D)
+            old, n, D = x.shape
+            table = self.bicubic_table(old, new, x.dtype)
+            return self.linear(x.reshape(old, n * D).T, table).T.reshape(new, n, D)
+
+        tall = along_first_axis(grid, size[0])  # (h',w,D)
+        return along_first_axis(tall.swapaxes(0, 1), size[1]).swapaxes(0, 1)
 
     def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
         """`bicubic_weights`, on this backend's device, and kept there.  -> (new, old)"""
