@@ -1,11 +1,14 @@
 """Work shared out over threads: all of it, once, at the same time, with BLAS as it was afterwards."""
 
+import contextvars
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -141,6 +144,40 @@ def test_work_aside_that_no_thread_has_begun_is_done_when_it_is_asked_for():
     assert Threads(1).aside(threading.get_ident)() == threading.get_ident()
 
 
+def test_work_aside_sees_the_callers_context():
+    variable = contextvars.ContextVar("variable")
+    variable.set("the caller's")
+    begun = threading.Event()
+
+    def work():
+        begun.set()
+        return variable.get()
+
+    result = Threads(2).aside(work)
+    assert begun.wait(20)
+    assert result() == "the caller's"
+
+
+def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
+    free, both_busy = threading.Event(), threading.Barrier(3, timeout=20)
+
+    def hold(part):
+        both_busy.wait()
+        free.wait(20)
+
+    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
+    first.start()
+    both_busy.wait()
+    array = np.zeros(3)
+    seen = weakref.ref(array)
+    Threads(2).share(lambda part, array=array: None, 2)
+    del array
+    gc.collect()
+    assert seen() is None
+    free.set()
+    first.join()
+
+
 def test_an_error_aside_is_raised_where_the_result_is_asked_for():
     result = Threads(2).aside(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -241,8 +278,13 @@ def test_the_limit_is_lifted_by_another_thread_than_set_it():
 
 
 def in_a_fork(queue):
-    slices = []
-    Threads(2).share(slices.append, 2)
+    slices, meeting = [], threading.Barrier(2, timeout=10)
+
+    def work(part):
+        meeting.wait()
+        slices.append(part)
+
+    Threads(2).share(work, 2)
     queue.put(len(slices))
 
 
