@@ -58,9 +58,10 @@ class NumpyOps(Ops):
         def one(number: slice) -> None:
             found[number.start] = work(parts[number.start])
 
-        if parts:
-            self.threads.share(one, len(parts), 1, 1)
-        return found + [work(part) for part in slices(even, length, at_once)]
+        with one_blas_thread:  # once for all that the work shares out
+            if parts:
+                self.threads.share(one, len(parts), 1, 1)
+            return found + [work(part) for part in slices(even, length, at_once)]
 
     def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
         return super().aside(work) if is_traced() else self.threads.aside(work)
