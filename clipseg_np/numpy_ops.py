@@ -12,6 +12,7 @@ these, and so is all that one token's numbers have in common. Shapes are as ever
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -204,10 +205,21 @@ def _pieces(
         weight, bias = np.concatenate([weight, bias[:, None]], axis=1), None
     bias = None if bias is None else bias[:, None]
     if outputs >= min(n, 2 * OUTPUTS):
-        parts = evenly(outputs, max(threads, -(-outputs // OUTPUTS)))
+        count = max(threads, -(-outputs // OUTPUTS))
+        parts = _staggered(outputs, count) if count > threads > 1 else evenly(outputs, count)
         return [(weight[p], columns, None if bias is None else bias[p], y[p]) for p in parts]
     parts = evenly(n, min(threads, n // MANY))
     return [(weight, columns[:, p], bias, y[:, p]) for p in parts]
+
+
+def _staggered(length: int, count: int) -> list[slice]:
+    """As `evenly`, but that half of a slice stands at each end.
+
+    Two threads that take them in turn are not both at the many short steps after a product at the same time, where
+    they wait for each other at Python's lock.
+    """
+    ends = [0, *(length * part // (2 * count) for part in range(1, 2 * count, 2)), length]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _quick_gelu(x: Array, power: Array, out: Array) -> None:
