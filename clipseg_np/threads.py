@@ -93,7 +93,7 @@ class Threads:
 class _Turn:
     """Work that another thread does once it is free, unless it is withdrawn before.
 
-    What concurrent.futures is for; this wakes a thread in half the time, and there are fifty turns in a forward pass.
+    What concurrent.futures is for, with less around it: a forward pass has fifty turns, of a millisecond or a few.
     """
 
     def __init__(self, work: Callable[[], Any]):
