@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -27,6 +28,24 @@ def blas_threads() -> list[int]:
 needs_blas = pytest.mark.skipif(
     not blas_threads(), reason="NumPy's BLAS here is not one that threadpoolctl knows"
 )
+
+
+@contextmanager
+def both_threads_busy():
+    """The two of `Threads(2)` are at work that another thread shares out, until this is left."""
+    free, both_busy, in_time = threading.Event(), threading.Barrier(3, timeout=20), []
+
+    def hold(part):
+        both_busy.wait()
+        in_time.append(free.wait(10))
+
+    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
+    first.start()
+    both_busy.wait()
+    yield
+    free.set()
+    first.join()
+    assert in_time == [True, True]
 
 
 @pytest.mark.parametrize("most", (None, 3, 50))
@@ -68,20 +87,10 @@ def test_a_thread_that_is_done_takes_what_is_left():
 
 
 def test_it_does_not_wait_for_threads_that_are_busy_elsewhere():
-    free, both_busy, in_time = threading.Event(), threading.Barrier(3, timeout=20), []
-
-    def hold(part):
-        both_busy.wait()
-        in_time.append(free.wait(10))
-
-    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
-    first.start()
-    both_busy.wait()
     slices = []
-    Threads(2).share(slices.append, 2)
-    free.set()
-    first.join()
-    assert len(slices) == 2 and in_time == [True, True]
+    with both_threads_busy():
+        Threads(2).share(slices.append, 2)
+    assert len(slices) == 2
 
 
 def test_the_threads_run_at_the_same_time():
@@ -129,18 +138,8 @@ def test_work_aside_is_done_beside():
 
 
 def test_work_aside_that_no_thread_has_begun_is_done_when_it_is_asked_for():
-    free, both_busy = threading.Event(), threading.Barrier(3, timeout=20)
-
-    def hold(part):
-        both_busy.wait()
-        free.wait(20)
-
-    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
-    first.start()
-    both_busy.wait()
-    assert Threads(2).aside(threading.get_ident)() == threading.get_ident()
-    free.set()
-    first.join()
+    with both_threads_busy():
+        assert Threads(2).aside(threading.get_ident)() == threading.get_ident()
     assert Threads(1).aside(threading.get_ident)() == threading.get_ident()
 
 
@@ -159,23 +158,13 @@ def test_work_aside_sees_the_callers_context():
 
 
 def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
-    free, both_busy = threading.Event(), threading.Barrier(3, timeout=20)
-
-    def hold(part):
-        both_busy.wait()
-        free.wait(20)
-
-    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
-    first.start()
-    both_busy.wait()
     array = np.zeros(3)
     seen = weakref.ref(array)
-    Threads(2).share(lambda part, array=array: None, 2)
-    del array
-    gc.collect()
-    assert seen() is None
-    free.set()
-    first.join()
+    with both_threads_busy():
+        Threads(2).share(lambda part, array=array: None, 2)
+        del array
+        gc.collect()
+        assert seen() is None
 
 
 def test_an_error_aside_is_raised_where_the_result_is_asked_for():
