@@ -12,14 +12,13 @@ these, and so is all that one token's numbers have in common. Shapes are as ever
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .memory import Memory
 from .ops import Array, Ops, slices
-from .threads import Threads, evenly, one_blas_thread
+from .threads import Threads, between, evenly, one_blas_thread
 from .trace import is_traced
 
 MANY = 32  # tokens, from which on they lie features first
@@ -218,8 +217,8 @@ def _staggered(length: int, count: int) -> list[slice]:
     Two threads that take them in turn are not both at the many short steps after a product at the same time, where
     they wait for each other at Python's lock.
     """
-    ends = [0, *(length * part // (2 * count) for part in range(1, 2 * count, 2)), length]
-    return [slice(*pair) for pair in pairwise(ends)]
+    middles = (length * part // (2 * count) for part in range(1, 2 * count, 2))
+    return between([0, *middles, length])
 
 
 def _quick_gelu(x: Array, power: Array, out: Array) -> None:

@@ -8,7 +8,7 @@ keep the processor busy for a while: here a product belongs to one thread, and w
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
@@ -26,7 +26,11 @@ def usual_count() -> int:
 
 def evenly(length: int, count: int) -> list[slice]:
     """So many slices that make up 0 to `length`, as long as each other or one longer."""
-    ends = [length * part // count for part in range(count + 1)]
+    return between(length * part // count for part in range(count + 1))
+
+
+def between(ends: Iterable[int]) -> list[slice]:
+    """From each of these to the next."""
     return [slice(*pair) for pair in pairwise(ends)]
 
 

@@ -42,9 +42,11 @@ def both_threads_busy():
     first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
     first.start()
     both_busy.wait()
-    yield
-    free.set()
-    first.join()
+    try:
+        yield
+    finally:
+        free.set()
+        first.join()
     assert in_time == [True, True]
 
 
