@@ -87,6 +87,7 @@ class Decoder(Layer):
     """Tokens of the extracted layers, deepest first, and a prompt's vector, to logits.
 
     activations (B,1+hw,D) each, conditional_embeddings (P,projection_dim) -> logits (P,H,W); B is P or 1.
+    They may have been through `reduced` before, for several calls at once.
     """
 
     def __init__(self, at: Scope, config: CLIPSegConfig):
@@ -122,14 +123,15 @@ class Decoder(Layer):
         conditional_embeddings: Array,
         grid: tuple[int, int],
         *,
+        are_reduced: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> CLIPSegDecoderOutput:
         attentions = [] if output_attentions else None
         hidden_states = []
         x = 0
-        for i, activation in enumerate(reversed(activations)):
-            x = self.reduces[i](activation) + x
+        for i, tokens in enumerate(activations if are_reduced else self.reduced(activations)):
+            x = tokens + x
             if i == self.conditional_layer:
                 x = self.film(x, conditional_embeddings)
             if i == 0:
@@ -141,6 +143,10 @@ class Decoder(Layer):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def reduced(self, activations: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Tokens as wide as the decoder, deepest layer first; no prompt changes them."""
+        return tuple(reduce(tokens) for reduce, tokens in zip(self.reduces, reversed(activations)))
 
     def film(self, x: Array, conditional_embeddings: Array) -> Array:
         """Feature-wise linear modulation (Perez et al., 2018).  (P or 1,T,D), (P,projection_dim) -> (P,T,D)"""
@@ -222,11 +228,11 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         number; a trace then holds what it returned each time.
         """
         embeddings = self._checked_embeddings(features, conditional_embeddings)
+        reduced = ImageFeatures(self.decoder.reduced(features.activations), features.grid)
 
         def some(part: slice) -> Array:
-            return self.decoder(
-                features.of(part).activations, embeddings[part], features.grid
-            ).logits
+            tokens = reduced.of(part).activations
+            return self.decoder(tokens, embeddings[part], reduced.grid, are_reduced=True).logits
 
         return self._joined(self.ops.each(some, len(embeddings), self.ops.prompts_at_once))
 
