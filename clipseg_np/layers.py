@@ -6,10 +6,9 @@ A constructor takes its arrays, and builds its children, from a `Scope`: a place
 Where the reference has one class for each of these in every model, there is one here for all.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-from .ops import Array
+from .ops import Array, joined_heads, split_heads
 from .trace import is_traced, record
 from .weights import Scope
 
@@ -43,13 +42,6 @@ class Linear(Layer):
         if is_traced():
             return self.ops.activation(activation, self(x))
         return self.ops.linear_activated(x, self.weight, self.bias, activation)
-
-
-def linears(layers: Sequence[Linear], x: Array) -> list[Array]:
-    """What calling each of the layers returns; where no trace wants to see that, all in one."""
-    if is_traced():
-        return [layer(x) for layer in layers]
-    return layers[0].ops.linears(x, [(layer.weight, layer.bias) for layer in layers])
 
 
 class LayerNorm(Layer):
@@ -90,15 +82,14 @@ class Attention(Layer):
     def forward(
         self, x: Array, allowed: Array | None = None, attentions: list | None = None
     ) -> Array:
-        B, T, D = x.shape
-
-        def heads(y: Array) -> Array:  # (B,T,D) -> (B,T,H,D/H) -> (B,H,T,D/H)
-            return y.reshape(B, T, self.heads, D // self.heads).transpose(0, 2, 1, 3)
-
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (heads(y) for y in linears(projections, x))
-        mixed = self.ops.attention(query, key, value, allowed, attentions)
-        return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape(B, T, D))
+        if is_traced():  # and what each returns is to be seen
+            query, key, value = (split_heads(layer(x), self.heads) for layer in projections)
+            mixed = joined_heads(self.ops.attention(query, key, value, allowed, attentions))
+        else:
+            maps = [(layer.weight, layer.bias) for layer in projections]
+            mixed = self.ops.multi_head_attention(x, maps, self.heads, allowed, attentions)
+        return self.out_proj(mixed)
 
 
 class MLP(Layer):
@@ -131,13 +122,13 @@ class EncoderLayer(_TransformerLayer):
     def forward(
         self, x: Array, allowed: Array | None = None, attentions: list | None = None
     ) -> Array:
-        x = x + self.self_attn(self.layer_norm1(x), allowed, attentions)
-        return x + self.mlp(self.layer_norm2(x))
+        x = self.ops.residual(x, self.self_attn(self.layer_norm1(x), allowed, attentions))
+        return self.ops.residual(x, self.mlp(self.layer_norm2(x)))
 
 
 class DecoderLayer(_TransformerLayer):
     """Post-norm: each sum is normalised.  (B,T,D) -> (B,T,D)"""
 
     def forward(self, x: Array, attentions: list | None = None) -> Array:
-        x = self.layer_norm1(x + self.self_attn(x, None, attentions))
-        return self.layer_norm2(x + self.mlp(x))
+        x = self.layer_norm1(self.ops.residual(x, self.self_attn(x, None, attentions)))
+        return self.layer_norm2(self.ops.residual(x, self.mlp(x)))

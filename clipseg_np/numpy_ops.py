@@ -10,29 +10,25 @@ Many tokens lie in memory features first: a (B,T,D) array is a view of one of (D
 these, and so is all that one token's numbers have in common. Shapes are as everywhere.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .memory import Memory
-from .ops import Array, Ops, slices
+from .numpy_pieces import ELEMENTWISE, Elementwise, attend
+from .ops import Array, Ops, slices, split_heads
 from .threads import Threads, between, evenly, one_blas_thread
 from .trace import is_traced
 
 MANY = 32  # tokens, from which on they lie features first
+NORMALISED = 192  # features at a time
 PRODUCTS = 1 << 23  # multiplications, as few as are worth a thread
 UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without first packing the weight
 OUTPUTS = 384  # features of a matrix product at a time
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
 PIECE = 1 << 17  # numbers at a time: they fit a core's cache
 SCORES = 1 << 15  # of attention: as few as are worth a thread
-LARGE = 50.0  # e to it, times any value, is far from overflowing
-SMALL = math.exp(-LARGE)  # far from losing digits
-
-# A function of x, an array like it to work in, and where the result goes, which may be either.
-Elementwise = Callable[[Array, Array, Array], None]
 
 
 class NumpyOps(Ops):
@@ -94,7 +90,7 @@ class NumpyOps(Ops):
             few = [y.reshape(*x.shape[:-1], y.shape[1]) for y in few]
             return few if activate is None else [self._elementwise(activate, y) for y in few]
         work = n * inputs * sum(len(weight) for weight, _ in maps)
-        threads = min(self.threads.count, work // PRODUCTS + 1)
+        threads = min(self.threads.free, work // PRODUCTS + 1)
         results, pieces = [], []
         for weight, bias in maps:
             y = self.memory.empty((len(weight), n), np.result_type(x, weight))
@@ -124,8 +120,49 @@ class NumpyOps(Ops):
         self.threads.share(some_outputs, len(weight), least, most)
         return np.ascontiguousarray(y.T) if bias is None else np.add(y.T, bias, order="C")
 
+    def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        """Blocks are painted a column of pixels at a time: a block's row is too short to be copied by itself."""
+        (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
+        weight, bias = weight.reshape(C, D * p * p).T, np.repeat(bias, p * p)
+        blocks = self.linear(x.transpose(0, 2, 3, 1), weight, bias)
+        blocks = blocks.reshape(B, h, w, D, p, p).transpose(3, 0, 1, 4, 2, 5)  # (D,B,h,p,w,p)
+        painted = self.memory.empty(blocks.shape, blocks.dtype)
+        for column in range(p):
+            painted[..., column] = blocks[..., column]
+        return painted.reshape(D, B, h * p, w * p).swapaxes(0, 1)
+
+    def residual(self, x: Array, branch: Array) -> Array:
+        return x + branch if is_traced() else np.add(x, branch, out=branch)
+
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        """On one thread: so many passes over so few numbers take longer on two."""
+        """x (weight / deviation) + (bias - weight mean / deviation), each bracket a product of two columns and two rows.
+
+        On one thread: so many passes over so few numbers take longer on two.
+        """
+        columns = x.reshape(-1, x.shape[-1]).T  # (D,n)
+        D, n = columns.shape
+        if n < MANY or D < NORMALISED:
+            return self._layer_norm_by_passes(x, weight, bias, eps)
+        mean = np.full(D, 1 / D, x.dtype) @ columns
+        square = mean * mean
+        variance = np.einsum("dn,dn->n", columns, columns) / D - square
+        if not (square <= variance).all():  # digits were lost
+            return self._layer_norm_by_passes(x, weight, bias, eps)
+        rows = np.zeros((2, 2, n), x.dtype)
+        rows[0, 0] = 1 / np.sqrt(variance + eps)
+        rows[1, 0] = -mean * rows[0, 0]
+        rows[1, 1] = 1
+        features = np.stack([weight, bias], axis=1)
+        out = self.memory.empty((D, n), x.dtype)
+        shift = self.memory.empty((NORMALISED, n), x.dtype)
+        for part in slices(0, D, NORMALISED):
+            piece, some = out[part], features[part]
+            np.matmul(some, rows[0], out=piece)
+            piece *= columns[part]
+            piece += np.matmul(some, rows[1], out=shift[: len(piece)])
+        return out.T.reshape(x.shape)
+
+    def _layer_norm_by_passes(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         rows = x.reshape(-1, x.shape[-1])
         n, D = rows.shape
         out = self.memory.empty((D, n), x.dtype).T if n >= MANY else np.empty((n, D), x.dtype)
@@ -148,33 +185,62 @@ class NumpyOps(Ops):
         if T < MANY:
             with one_blas_thread:
                 return super().attention(query, key, value, allowed, attentions)
-        mixed = self.memory.empty((H, d, B, T), value.dtype).transpose(2, 0, 3, 1)
+        mixed = self.memory.empty((H, d, B, T), value.dtype)
         kept = None if attentions is None else np.empty((B, H, T, T), query.dtype)
-        hidden = None if allowed is None else np.broadcast_to(~allowed, (B, 1, T, T))
-
-        heads = [(b, h) for b in range(B) for h in range(H)]
 
         def some_heads(part: slice) -> None:
-            weights = self.memory.empty((T, T), query.dtype)  # (keys,queries)
-            for head in heads[part]:
-                hides = None if hidden is None else hidden[head[0], 0].T
-                sums = _exponentials(query[head], key[head], hides, out=weights)
-                mix = mixed[head]
-                np.matmul(value[head].T, weights, out=mix.T)
-                np.divide(mix, sums[:, None], out=mix)  # d numbers a query instead of T
-                if kept is not None:
-                    np.divide(weights.T, sums[:, None], out=kept[head])
+            some = (x[:, part] for x in (query, key, value))
+            self._attend(*some, allowed, mixed[part], None if kept is None else kept[:, part])
 
-        self.threads.share(some_heads, B * H, max(1, SCORES // T**2), 1)
+        self.threads.share(some_heads, H, max(1, SCORES // (B * T**2)), 1)
         if attentions is not None:
             attentions.append(kept)
-        return mixed
+        return mixed.transpose(2, 0, 3, 1)
+
+    def _attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        allowed: Array | None,
+        mixed: Array,
+        kept: Array | None = None,
+    ) -> None:
+        B, _, T, _ = query.shape
+        allowed = None if allowed is None else np.broadcast_to(allowed, (B, 1, T, T))
+        attend(query, key, value, allowed, self.memory.empty((T, T), query.dtype), mixed, kept)
+
+    def multi_head_attention(
+        self,
+        x: Array,
+        projections: Sequence[tuple[Array, Array | None]],
+        heads: int,
+        allowed: Array | None = None,
+        attentions: list | None = None,
+    ) -> Array:
+        """A thread takes its heads from projection to result, with one wait for the others instead of two."""
+        (B, T, inputs), D = x.shape, len(projections[0][0])
+        threads = min(self.threads.free, heads, B * T * inputs * 3 * D // PRODUCTS + 1)
+        if T < MANY or threads == 1 or attentions is not None:
+            return super().multi_head_attention(x, projections, heads, allowed, attentions)
+        mixed = self.memory.empty((heads, D // heads, B, T), x.dtype)
+        parts = evenly(heads, threads)
+
+        def some_heads(part: slice) -> None:
+            for some in parts[part]:
+                features = slice(*(end * D // heads for end in (some.start, some.stop)))
+                maps = [(w[features], b if b is None else b[features]) for w, b in projections]
+                made = (split_heads(y, some.stop - some.start) for y in self._linears(x, maps))
+                self._attend(*made, allowed, mixed[some])
+
+        self.threads.share(some_heads, threads)
+        return mixed.reshape(D, B, T).transpose(1, 2, 0)
 
     def quick_gelu(self, x: Array) -> Array:
-        return self._elementwise(_quick_gelu, x)
+        return self._elementwise(ELEMENTWISE["quick_gelu"], x)
 
     def relu(self, x: Array) -> Array:
-        return self._elementwise(_relu, x)
+        return self._elementwise(ELEMENTWISE["relu"], x)
 
     def _elementwise(self, one_piece: Elementwise, x: Array) -> Array:
         """An array like x, filled by `one_piece`, a cacheful of numbers at a time.
@@ -219,42 +285,3 @@ def _staggered(length: int, count: int) -> list[slice]:
     """
     middles = (length * part // (2 * count) for part in range(1, 2 * count, 2))
     return between([0, *middles, length])
-
-
-def _quick_gelu(x: Array, power: Array, out: Array) -> None:
-    """x / (1 + e^(-1.702 x)); where the power overflows, the result is 0, as it should be."""
-    np.multiply(x, -1.702, out=power)
-    with np.errstate(over="ignore"):
-        np.exp(power, out=power)
-    power += 1
-    np.divide(x, power, out=out)
-
-
-def _relu(x: Array, _: Array, out: Array) -> None:
-    zeros = np.zeros(x.shape[-1], x.dtype)  # with a number, NumPy takes three times as long
-    np.maximum(x, zeros, out=out)
-
-
-ELEMENTWISE: dict[str, Elementwise] = {"quick_gelu": _quick_gelu, "relu": _relu}
-
-
-def _exponentials(query: Array, key: Array, hidden: Array | None, out: Array) -> Array:
-    """A head's softmax before it is divided, (keys,queries); returns the sums that would divide it, (queries).
-
-    As a rule no power overflows, and the largest need not be sought for each query and subtracted. It is where some
-    would, or where all of a query's powers are so small that they lose digits.
-    """
-    query = query * query.shape[1] ** -0.5
-    ones = np.ones(len(key), out.dtype)
-    for subtracted in (False, True):
-        np.matmul(key, query.T, out=out)
-        if hidden is not None:
-            out[hidden] = np.finfo(out.dtype).min
-        subtracted = subtracted or not out.max() < LARGE
-        if subtracted:
-            out -= out.max(axis=0)
-        np.exp(out, out=out)
-        sums = ones @ out
-        if subtracted or sums.min() > SMALL:
-            break
-    return sums

@@ -108,6 +108,10 @@ class Ops:
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
         return blocks.reshape(B, D, h * p, w * p)
 
+    def residual(self, x: Array, branch: Array) -> Array:
+        """x + branch, in whose place the sum may stand: nobody else may need the branch.  (...), (...) -> (...)"""
+        return x + branch
+
     # Normalisation and attention
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -144,6 +148,21 @@ class Ops:
         if attentions is not None:
             attentions.append(weights)
         return weights @ value
+
+    def multi_head_attention(
+        self,
+        x: Array,
+        projections: Sequence[tuple[Array, Array | None]],
+        heads: int,
+        allowed: Array | None = None,
+        attentions: list | None = None,
+    ) -> Array:
+        """Attention among x's own tokens, by several heads that see D / heads features each.  (B,T,in) -> (B,T,D)
+
+        `projections` are the weights (D,in) and biases (D) that make queries, keys and values of x.
+        """
+        query, key, value = (split_heads(y, heads) for y in self.linears(x, projections))
+        return joined_heads(self.attention(query, key, value, allowed, attentions))
 
     # Activations
 
@@ -236,6 +255,18 @@ class Ops:
         log_sum = self.xp.log(self.xp.exp(shifted).sum(axis=-1))
         chosen = self.xp.take_along_axis(shifted, classes[:, None], axis=-1)[:, 0]
         return (log_sum - chosen).mean()
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """(B,T,D) -> (B,T,H,D/H) -> (B,H,T,D/H)"""
+    B, T, D = x.shape
+    return x.reshape(B, T, heads, D // heads).transpose(0, 2, 1, 3)
+
+
+def joined_heads(x: Array) -> Array:
+    """(B,H,T,d) -> (B,T,H,d) -> (B,T,Hd)"""
+    B, H, T, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(B, T, H * d)
 
 
 def slices(start: int, stop: int, at_once: int) -> list[slice]:

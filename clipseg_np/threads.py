@@ -40,6 +40,11 @@ class Threads:
     def __init__(self, count: int | None = None):
         self.count = count or usual_count()
 
+    @property
+    def free(self) -> int:
+        """How many would share out what this thread shares out now."""
+        return 1 if _this_thread.is_busy else self.count
+
     def share(
         self, work: Callable[[slice], None], length: int, least: int = 1, most: int | None = None
     ) -> None:
@@ -49,7 +54,7 @@ class Threads:
         `work` itself would share out, its thread does alone. What it raises, this raises, when all that had begun have
         ended.
         """
-        threads = 1 if _this_thread.is_busy else max(1, min(self.count, length // least))
+        threads = max(1, min(self.free, length // least))
         count = max(threads, -(-length // most) if most else 1)
         slices = deque(evenly(length, count))
 
@@ -77,7 +82,7 @@ class Threads:
 
         What `work` would share out, its thread does alone.
         """
-        if self.count == 1 or _this_thread.is_busy:
+        if self.free == 1:
             return work
 
         def alone() -> Any:
