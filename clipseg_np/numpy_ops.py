@@ -32,7 +32,7 @@ SCORES = 1 << 15  # of attention: as few as are worth a thread
 
 
 class NumpyOps(Ops):
-    """Overrides for NumPy arrays; no input is changed."""
+    """Overrides for NumPy arrays; no input is changed, but the branch that a residual is added to."""
 
     pictures_at_once, prompts_at_once = 2, 5  # the widest of their arrays then fit a last cache
 
@@ -135,9 +135,10 @@ class NumpyOps(Ops):
         return x + branch if is_traced() else np.add(x, branch, out=branch)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        """x (weight / deviation) + (bias - weight mean / deviation), each bracket a product of two columns and two rows.
+        """x (weight / deviation) + (bias - weight mean / deviation): each bracket is a product of two columns and two rows.
 
-        On one thread: so many passes over so few numbers take longer on two.
+        Where a mean outweighs its deviation, to subtract squares would lose digits. On one thread: so many passes over so
+        few numbers take longer on two.
         """
         columns = x.reshape(-1, x.shape[-1]).T  # (D,n)
         D, n = columns.shape
@@ -146,7 +147,7 @@ class NumpyOps(Ops):
         mean = np.full(D, 1 / D, x.dtype) @ columns
         square = mean * mean
         variance = np.einsum("dn,dn->n", columns, columns) / D - square
-        if not (square <= variance).all():  # digits were lost
+        if not (square <= variance).all():
             return self._layer_norm_by_passes(x, weight, bias, eps)
         rows = np.zeros((2, 2, n), x.dtype)
         rows[0, 0] = 1 / np.sqrt(variance + eps)
