@@ -43,21 +43,21 @@ class NumpyOps(Ops):
         self.memory = Memory()
 
     def each(self, work: Callable[[slice], Any], length: int, at_once: int) -> list:
-        """As many for every thread, at the same time; then the few that are left, which share all threads."""
+        """Several at the same time, as many for each thread, or one more; who is done helps the others."""
         if is_traced():  # in their order
             return super().each(work, length, at_once)
-        count = self.threads.count
-        even = length - length % count
-        parts = evenly(even, count * -(-even // (count * at_once))) if even else []
+        rounds = -(-length // (self.threads.count * at_once))
+        parts = evenly(length, min(length, rounds * self.threads.count))
         found: list = [None] * len(parts)
 
-        def one(number: slice) -> None:
-            found[number.start] = work(parts[number.start])
+        def one(number: slice) -> None:  # the longest first
+            found[-1 - number.start] = work(parts[-1 - number.start])
 
         with one_blas_thread:  # once for all that the work shares out
-            if parts:
-                self.threads.share(one, len(parts), 1, 1)
-            return found + [work(part) for part in slices(even, length, at_once)]
+            if len(parts) == 1:
+                return [work(parts[0])]
+            self.threads.share(one, len(parts), 1, 1)
+        return found
 
     def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
         return super().aside(work) if is_traced() else self.threads.aside(work)

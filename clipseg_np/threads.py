@@ -42,8 +42,12 @@ class Threads:
 
     @property
     def free(self) -> int:
-        """How many would share out what this thread shares out now."""
-        return 1 if _this_thread.is_busy else self.count
+        """How many would share out what this thread shares out now: with a part of something, those that have none."""
+        if not _this_thread.is_busy:
+            return self.count
+        turns, idle = _waiting(self.count)
+        given = turns.qsize()  # turns stay in line until their threads are awake
+        return 1 + max(0, len(idle) - given)
 
     def share(
         self, work: Callable[[slice], None], length: int, least: int = 1, most: int | None = None
@@ -51,8 +55,8 @@ class Threads:
         """Call `work` for slices that make up 0 to `length`, by several threads, each taking the next that is left.
 
         There are as many threads as find slices of `least`, and as many slices as make none longer than `most`. What
-        `work` itself would share out, its thread does alone. What it raises, this raises, when all that had begun have
-        ended.
+        `work` itself would share out, its thread does alone, or with those that have nothing to do. What it raises, this
+        raises, when all that had begun have ended.
         """
         threads = max(1, min(self.free, length // least))
         count = max(threads, -(-length // most) if most else 1)
@@ -80,7 +84,7 @@ class Threads:
     def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
         """Begin `work` on another thread, if one is free; what is returned waits for its result, or does it now.
 
-        What `work` would share out, its thread does alone.
+        What `work` would share out, its thread does alone, or with those that have nothing to do.
         """
         if self.free == 1:
             return work
@@ -95,7 +99,7 @@ class Threads:
 
     def _hand_over(self, work: Callable[[], Any]) -> "_Turn":
         turn = _Turn(work)
-        _waiting(self.count).put(turn)
+        _waiting(self.count)[0].put(turn)
         return turn
 
 
@@ -154,17 +158,22 @@ def _busy(work: Callable[[], Any]) -> Any:
 
 
 @cache
-def _waiting(count: int) -> SimpleQueue:
-    """Turns for `count` threads, less the caller's own, which live as long as the process."""
-    turns = SimpleQueue()
+def _waiting(count: int) -> tuple[SimpleQueue, list[str]]:
+    """Turns for `count` threads, less the caller's own, which live as long as the process; and those that have none."""
+    turns, idle = SimpleQueue(), []
 
-    def take_turns() -> None:
+    def take_turns(name: str) -> None:
         while True:
-            turns.get().take()
+            idle.append(name)
+            turn = turns.get()
+            idle.remove(name)
+            turn.take()
+            del turn  # and what it holds
 
     for number in range(1, count):
-        threading.Thread(target=take_turns, name=f"clipseg_np_{number}", daemon=True).start()
-    return turns
+        name = f"clipseg_np_{number}"
+        threading.Thread(target=take_turns, args=(name,), name=name, daemon=True).start()
+    return turns, idle
 
 
 class OneBlasThread:

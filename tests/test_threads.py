@@ -10,13 +10,14 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from clipseg_np.backends import ops_for
-from clipseg_np.threads import Threads, one_blas_thread
+from clipseg_np.threads import Threads, _busy, one_blas_thread
 
 
 def blas_threads() -> list[int]:
@@ -100,8 +101,8 @@ def test_the_threads_run_at_the_same_time():
     Threads(3).share(lambda part: meeting.wait(), 3)
 
 
-def test_what_shared_work_shares_out_its_thread_does_alone():
-    threads, inner = Threads(3), {}  # the third has time
+def test_what_shared_work_shares_out_its_thread_does_alone_while_all_are_busy():
+    threads, inner = Threads(2), {}
     both = threading.Barrier(2, timeout=20)
 
     def work(part):
@@ -112,6 +113,7 @@ def test_what_shared_work_shares_out_its_thread_does_alone():
             mine.append((p, threading.get_ident()))
             time.sleep(0.01)
 
+        assert threads.free == 1
         threads.share(note, 8, 1, 2)
         both.wait()
 
@@ -120,8 +122,28 @@ def test_what_shared_work_shares_out_its_thread_does_alone():
     for thread, seen in inner.items():
         assert {who for _, who in seen} == {thread}
         assert [part for part, _ in seen] == [slice(i, i + 2) for i in range(0, 8, 2)]
-    meeting = threading.Barrier(3, timeout=20)
-    threads.share(lambda part: meeting.wait(), 3)  # as before: nobody is busy any more
+
+
+def test_what_shared_work_shares_out_threads_that_have_nothing_to_do_take_too():
+    threads, meeting = Threads(3), threading.Barrier(2, timeout=20)
+
+    def work(part):
+        if part.start:  # done at once, as the third is
+            return
+        end = time.monotonic() + 20
+        while threads.free < 3 and time.monotonic() < end:
+            time.sleep(0.001)
+        threads.share(lambda part: meeting.wait(), 2)
+
+    threads.share(work, 2)
+
+
+def test_a_thread_that_was_given_a_turn_is_not_free_though_it_has_not_begun(monkeypatch):
+    turns, idle = SimpleQueue(), ["one", "another"]
+    turns.put("a turn")
+    monkeypatch.setattr("clipseg_np.threads._waiting", lambda count: (turns, idle))
+    assert _busy(lambda: Threads(3).free) == 2
+    assert Threads(3).free == 3
 
 
 def test_work_aside_is_done_beside():
@@ -167,6 +189,18 @@ def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
         del array
         gc.collect()
         assert seen() is None
+
+
+def test_what_is_done_is_not_held_until_there_is_more_to_do():
+    array, meeting = np.zeros(3), threading.Barrier(2, timeout=20)
+    seen = weakref.ref(array)
+    Threads(2).share(lambda part, array=array: meeting.wait(), 2)
+    del array
+    end = time.monotonic() + 5
+    while seen() is not None and time.monotonic() < end:
+        time.sleep(0.001)
+        gc.collect()
+    assert seen() is None
 
 
 def test_an_error_aside_is_raised_where_the_result_is_asked_for():
