@@ -46,18 +46,18 @@ class NumpyOps(Ops):
         """Several at the same time, as many for each thread, or one more; who is done helps the others."""
         if is_traced():  # in their order
             return super().each(work, length, at_once)
-        rounds = -(-length // (self.threads.count * at_once))
-        parts = evenly(length, min(length, rounds * self.threads.count))
-        found: list = [None] * len(parts)
-
-        def one(number: slice) -> None:  # the longest first
-            found[-1 - number.start] = work(parts[-1 - number.start])
-
         with one_blas_thread:  # once for all that the work shares out
-            if len(parts) == 1:
-                return [work(parts[0])]
+            if length < 2:
+                return super().each(work, length, at_once)
+            rounds = -(-length // (self.threads.count * at_once))
+            parts = evenly(length, min(length, rounds * self.threads.count))
+            found: list = [None] * len(parts)
+
+            def one(number: slice) -> None:  # the longest first
+                found[-1 - number.start] = work(parts[-1 - number.start])
+
             self.threads.share(one, len(parts), 1, 1)
-        return found
+            return found
 
     def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
         return super().aside(work) if is_traced() else self.threads.aside(work)

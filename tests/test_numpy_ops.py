@@ -173,7 +173,7 @@ def test_what_an_activation_returns_lies_in_memory_as_what_it_was_given(axes):
 
 
 @pytest.mark.parametrize("at_once", (1, 2, 5))
-@pytest.mark.parametrize("length", (1, 2, 5, 6, 17))
+@pytest.mark.parametrize("length", (0, 1, 2, 5, 6, 17))
 @pytest.mark.parametrize("threads", (1, 2, 3))
 def test_each_part_is_done_once_and_the_results_are_in_order(threads, length, at_once):
     parts = NumpyOps(threads).each(lambda part: part, length, at_once)

@@ -122,6 +122,8 @@ def test_what_shared_work_shares_out_its_thread_does_alone_while_all_are_busy():
     for thread, seen in inner.items():
         assert {who for _, who in seen} == {thread}
         assert [part for part, _ in seen] == [slice(i, i + 2) for i in range(0, 8, 2)]
+    meeting = threading.Barrier(2, timeout=20)
+    threads.share(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
 
 
 def test_what_shared_work_shares_out_threads_that_have_nothing_to_do_take_too():
