@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .memory import Memory
-from .numpy_pieces import ELEMENTWISE, Elementwise, attend
+from .numpy_pieces import ELEMENTWISE, ROWS, Elementwise, attend, multiply
 from .ops import Array, Ops, slices, split_heads
 from .threads import Threads, between, evenly, one_blas_thread
 from .trace import is_traced
@@ -24,8 +24,7 @@ from .trace import is_traced
 MANY = 32  # tokens, from which on they lie features first
 NORMALISED = 192  # features at a time
 PRODUCTS = 1 << 23  # multiplications, as few as are worth a thread
-UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without first packing the weight
-OUTPUTS = 384  # features of a matrix product at a time
+OUTPUTS = 384  # features of a matrix product at a time, about
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
 PIECE = 1 << 17  # numbers at a time: they fit a core's cache
 SCORES = 1 << 15  # of attention: as few as are worth a thread
@@ -91,15 +90,16 @@ class NumpyOps(Ops):
             return few if activate is None else [self._elementwise(activate, y) for y in few]
         work = n * inputs * sum(len(weight) for weight, _ in maps)
         threads = min(self.threads.free, work // PRODUCTS + 1)
+        ahead = PRODUCTS // (2 * len(maps)) if threads > 1 else 0
         results, pieces = [], []
         for weight, bias in maps:
             y = self.memory.empty((len(weight), n), np.result_type(x, weight))
             results.append(y.T.reshape(*x.shape[:-1], len(weight)))
-            pieces += _pieces(weight, columns, bias, y, threads)
+            pieces += _pieces(weight, columns, bias, y, threads, ahead)
 
         def some(part: slice) -> None:
             for weight, columns, bias, y in pieces[part]:
-                np.matmul(weight, columns, out=y)
+                multiply(weight, columns, out=y)
                 if bias is not None:
                     y += bias
                 if activate is not None:
@@ -110,14 +110,12 @@ class NumpyOps(Ops):
 
     def _linear_of_few(self, columns: Array, weight: Array, bias: Array | None) -> Array:
         """Of so few tokens, (in,n) -> (n,out), that what takes the time is to read the weight."""
-        products = columns.size  # for each output
         y = np.empty((len(weight), columns.shape[1]), np.result_type(columns, weight))
 
         def some_outputs(part: slice) -> None:
-            np.matmul(weight[part], columns, out=y[part])
+            multiply(weight[part], columns, out=y[part])
 
-        least, most = PRODUCTS // products + 1, UNPACKED // products + 1
-        self.threads.share(some_outputs, len(weight), least, most)
+        self.threads.share(some_outputs, len(weight), PRODUCTS // columns.size + 1)
         return np.ascontiguousarray(y.T) if bias is None else np.add(y.T, bias, order="C")
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
@@ -261,9 +259,12 @@ class NumpyOps(Ops):
 
 
 def _pieces(
-    weight: Array, columns: Array, bias: Array | None, y: Array, threads: int
+    weight: Array, columns: Array, bias: Array | None, y: Array, threads: int, ahead: int
 ) -> list[tuple[Array, Array, Array | None, Array]]:
-    """What makes up y = weight @ columns + bias: the four for some outputs each, or for some tokens."""
+    """What makes up y = weight @ columns + bias: the four for some outputs each, or for some tokens.
+
+    `ahead` is how many multiplications the thread that begins has done when the others are awake.
+    """
     (outputs, inputs), n = weight.shape, columns.shape[1]
     if bias is not None and outputs * n > 4 * inputs * (outputs + n):
         # Of few inputs: the bias as one more takes less than a pass over the result.
@@ -272,17 +273,22 @@ def _pieces(
     bias = None if bias is None else bias[:, None]
     if outputs >= min(n, 2 * OUTPUTS):
         count = max(threads, -(-outputs // OUTPUTS))
-        parts = _staggered(outputs, count) if count > threads > 1 else evenly(outputs, count)
+        parts = _parts(outputs, count, threads, ahead // (inputs * n))
         return [(weight[p], columns, None if bias is None else bias[p], y[p]) for p in parts]
-    parts = evenly(n, min(threads, n // MANY))
+    parts = _parts(n, min(threads, n // MANY), threads, ahead // (inputs * outputs))
     return [(weight, columns[:, p], bias, y[:, p]) for p in parts]
 
 
-def _staggered(length: int, count: int) -> list[slice]:
-    """As `evenly`, but that half of a slice stands at each end.
+def _parts(length: int, count: int, threads: int, ahead: int) -> list[slice]:
+    """As long as each other, but that the thread which begins, while the others wake, gets to do so much more.
 
-    Two threads that take them in turn are not both at the many short steps after a product at the same time, where
-    they wait for each other at Python's lock.
+    Where each thread takes several, half of one stands at each end. Two that take them in turn are then not both at the
+    many short steps after a product at the same time, where they wait for each other at Python's lock.
     """
-    middles = (length * part // (2 * count) for part in range(1, 2 * count, 2))
-    return between([0, *middles, length])
+    ahead = min(ahead, length // 2)
+    rest = length - ahead
+    if count > threads > 1:  # the thread that begins takes the last of them
+        ends = [rest * part // (2 * count) for part in range(1, 2 * count, 2)]
+    else:  # the first
+        ends = [ahead + rest * part // count for part in range(1, count)]
+    return between([0, *(end // ROWS * ROWS for end in ends), length])

@@ -5,16 +5,38 @@ Each step writes over the one before: arrays called `out`, or named for what is 
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
 from .ops import Array
 
-LARGE = 50.0  # e to it, times any value, is far from overflowing
-SMALL = math.exp(-LARGE)  # far from losing digits
+ROWS = 8  # of a matrix, that BLAS takes together at least
+FEW = 44  # columns: of more, a matrix is better packed
+UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without packing its matrices first
+SMALL, LARGE = math.exp(-50), math.exp(50)  # sums far from losing digits, and far from overflowing
 
 # A function of x, an array like it to work in, and where the result goes, which may be either.
 Elementwise = Callable[[Array, Array, Array], None]
+
+
+def multiply(weight: Array, columns: Array, out: Array) -> None:
+    """weight @ columns.  (out,in), (in,n) -> (out,n)
+
+    Of few columns in blocks of outputs, each so small that OpenBLAS does not pack it first: to do so takes as long as to
+    multiply it.
+    """
+    (outputs, inputs), n = weight.shape, columns.shape[1]
+    rows = _largest_divisor(outputs, UNPACKED // columns.size) if n <= FEW else 0
+    if rows < ROWS:
+        np.matmul(weight, columns, out=out)
+    else:
+        np.matmul(weight.reshape(-1, rows, inputs), columns, out=out.reshape(-1, rows, n))
+
+
+@cache
+def _largest_divisor(number: int, most: int) -> int:
+    return max((n for n in range(1, most + 1) if number % n == 0), default=0)
 
 
 def quick_gelu(x: Array, power: Array, out: Array) -> None:
@@ -51,10 +73,11 @@ def attend(
     `allowed` is (B,1,T,T), or None. `weights` is (T,T), room for one head's; `kept` (B,H,T,T), for all, or None.
     """
     B, H = query.shape[:2]
+    ones = np.ones(len(weights), weights.dtype)
     for b in range(B):
         hidden = None if allowed is None else ~allowed[b, 0].T
         for h in range(H):
-            sums = _exponentials(query[b, h], key[b, h], hidden, out=weights)
+            sums = _exponentials(query[b, h], key[b, h], hidden, ones, out=weights)
             mix = mixed[h, :, b]
             np.matmul(value[b, h].T, weights, out=mix)
             np.divide(mix, sums, out=mix)  # d numbers a query instead of T
@@ -62,23 +85,22 @@ def attend(
                 np.divide(weights.T, sums[:, None], out=kept[b, h])
 
 
-def _exponentials(query: Array, key: Array, hidden: Array | None, out: Array) -> Array:
+def _exponentials(query: Array, key: Array, hidden: Array | None, ones: Array, out: Array) -> Array:
     """A head's softmax before it is divided, (keys,queries); returns the sums that would divide it, (queries).
 
     As a rule no power overflows, and the largest need not be sought for each query and subtracted. It is where some
-    would, or where all of a query's powers are so small that they lose digits.
+    sum tells that powers did, or were all so small that they lost digits.
     """
     query = query * query.shape[1] ** -0.5
-    ones = np.ones(len(key), out.dtype)
     for subtracted in (False, True):
         np.matmul(key, query.T, out=out)
         if hidden is not None:
             out[hidden] = np.finfo(out.dtype).min
-        subtracted = subtracted or not out.max() < LARGE
         if subtracted:
             out -= out.max(axis=0)
-        np.exp(out, out=out)
+        with np.errstate(over="ignore"):
+            np.exp(out, out=out)
         sums = ones @ out
-        if subtracted or sums.min() > SMALL:
+        if SMALL < sums.min() and sums.max() < LARGE:
             break
     return sums

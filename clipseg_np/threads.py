@@ -58,7 +58,7 @@ class Threads:
         `work` itself would share out, its thread does alone, or with those that have nothing to do. What it raises, this
         raises, when all that had begun have ended.
         """
-        threads = max(1, min(self.free, length // least))
+        threads = min(self.free, length // least) if length >= 2 * least else 1
         count = max(threads, -(-length // most) if most else 1)
         slices = deque(evenly(length, count))
 
