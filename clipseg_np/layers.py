@@ -37,12 +37,6 @@ class Linear(Layer):
     def forward(self, x: Array) -> Array:
         return self.ops.linear(x, self.weight, self.bias)
 
-    def activated(self, x: Array, activation: str) -> Array:
-        """The activation of what calling the layer returns; where no trace wants to see that, both in one."""
-        if is_traced():
-            return self.ops.activation(activation, self(x))
-        return self.ops.linear_activated(x, self.weight, self.bias, activation)
-
 
 class LayerNorm(Layer):
     """(..., D) -> (..., D)"""
@@ -102,7 +96,10 @@ class MLP(Layer):
         self.fc2 = Linear(at / "fc2", hidden, width)
 
     def forward(self, x: Array) -> Array:
-        return self.fc2(self.fc1.activated(x, self.activation))
+        if is_traced():  # and what each returns is to be seen
+            return self.fc2(self.ops.activation(self.activation, self.fc1(x)))
+        widen, narrow = ((layer.weight, layer.bias) for layer in (self.fc1, self.fc2))
+        return self.ops.mlp(x, widen, narrow, self.activation)
 
 
 class _TransformerLayer(Layer):

@@ -24,6 +24,9 @@ from .trace import is_traced
 MANY = 32  # tokens, from which on they lie features first
 NORMALISED = 192  # features at a time
 PRODUCTS = 1 << 23  # multiplications, as few as are worth a thread
+WIDER = 16  # times
+MIDDLE = 1 << 19  # numbers at a time between two maps
+TOKENS = 1 << 11  # at a time
 OUTPUTS = 384  # features of a matrix product at a time, about
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
 PIECE = 1 << 17  # numbers at a time: they fit a core's cache
@@ -117,6 +120,37 @@ class NumpyOps(Ops):
 
         self.threads.share(some_outputs, len(weight), PRODUCTS // columns.size + 1)
         return np.ascontiguousarray(y.T) if bias is None else np.add(y.T, bias, order="C")
+
+    def mlp(
+        self,
+        x: Array,
+        widen: tuple[Array, Array | None],
+        narrow: tuple[Array, Array | None],
+        activation: str,
+    ) -> Array:
+        """Where the middle is much wider than the result, it is made and used up a cacheful at a time."""
+        (weight, bias), (last, last_bias) = widen, narrow
+        columns = x.reshape(-1, x.shape[-1]).T
+        (inputs, n), (outputs, hidden) = columns.shape, last.shape
+        if n < MANY or hidden < WIDER * outputs or activation not in ELEMENTWISE:
+            return super().mlp(x, widen, narrow, activation)
+        weight, columns, bias = _bias_as_input(weight, columns, bias)
+        y = self.memory.empty((outputs, n), np.result_type(x, weight))
+
+        def some_tokens(part: slice) -> None:
+            some, made = columns[:, part], y[:, part]
+            made[...] = 0 if last_bias is None else last_bias[:, None]
+            for features in slices(0, hidden, -(-MIDDLE // some.shape[1])):
+                middle = self.memory.empty((features.stop - features.start, some.shape[1]), y.dtype)
+                np.matmul(weight[features], some, out=middle)
+                if bias is not None:
+                    middle += bias[features]
+                ELEMENTWISE[activation](middle, self.memory.empty(middle.shape, y.dtype), middle)
+                made += last[:, features] @ middle
+
+        least = PRODUCTS // (hidden * (inputs + outputs)) + 1
+        self.threads.share(some_tokens, n, max(MANY, least), TOKENS)
+        return y.T.reshape(*x.shape[:-1], outputs)
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """Blocks are painted a column of pixels at a time: a block's row is too short to be copied by itself."""
@@ -265,18 +299,28 @@ def _pieces(
 
     `ahead` is how many multiplications the thread that begins has done when the others are awake.
     """
+    weight, columns, bias = _bias_as_input(weight, columns, bias)
     (outputs, inputs), n = weight.shape, columns.shape[1]
-    if bias is not None and outputs * n > 4 * inputs * (outputs + n):
-        # Of few inputs: the bias as one more takes less than a pass over the result.
-        columns = np.concatenate([columns, np.ones((1, n), columns.dtype)])
-        weight, bias = np.concatenate([weight, bias[:, None]], axis=1), None
-    bias = None if bias is None else bias[:, None]
     if outputs >= min(n, 2 * OUTPUTS):
         count = max(threads, -(-outputs // OUTPUTS))
         parts = _parts(outputs, count, threads, ahead // (inputs * n))
         return [(weight[p], columns, None if bias is None else bias[p], y[p]) for p in parts]
     parts = _parts(n, min(threads, n // MANY), threads, ahead // (inputs * outputs))
     return [(weight, columns[:, p], bias, y[:, p]) for p in parts]
+
+
+def _bias_as_input(
+    weight: Array, columns: Array, bias: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """The three of weight @ columns + bias; where there are few inputs, the bias as one more, and None in its place.
+
+    To copy the two then takes less than a pass over the result.
+    """
+    (outputs, inputs), n = weight.shape, columns.shape[1]
+    if bias is None or outputs * n <= 4 * inputs * (outputs + n):
+        return weight, columns, None if bias is None else bias[:, None]
+    columns = np.concatenate([columns, np.ones((1, n), columns.dtype)])
+    return np.concatenate([weight, bias[:, None]], axis=1), columns, None
 
 
 def _parts(length: int, count: int, threads: int, ahead: int) -> list[slice]:

@@ -14,7 +14,8 @@ from .ops import Array
 ROWS = 8  # of a matrix, that BLAS takes together at least
 FEW = 44  # columns: of more, a matrix is better packed
 UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without packing its matrices first
-SMALL, LARGE = math.exp(-50), math.exp(50)  # sums far from losing digits, and far from overflowing
+LARGE = 50.0  # e to it, times any value, is far from overflowing
+SMALL = math.exp(-LARGE)  # far from losing digits
 
 # A function of x, an array like it to work in, and where the result goes, which may be either.
 Elementwise = Callable[[Array, Array, Array], None]
@@ -36,7 +37,7 @@ def multiply(weight: Array, columns: Array, out: Array) -> None:
 
 @cache
 def _largest_divisor(number: int, most: int) -> int:
-    return max((n for n in range(1, most + 1) if number % n == 0), default=0)
+    return max((n for n in range(1, min(number, most) + 1) if number % n == 0), default=0)
 
 
 def quick_gelu(x: Array, power: Array, out: Array) -> None:
@@ -72,7 +73,8 @@ def attend(
 
     `allowed` is (B,1,T,T), or None. `weights` is (T,T), room for one head's; `kept` (B,H,T,T), for all, or None.
     """
-    B, H = query.shape[:2]
+    B, H, _, d = query.shape
+    query = query * d**-0.5
     ones = np.ones(len(weights), weights.dtype)
     for b in range(B):
         hidden = None if allowed is None else ~allowed[b, 0].T
@@ -86,21 +88,20 @@ def attend(
 
 
 def _exponentials(query: Array, key: Array, hidden: Array | None, ones: Array, out: Array) -> Array:
-    """A head's softmax before it is divided, (keys,queries); returns the sums that would divide it, (queries).
+    """A head's softmax of scaled queries before it is divided, (keys,queries); returns the sums that would divide it.
 
     As a rule no power overflows, and the largest need not be sought for each query and subtracted. It is where some
-    sum tells that powers did, or were all so small that they lost digits.
+    would, or where all of a query's powers are so small that they lose digits.
     """
-    query = query * query.shape[1] ** -0.5
     for subtracted in (False, True):
         np.matmul(key, query.T, out=out)
         if hidden is not None:
             out[hidden] = np.finfo(out.dtype).min
+        subtracted = subtracted or not out.max() < LARGE
         if subtracted:
             out -= out.max(axis=0)
-        with np.errstate(over="ignore"):
-            np.exp(out, out=out)
+        np.exp(out, out=out)
         sums = ones @ out
-        if SMALL < sums.min() and sums.max() < LARGE:
+        if subtracted or sums.min() > SMALL:
             break
     return sums

@@ -67,6 +67,16 @@ class Ops:
         """The activation of a linear map.  (..., in) -> (..., out)"""
         return self.activation(activation, self.linear(x, weight, bias))
 
+    def mlp(
+        self,
+        x: Array,
+        widen: tuple[Array, Array | None],
+        narrow: tuple[Array, Array | None],
+        activation: str,
+    ) -> Array:
+        """Two linear maps, each a weight and a bias, with an activation between.  (..., D) -> (..., D)"""
+        return self.linear(self.linear_activated(x, *widen, activation), *narrow)
+
     def embedding(self, ids: Array, table: Array) -> Array:
         """One row of the table for each id.  (...), (V, D) -> (..., D)"""
         return table[ids]

@@ -63,6 +63,17 @@ def arguments(name: str, dtype: str) -> list[tuple]:
                 (1e3 * draw(3, 100, 8), draw(900, 8), None),
             )
         ],
+        "mlp": [
+            (order(draw(*tokens, 4)), (draw(hidden, 4), bias), (draw(3, hidden), last), activation)
+            for tokens, hidden, order in (
+                ((2, 5), 99, np.asarray),
+                ((2, 20), 99, features_first),
+                ((2, 20), 20, np.asarray),
+                ((2100,), 300, np.asarray),
+            )
+            for bias, last in ((None, None), (draw(hidden), draw(3)))
+            for activation in ("relu", "quick_gelu", "gelu")
+        ],
         "conv_transpose2d": [
             (x.transpose(0, 2, 1, 3), draw(3, D, p, p), draw(D))
             for x in (draw(1, 4, 3, 5), draw(2, 9, 3, 7))
