@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .memory import Memory
-from .numpy_pieces import ELEMENTWISE, ROWS, Elementwise, attend, multiply
+from .numpy_pieces import ELEMENTWISE, Elementwise, attend, multiply
 from .ops import Array, Ops, slices, split_heads
 from .threads import Threads, between, evenly, one_blas_thread
 from .trace import is_traced
@@ -27,7 +27,7 @@ PRODUCTS = 1 << 23  # multiplications, as few as are worth a thread
 WIDER = 16  # times
 MIDDLE = 1 << 19  # numbers at a time between two maps
 TOKENS = 1 << 11  # at a time
-OUTPUTS = 384  # features of a matrix product at a time, about
+OUTPUTS = 384  # features of a matrix product at a time
 NUMBERS = 1 << 17  # of elementwise work: as few as are worth a thread
 PIECE = 1 << 17  # numbers at a time: they fit a core's cache
 SCORES = 1 << 15  # of attention: as few as are worth a thread
@@ -93,12 +93,11 @@ class NumpyOps(Ops):
             return few if activate is None else [self._elementwise(activate, y) for y in few]
         work = n * inputs * sum(len(weight) for weight, _ in maps)
         threads = min(self.threads.free, work // PRODUCTS + 1)
-        ahead = PRODUCTS // (2 * len(maps)) if threads > 1 else 0
         results, pieces = [], []
         for weight, bias in maps:
             y = self.memory.empty((len(weight), n), np.result_type(x, weight))
             results.append(y.T.reshape(*x.shape[:-1], len(weight)))
-            pieces += _pieces(weight, columns, bias, y, threads, ahead)
+            pieces += _pieces(weight, columns, bias, y, threads)
 
         def some(part: slice) -> None:
             for weight, columns, bias, y in pieces[part]:
@@ -293,19 +292,16 @@ class NumpyOps(Ops):
 
 
 def _pieces(
-    weight: Array, columns: Array, bias: Array | None, y: Array, threads: int, ahead: int
+    weight: Array, columns: Array, bias: Array | None, y: Array, threads: int
 ) -> list[tuple[Array, Array, Array | None, Array]]:
-    """What makes up y = weight @ columns + bias: the four for some outputs each, or for some tokens.
-
-    `ahead` is how many multiplications the thread that begins has done when the others are awake.
-    """
+    """What makes up y = weight @ columns + bias: the four for some outputs each, or for some tokens."""
     weight, columns, bias = _bias_as_input(weight, columns, bias)
     (outputs, inputs), n = weight.shape, columns.shape[1]
     if outputs >= min(n, 2 * OUTPUTS):
         count = max(threads, -(-outputs // OUTPUTS))
-        parts = _parts(outputs, count, threads, ahead // (inputs * n))
+        parts = _staggered(outputs, count) if count > threads > 1 else evenly(outputs, count)
         return [(weight[p], columns, None if bias is None else bias[p], y[p]) for p in parts]
-    parts = _parts(n, min(threads, n // MANY), threads, ahead // (inputs * outputs))
+    parts = evenly(n, min(threads, n // MANY))
     return [(weight, columns[:, p], bias, y[:, p]) for p in parts]
 
 
@@ -323,16 +319,11 @@ def _bias_as_input(
     return np.concatenate([weight, bias[:, None]], axis=1), columns, None
 
 
-def _parts(length: int, count: int, threads: int, ahead: int) -> list[slice]:
-    """As long as each other, but that the thread which begins, while the others wake, gets to do so much more.
+def _staggered(length: int, count: int) -> list[slice]:
+    """As `evenly`, but that half of a slice stands at each end.
 
-    Where each thread takes several, half of one stands at each end. Two that take them in turn are then not both at the
-    many short steps after a product at the same time, where they wait for each other at Python's lock.
+    Two threads that take them in turn are not both at the many short steps after a product at the same time, where
+    they wait for each other at Python's lock.
     """
-    ahead = min(ahead, length // 2)
-    rest = length - ahead
-    if count > threads > 1:  # the thread that begins takes the last of them
-        ends = [rest * part // (2 * count) for part in range(1, 2 * count, 2)]
-    else:  # the first
-        ends = [ahead + rest * part // count for part in range(1, count)]
-    return between([0, *(end // ROWS * ROWS for end in ends), length])
+    middles = (length * part // (2 * count) for part in range(1, 2 * count, 2))
+    return between([0, *middles, length])

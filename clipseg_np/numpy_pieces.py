@@ -11,8 +11,7 @@ import numpy as np
 
 from .ops import Array
 
-ROWS = 8  # of a matrix, that BLAS takes together at least
-FEW = 44  # columns: of more, a matrix is better packed
+FEW, ROWS = 44, 8  # columns at most and rows at least of a matrix that is better not packed
 UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without packing its matrices first
 LARGE = 50.0  # e to it, times any value, is far from overflowing
 SMALL = math.exp(-LARGE)  # far from losing digits
