@@ -296,7 +296,7 @@ def _pieces(
 ) -> list[tuple[Array, Array, Array | None, Array]]:
     """What makes up y = weight @ columns + bias: the four for some outputs each, or for some tokens."""
     weight, columns, bias = _bias_as_input(weight, columns, bias)
-    (outputs, inputs), n = weight.shape, columns.shape[1]
+    outputs, n = y.shape
     if outputs >= min(n, 2 * OUTPUTS):
         count = max(threads, -(-outputs // OUTPUTS))
         parts = _staggered(outputs, count) if count > threads > 1 else evenly(outputs, count)

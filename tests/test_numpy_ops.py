@@ -47,6 +47,9 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (draw(3, 100, 8), draw(7, 8), draw(7)),
             (draw(3, 100, 8), draw(900, 8), draw(900)),
             (features_first(draw(3, 100, 8)), draw(7, 8), draw(7)),
+            (draw(20, 700), draw(510, 700), draw(510)),
+            (draw(20, 700), draw(509, 700)),
+            (features_first(draw(2, 40, 700)), draw(70, 700), draw(70)),
         ],
         "linears": [
             (x, [(draw(width, 8), draw(width)), (draw(width, 8), None), (draw(5, 8), draw(5))])
@@ -64,12 +67,13 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             )
         ],
         "mlp": [
-            (order(draw(*tokens, 4)), (draw(hidden, 4), bias), (draw(3, hidden), last), activation)
-            for tokens, hidden, order in (
-                ((2, 5), 99, np.asarray),
-                ((2, 20), 99, features_first),
-                ((2, 20), 20, np.asarray),
-                ((2100,), 300, np.asarray),
+            (order(draw(*tokens, D)), (draw(hidden, D), bias), (draw(3, hidden), last), activation)
+            for *tokens, D, hidden, order in (
+                (2, 5, 4, 99, np.asarray),
+                (2, 20, 4, 99, features_first),
+                (2, 20, 4, 20, np.asarray),
+                (2100, 4, 300, np.asarray),
+                (1000, 150, 1200, np.asarray),
             )
             for bias, last in ((None, None), (draw(hidden), draw(3)))
             for activation in ("relu", "quick_gelu", "gelu")
