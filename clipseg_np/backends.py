@@ -45,7 +45,10 @@ def _best(threads: int | None) -> Ops:
 
 
 def working_cupy() -> ModuleType:
-    """CuPy, after a first computation: it can be imported, and even see a GPU, and yet lack what it compiles with."""
+    """CuPy, after a first computation: it can be imported, and even see a GPU, and yet lack what it compiles with.
+
+    Raises InputError where there is no GPU that works, and MissingExtra where CuPy is not installed.
+    """
     try:
         import cupy
     except ImportError as error:
@@ -53,18 +56,27 @@ def working_cupy() -> ModuleType:
             f"the backend 'cupy' needs CuPy, which is not installed ({error}). Add it with: "
             f"pip install 'clipseg_np[cuda12]' (or [cuda13], to match the driver that nvidia-smi names), {INSTEAD}."
         ) from error
-    if not cupy.cuda.is_available():
+    try:
+        is_there, reason = cupy.cuda.is_available(), ""
+    except Exception as error:  # noqa: BLE001  (CuPy 13, where there is no driver)
+        is_there, reason = False, f" ({error})"
+    if not is_there:
         raise InputError(
-            f"the backend 'cupy' needs an NVIDIA GPU, and CuPy finds none. Check that nvidia-smi lists one, {INSTEAD}."
+            f"the backend 'cupy' needs an NVIDIA GPU, and CuPy finds none{reason}. Check that nvidia-smi lists one, {INSTEAD}."
         )
     try:
-        ones = cupy.ones((2, 2), dtype="float32")
-        right = float((ones @ ones + ones).sum()) == 12
+        is_right = gives_right_sums(cupy)
     except Exception as error:  # of a dozen kinds: driver, compiler, cuBLAS, memory
         raise InputError(
-            f"CuPy finds a GPU and cannot compute on it ({type(error).__name__}: {error}). Check that one of "
-            f"cupy-cuda12x and cupy-cuda13x alone is installed, the one that fits the driver, {INSTEAD}."
+            f"CuPy finds a GPU and cannot compute on it ({type(error).__name__}: {error}). CuPy's own wheels bring neither "
+            f"CUDA's compiler nor cuBLAS: pip install 'clipseg_np[cuda12]' (or [cuda13], to match the driver that nvidia-smi "
+            f"names) adds them. Check that only one of cupy-cuda12x and cupy-cuda13x is installed, {INSTEAD}."
         ) from error
-    if not right:
+    if not is_right:
         raise InputError(f"the GPU gives wrong sums through CuPy: mend it, {INSTEAD}.")
     return cupy
+
+
+def gives_right_sums(cupy: ModuleType) -> bool:
+    ones = cupy.ones((2, 2), dtype="float32")
+    return float((ones @ ones + ones).sum()) == 12

@@ -7,7 +7,6 @@ Deviations: pictures whose height and width differ are as welcome as square ones
 `get_image_features` return the projected array; hidden states are returned only when asked for.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +17,14 @@ from .config import (
     CLIPSegVisionConfig,
 )
 from .errors import InputError
+from .input_checks import checked_texts
 from .layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear
 from .ops import Array
 from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
 from .pretrained import PretrainedModel
 from .weights import Scope
+
+MAX_GRIDS = 8  # whose position embeddings are kept: 1.5 MB each for the official size
 
 
 class TextEmbeddings(Layer):
@@ -64,6 +66,7 @@ class VisionEmbeddings(Layer):
         self.class_embedding = at.take("class_embedding", (D,))
         self.patch_embedding = PatchEmbedding(at / "patch_embedding", config)
         self.position_embedding = Embedding(at / "position_embedding", self.side**2 + 1, D)
+        self.resized: dict[tuple[int, int], Array] = {}
 
     def forward(self, pixel_values: Array) -> Array:
         patches = self.patch_embedding(pixel_values)
@@ -75,13 +78,22 @@ class VisionEmbeddings(Layer):
         return tokens
 
     def positions(self, h: int, w: int) -> Array:
-        """Position embeddings for a grid of h by w patches; the class token's is kept apart.  (1+hw,D)"""
+        """Position embeddings for a grid of h by w patches; the class token's is kept apart.  (1+hw,D)
+
+        Those of the last MAX_GRIDS grids are kept.
+        """
         table = self.position_embedding.weight
         if (h, w) == (self.side, self.side):
             return table
-        D = table.shape[1]
-        grid = self.ops.resize_bicubic(table[1:].reshape(self.side, self.side, D), (h, w))
-        return self.ops.xp.concatenate([table[:1], grid.reshape(h * w, D)])
+        found = self.resized.get((h, w))
+        if found is None:
+            D = table.shape[1]
+            grid = self.ops.resize_bicubic(table[1:].reshape(self.side, self.side, D), (h, w))
+            found = self.ops.xp.concatenate([table[:1], grid.reshape(h * w, D)])
+            for oldest in list(self.resized)[: len(self.resized) + 1 - MAX_GRIDS]:
+                self.resized.pop(oldest, None)
+            self.resized[h, w] = found
+        return found
 
 
 class Encoder(Layer):
@@ -145,90 +157,54 @@ class CLIPSegTextModel(PretrainedModel):
         """input_ids (P,T); attention_mask (P,T), 0 at padding; position_ids (P,T) or (1,T).
 
         A token sees itself and those before it, save padding. `hidden_states` end before the final norm.
-        Raises InputError for ids outside the vocabulary, too long a text, or shapes that do not fit.
+        Raises InputError for ids outside the vocabulary, too long a text, or shapes that do not fit. All is checked in
+        main memory, to which arrays of a GPU are copied.
         """
-        input_ids = self._checked_ids(input_ids)
-        P, T = input_ids.shape
-        position_ids = self._checked_positions(position_ids, P, T)
+        texts = checked_texts(input_ids, attention_mask, position_ids, self.config)
+        texts = [None if part is None else self.ops.asarray(part) for part in texts]
         attentions = [] if output_attentions else None
-        hidden_states = self.encoder(
-            self.embeddings(input_ids, position_ids),
-            self._allowed(attention_mask, P, T),
-            attentions,
-        )
+        hidden_states = self.tokens(*texts, attentions)
         last = self.final_layer_norm(hidden_states[-1])
         return BaseModelOutputWithPooling(
             last_hidden_state=last,
-            pooler_output=last[self.ops.xp.arange(P), self._end_of_text(input_ids)],
+            pooler_output=self.pooled(last, texts[0]),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _end_of_text(self, input_ids: Array) -> Array:
-        """Where each text is pooled: its first end token; the highest id where the config is an old one.  (P)"""
-        eos = self.config.eos_token_id
-        if eos == LEGACY_EOS_TOKEN_ID:
-            return input_ids.argmax(axis=-1)
-        ends = input_ids == eos
-        if not bool(ends.any(axis=-1).all()):
-            warnings.warn(
-                f"a text without the end token {eos} (eos_token_id) is pooled at its first token; "
-                f"expected ids that the checkpoint's own tokenizer made",
-                stacklevel=4,
-            )
-        return ends.argmax(axis=-1)
+    def tokens(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        attentions: list | None = None,
+    ) -> list[Array]:
+        """The first layer's input and each layer's output, (P,T,D) each, for arrays that are checked already.
 
-    def _allowed(self, attention_mask: Array | None, P: int, T: int) -> Array:
+        Nothing here waits for a GPU.
+        """
+        if position_ids is None:
+            position_ids = self.ops.xp.arange(input_ids.shape[1])[None]
+        x = self.embeddings(input_ids, position_ids)
+        return self.encoder(x, self._allowed(attention_mask, input_ids.shape[1]), attentions)
+
+    def pooled(self, last: Array, input_ids: Array) -> Array:
+        """The vector at each text's end.  (P,T,D) -> (P,D)"""
+        return last[self.ops.xp.arange(len(last)), self._end_of_text(input_ids)]
+
+    def _end_of_text(self, input_ids: Array) -> Array:
+        """Its first end token; the highest id where the config is an old one.  (P,T) -> (P)"""
+        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+            return input_ids.argmax(axis=-1)
+        return (input_ids == self.config.eos_token_id).argmax(axis=-1)
+
+    def _allowed(self, attention_mask: Array | None, T: int) -> Array:
         """True where a token may see another: (1,1,T,T) or, with padding, (P,1,T,T)."""
         order = self.ops.xp.arange(T)
         causal = (order[None, :] <= order[:, None])[None, None]
         if attention_mask is None:
             return causal
-        attention_mask = self.ops.asarray(attention_mask)
-        if attention_mask.ndim == 1:  # of one text without its axis, as its ids may be
-            attention_mask = attention_mask[None]
-        if attention_mask.shape != (P, T):
-            raise InputError(
-                f"attention_mask has shape {attention_mask.shape}; expected that of input_ids, {(P, T)}"
-            )
         return causal & (attention_mask != 0)[:, None, None, :]
-
-    def _checked_ids(self, input_ids: Array) -> Array:
-        input_ids = self.ops.asarray(input_ids)
-        if input_ids.ndim == 0 or input_ids.size == 0 or input_ids.dtype.kind not in "iu":
-            raise InputError(
-                f"input_ids are {input_ids.dtype} of shape {input_ids.shape}; expected whole numbers, "
-                f"(prompts, tokens), with at least one token"
-            )
-        input_ids = input_ids.reshape(-1, input_ids.shape[-1])
-        longest = self.config.max_position_embeddings
-        if input_ids.shape[1] > longest:
-            raise InputError(
-                f"a text has {input_ids.shape[1]} tokens; the model has {longest} positions "
-                f"(max_position_embeddings). Tokenize with truncation=True."
-            )
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise InputError(
-                f"input_ids hold {low if low < 0 else high}; the vocabulary has ids 0 to "
-                f"{self.config.vocab_size - 1} (vocab_size). Is the tokenizer this checkpoint's?"
-            )
-        return input_ids
-
-    def _checked_positions(self, position_ids: Array | None, P: int, T: int) -> Array:
-        if position_ids is None:
-            return self.ops.xp.arange(T)[None]
-        position_ids = self.ops.asarray(position_ids)
-        longest = self.config.max_position_embeddings
-        if position_ids.shape not in ((T,), (1, T), (P, T)):
-            raise InputError(
-                f"position_ids have shape {position_ids.shape}; expected {(P, T)} or {(1, T)}"
-            )
-        if int(position_ids.min()) < 0 or int(position_ids.max()) >= longest:
-            raise InputError(
-                f"position_ids must lie in 0 to {longest - 1} (max_position_embeddings)"
-            )
-        return position_ids
 
 
 class CLIPSegVisionModel(PretrainedModel):

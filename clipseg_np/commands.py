@@ -8,11 +8,12 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from .backends import ops_for
 from .batch import REPORT, Job, run_batch
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
@@ -141,8 +142,12 @@ def run_batch_command(options: argparse.Namespace) -> int:
     workers = usual_count() if options.workers is None else options.workers
     if not 1 <= workers <= MOST_WORKERS:
         raise InputError(f"--workers is {workers}; expected 1 or more, at most {MOST_WORKERS}")
-    context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-    with ProcessPoolExecutor(workers, mp_context=context) as executor:
+    if ops_for(options.backend).xp is np:
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
+        pool = ProcessPoolExecutor(workers, mp_context=context)
+    else:  # one model on the GPU for all; threads read and write images beside it
+        pool = ThreadPoolExecutor(workers)
+    with pool as executor:
         report = run_batch(job, options.folder, executor, options.glob, progress)
     failed = [one for one in report if "error" in one]
     if options.json:

@@ -7,7 +7,9 @@ call does a whole stack of products, scaled, and added to what is there. float16
 import ctypes
 import os
 import sys
+from ctypes import c_double, c_float, c_int, c_longlong, c_void_p
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 from .ops import Array
 
@@ -21,13 +23,15 @@ WORKSPACE = 1 << 25  # bytes, as NVIDIA advises for its largest GPUs
 
 
 class Cublas:
-    """cuBLAS with one handle for each stream. Raises OSError where its library is not found."""
+    """cuBLAS with a handle for each device and stream, which lasts as long as the stream does.
+
+    Raises OSError where its library is not found.
+    """
 
     def __init__(self, cupy: ModuleType):
         self.cupy = cupy
         self.library = load_library(cupy.cuda.runtime.runtimeGetVersion() // 1000)
-        self.handles: dict[tuple[int, int], ctypes.c_void_p] = {}
-        self.workspaces: list[Array] = []
+        self.handles: WeakKeyDictionary = WeakKeyDictionary()  # stream: {device: Handle}
         # CuPy's own switch: products of float32 with 10 bits of each number, many times as fast.
         self.tf32 = os.environ.get("CUPY_TF32") == "1"
 
@@ -41,63 +45,64 @@ class Cublas:
         """
         n, rows, columns = out.shape
         name, size = out.dtype.name, out.dtype.itemsize
+        scalar = c_double if name == "float64" else c_float
+        sums = SUMS_TF32 if self.tf32 and name == "float32" else SUMS[name]
         # cuBLAS counts columns first: what lies row after row is the transpose to it, and so is the product, bᵀ aᵀ.
         (how_b, step_b), (how_a, step_a) = _layout(b), _layout(a)
-        scalar = ctypes.c_double if name == "float64" else ctypes.c_float
-        sums = SUMS_TF32 if self.tf32 and name == "float32" else SUMS[name]
-        self._check(
+        of_b = (address(b), TYPES[name], step_b, b.strides[0] // size)
+        of_a = (address(a), TYPES[name], step_a, a.strides[0] // size)
+        of_out = (address(out), TYPES[name], columns, out.strides[0] // size)
+        alpha, beta = ctypes.byref(scalar(alpha)), ctypes.byref(scalar(beta))
+        sizes = (how_b, how_a, columns, rows, a.shape[2])
+        check(
             self.library.cublasGemmStridedBatchedEx(
-                self._handle(),
-                ctypes.c_int(how_b),
-                ctypes.c_int(how_a),
-                ctypes.c_int(columns),
-                ctypes.c_int(rows),
-                ctypes.c_int(a.shape[2]),
-                ctypes.byref(scalar(alpha)),
-                ctypes.c_void_p(address(b)),
-                ctypes.c_int(TYPES[name]),
-                ctypes.c_int(step_b),
-                ctypes.c_longlong(b.strides[0] // size),
-                ctypes.c_void_p(address(a)),
-                ctypes.c_int(TYPES[name]),
-                ctypes.c_int(step_a),
-                ctypes.c_longlong(a.strides[0] // size),
-                ctypes.byref(scalar(beta)),
-                ctypes.c_void_p(address(out)),
-                ctypes.c_int(TYPES[name]),
-                ctypes.c_int(columns),
-                ctypes.c_longlong(out.strides[0] // size),
-                ctypes.c_int(n),
-                ctypes.c_int(sums),
-                ctypes.c_int(USUAL_WAY),
+                self._handle(), *sizes, alpha, *of_b, *of_a, beta, *of_out, n, sums, USUAL_WAY
             )
         )
 
-    def _handle(self) -> ctypes.c_void_p:
-        """Of the current device and stream. A workspace of its own: none may be allocated while a graph is recorded."""
+    def _handle(self) -> c_void_p:
+        """Of the current device and stream."""
         cuda = self.cupy.cuda
-        place = cuda.runtime.getDevice(), cuda.get_current_stream().ptr
-        if place not in self.handles:
-            handle = ctypes.c_void_p()
-            self._check(self.library.cublasCreate_v2(ctypes.byref(handle)))
-            self._check(self.library.cublasSetStream_v2(handle, ctypes.c_void_p(place[1])))
-            workspace = self.cupy.empty(WORKSPACE, dtype="uint8")
-            size = ctypes.c_size_t(WORKSPACE)
-            pointer = ctypes.c_void_p(address(workspace))
-            self._check(self.library.cublasSetWorkspace_v2(handle, pointer, size))
-            self.workspaces.append(workspace)
-            self.handles[place] = handle
-        return self.handles[place]
+        device, stream = cuda.runtime.getDevice(), cuda.get_current_stream()
+        of_stream = self.handles.setdefault(stream, {})
+        if device not in of_stream:
+            of_stream[device] = Handle(self.library, self.cupy, stream.ptr)
+        return of_stream[device].value
 
-    def _check(self, status: int) -> None:
-        if status:
-            raise RuntimeError(f"cuBLAS answers with status {status}")
+
+class Handle:
+    """cuBLAS's state for one stream, and a workspace of its own: none may be allocated while a graph is recorded."""
+
+    def __init__(self, library: ctypes.CDLL, cupy: ModuleType, stream: int):
+        self.library, self.value = library, c_void_p()
+        check(library.cublasCreate_v2(ctypes.byref(self.value)))
+        check(library.cublasSetStream_v2(self.value, stream))
+        self.workspace = cupy.get_default_memory_pool().malloc(WORKSPACE)
+        check(library.cublasSetWorkspace_v2(self.value, self.workspace.ptr, WORKSPACE))
+
+    def __del__(self):
+        if self.value and not sys.is_finalizing():
+            self.library.cublasDestroy_v2(self.value)
+
+
+def check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"cuBLAS answers with status {status}")
 
 
 def load_library(major: int) -> ctypes.CDLL:
     """The cuBLAS of this major version of CUDA, which CuPy has loaded or can be found."""
     windows = sys.platform == "win32"
-    return ctypes.CDLL(f"cublas64_{major}.dll" if windows else f"libcublas.so.{major}")
+    library = ctypes.CDLL(f"cublas64_{major}.dll" if windows else f"libcublas.so.{major}")
+    matrix = (c_void_p, c_int, c_int, c_longlong)  # address, type, leading dimension, stride
+    library.cublasSetStream_v2.argtypes = (c_void_p, c_void_p)
+    library.cublasSetWorkspace_v2.argtypes = (c_void_p, c_void_p, ctypes.c_size_t)
+    library.cublasGemmStridedBatchedEx.argtypes = (
+        *(c_void_p, *[c_int] * 5),  # handle, how b and a lie, columns, rows, depth
+        *(c_void_p, *matrix, *matrix),
+        *(c_void_p, *matrix, *[c_int] * 3),  # number, type of the sums, algorithm
+    )
+    return library
 
 
 def address(x: Array) -> int:

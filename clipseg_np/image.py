@@ -10,6 +10,7 @@ own test grants the two a difference of 0.1). Deviations:
   without.
 - pixel_values are one float32 array, whatever return_tensors says, and data_format is obeyed.
 - An unknown keyword is warned of, where the reference's call raises.
+- All happens in main memory, a GPU's images included: pixel_values are a fraction of a photograph.
 - Cropping, padding and the box and Hamming filters are refused: the mask has to cover the whole
   picture.
 """
@@ -121,14 +122,12 @@ class ViTImageProcessor:
         return_tensors: str | None = None,
         data_format: str | None = "channels_first",
         input_data_format: str | None = None,
-        xp=np,
         **overrides,
     ) -> Features:
         """Prepare pictures: one, a list in any mix of sizes and kinds, or an array of them.
 
         images: see load_image; an array of pictures is (B,H,W,C) or (B,C,H,W).
         overrides: any setting of the constructor, for this call alone.
-        xp: the array module that resizes and normalises (the result is its array).
         Returns Features with pixel_values, float32 (B,3,height,width), or (B,height,width,3) for
         data_format "channels_last". Raises InputError for unusable pictures or settings,
         FileNotFoundError for a missing file.
@@ -142,8 +141,7 @@ class ViTImageProcessor:
         changed = {name: value for name, value in overrides.items() if value is not None}
         use = ViTImageProcessor(**{**self._settings(), **changed}) if changed else self
         batch = [
-            use._pixels(picture, input_data_format, name, xp)
-            for picture, name in zip(*_listed(images))
+            use._pixels(picture, input_data_format, name) for picture, name in zip(*_listed(images))
         ]
         sizes = {pixels.shape[:2] for pixels in batch}
         if len(sizes) > 1:
@@ -152,14 +150,14 @@ class ViTImageProcessor:
                 f'One batch needs one size: keep do_resize=True with size={{"height", "width"}}, '
                 f"or prepare the pictures one by one."
             )
-        pixel_values = xp.stack(batch)  # (B,height,width,3)
+        pixel_values = np.stack(batch)  # (B,height,width,3)
         if data_format != "channels_last":
-            pixel_values = xp.ascontiguousarray(xp.moveaxis(pixel_values, 3, 1))
+            pixel_values = np.ascontiguousarray(np.moveaxis(pixel_values, 3, 1))
         return Features(pixel_values=pixel_values)
 
-    def _pixels(self, picture, input_data_format, name, xp):
+    def _pixels(self, picture, input_data_format, name):
         """One picture -> (height,width,3) float32"""
-        pixels = xp.asarray(load_image(picture, input_data_format, name))
+        pixels = load_image(picture, input_data_format, name)
         if self.do_resize:
             size = output_size(self.size, *pixels.shape[:2])
             if not (min(size) >= 1 and size[0] * size[1] <= MOST_PIXELS):
@@ -167,15 +165,15 @@ class ViTImageProcessor:
                     f"size={self.size} (preprocessor_config.json) makes {size[0]} x {size[1]} of a picture of "
                     f"{pixels.shape[0]} x {pixels.shape[1]}; expected 1 to {MOST_PIXELS:,} pixels."
                 )
-            pixels = resize(pixels, size, self.resample, xp)
+            pixels = resize(pixels, size, self.resample)
         if self.do_rescale:
             pixels = pixels.astype(np.float64) * self.rescale_factor
         elif is_unit_float(picture):
             pixels = pixels.astype(np.float64) * (1 / 255)
         pixels = pixels.astype(np.float32)
         if self.do_normalize:
-            mean = xp.asarray(self.image_mean, dtype=np.float32)
-            std = xp.asarray(self.image_std, dtype=np.float32)
+            mean = np.asarray(self.image_mean, dtype=np.float32)
+            std = np.asarray(self.image_std, dtype=np.float32)
             pixels = (pixels - mean) / std
         return pixels
 

@@ -34,11 +34,12 @@ class Ops:
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """An array on this backend's device; no copy where it is one already."""
+        values = in_main_memory(values) if self.xp is numpy else values
         return self.xp.asarray(values, dtype=dtype)
 
     def to_numpy(self, x: Array) -> numpy.ndarray:
         """The same values as a NumPy array in main memory."""
-        return x.get() if hasattr(x, "get") else numpy.asarray(x)
+        return in_main_memory(x)
 
     # In what order
 
@@ -102,9 +103,12 @@ class Ops:
         margin = k // 2
         padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
         padded[:, :, margin : margin + h, margin : margin + w] = x.transpose(1, 0, 2, 3)
-        around = [padded[:, :, i : i + h, j : j + w] for i in range(k) for j in range(k)]
-        cells = self.xp.stack(around, axis=1).transpose(2, 3, 4, 0, 1)  # (B,h,w,C,kk)
-        y = self.linear(cells.reshape(B, h, w, C * k * k), weight.reshape(D, C * k * k), bias)
+        c, b, row, column = padded.strides
+        around = self.xp.lib.stride_tricks.as_strided(
+            padded, (C, k, k, B, h, w), (c, row, column, b, row, column)
+        )
+        cells = around.reshape(C * k * k, B, h, w).transpose(1, 2, 3, 0)  # copied once
+        y = self.linear(cells, weight.reshape(D, C * k * k), bias)
         return y.transpose(0, 3, 1, 2)
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
@@ -113,10 +117,9 @@ class Ops:
         (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a linear map and a reshape.
         """
         (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
-        weight, bias = weight.reshape(C, D * p * p).T, self.xp.repeat(bias, p * p)
-        blocks = self.linear(x.transpose(0, 2, 3, 1), weight, bias)
+        blocks = self.linear(x.transpose(0, 2, 3, 1), weight.reshape(C, D * p * p).T)
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
-        return blocks.reshape(B, D, h * p, w * p)
+        return blocks.reshape(B, D, h * p, w * p) + bias[:, None, None]
 
     def residual(self, x: Array, branch: Array) -> Array:
         """x + branch, in whose place the sum may stand: nobody else may need the branch.  (...), (...) -> (...)"""
@@ -265,6 +268,11 @@ class Ops:
         log_sum = self.xp.log(self.xp.exp(shifted).sum(axis=-1))
         chosen = self.xp.take_along_axis(shifted, classes[:, None], axis=-1)[:, 0]
         return (log_sum - chosen).mean()
+
+
+def in_main_memory(values: Any) -> numpy.ndarray:
+    """Numbers as a NumPy array: a GPU's are copied, NumPy's own are not."""
+    return values.get() if hasattr(values, "get") else numpy.asarray(values)
 
 
 def split_heads(x: Array, heads: int) -> Array:

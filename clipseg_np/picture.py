@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bands import by_bands
 from .errors import InputError
+from .ops import in_main_memory
 
 LAYOUTS = ("channels_first", "channels_last")
 # Pixels on a side of a file's picture, as in JPEG. A line of 80 million zips to nothing, and to
@@ -36,7 +37,7 @@ def load_image(
     - a PIL picture of any mode: taken as its pixels lie, not turned, so that the mask fits the
       picture in hand;
     - an array (H,W), (H,W,C) or (C,H,W), C = 1 grey, 3 RGB, 4 RGBA, or anything that numpy.asarray
-      understands: bool (black and white), uint8, uint16 (0..65535), floats in 0..1 (levels are cut,
+      understands, a GPU's array of CuPy too: bool (black and white), uint8, uint16 (0..65535), floats in 0..1 (levels are cut,
       not rounded, as in transformers), and other numbers if all are whole and in 0..255, or in
       0..65535 for integers.
 
@@ -51,7 +52,8 @@ def load_image(
         name = name or getattr(picture, "filename", "") or "the picture"
         return _reading(name, lambda: _from_pil(picture, name))
     if isinstance(picture, (np.ndarray, np.generic)) or hasattr(picture, "__array__"):
-        return _from_array(np.asarray(picture), input_data_format, name or "the picture")
+        name = name or "the picture"
+        return _from_array(as_array(picture, name), input_data_format, name)
     raise InputError(
         f"{name or 'the picture'} is a {type(picture).__name__}; "
         f"expected a path, a PIL picture or an array."
@@ -62,8 +64,19 @@ def is_unit_float(picture) -> bool:
     """Whether this is a float array in 0..1, that is, rescaled already; 0..255 in floats is not."""
     if isinstance(picture, (str, os.PathLike, Image.Image)) or not hasattr(picture, "__array__"):
         return False
-    array = np.asarray(picture)
+    array = as_array(picture, "the picture")
     return array.dtype.kind == "f" and array.size > 0 and array.min() >= 0 and array.max() <= 1
+
+
+def as_array(values, name: str) -> np.ndarray:
+    """An array of any library as NumPy's, a GPU's copied. Raises InputError where there is no way."""
+    try:
+        return in_main_memory(values)
+    except Exception as error:
+        raise InputError(
+            f"{name} is a {type(values).__name__} that NumPy cannot read ({error}); expected an array in main memory, or "
+            f"CuPy's."
+        ) from error
 
 
 def _from_file(path: str) -> np.ndarray:

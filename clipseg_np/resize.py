@@ -2,7 +2,7 @@
 
 `resize` gives the bytes of Pillow's `Image.resize`, which is what CLIPSeg's pictures are prepared
 with. Pillow computes in 32-bit fixed point. The same whole numbers stay far below 2**53 here, so
-float64 matrix products hold them exactly, in any order of summation, and BLAS or a GPU can do the
+float64 matrix products hold them exactly, in any order of summation, and BLAS can do the
 work. Two deviations: channels are always independent (Pillow multiplies the colours of RGBA and LA
 by their alpha first), and Pillow's box and Hamming filters are left out.
 
@@ -29,11 +29,10 @@ ONE = 1 << 22
 TILE = 32
 
 
-def resize(image, size: tuple[int, int], resample: int, xp=np):
+def resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
     """Resize a picture, to the last bit as Pillow's `Image.resize` does.
 
-    image: uint8 (H,W) or (H,W,C), an array of `xp`. size: (height, width). resample: one of
-    RESAMPLINGS.
+    image: uint8 (H,W) or (H,W,C). size: (height, width). resample: one of RESAMPLINGS.
     Returns uint8 (height,width) or (height,width,C). Shrinking widens the filter, so that every
     pixel counts.
     Raises InputError for another dtype or shape, a side below 1, or an unknown filter.
@@ -49,16 +48,16 @@ def resize(image, size: tuple[int, int], resample: int, xp=np):
     if resample not in RESAMPLINGS:
         raise InputError(f"resample must be one of {RESAMPLINGS}; got {resample!r}.")
     if resample == NEAREST:
-        rows = xp.asarray(nearest_pixels(image.shape[0], height))
-        columns = xp.asarray(nearest_pixels(image.shape[1], width))
+        rows = nearest_pixels(image.shape[0], height)
+        columns = nearest_pixels(image.shape[1], width)
         return image[rows[:, None], columns]
-    planes = image[None] if image.ndim == 2 else xp.moveaxis(image, 2, 0)  # (C,H,W)
+    planes = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)  # (C,H,W)
     passes = [(2, width), (1, height)]  # axes and their new lengths
     if vertical_first(image.shape[:2], size):
         passes.reverse()
     for axis, length in passes:  # each is rounded to bytes
-        planes = _resample_rows(planes.swapaxes(axis, 2), length, resample, xp).swapaxes(axis, 2)
-    return planes[0] if image.ndim == 2 else xp.ascontiguousarray(xp.moveaxis(planes, 0, 2))
+        planes = _resample_rows(planes.swapaxes(axis, 2), length, resample).swapaxes(axis, 2)
+    return planes[0] if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(planes, 0, 2))
 
 
 def vertical_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
@@ -84,20 +83,20 @@ def nearest_pixels(before: int, after: int) -> np.ndarray:
     return np.cumsum(steps).astype(np.intp)
 
 
-def _resample_rows(planes, width: int, resample: int, xp):
+def _resample_rows(planes, width: int, resample: int):
     """Resize the last axis of uint8 planes: (C,N,W) -> (C,N,width)."""
     if planes.shape[2] == width:
         return planes
     weights = pillow_weights(planes.shape[2], width, resample)
-    resized = xp.empty((*planes.shape[:2], width), dtype=np.uint8)
+    resized = np.empty((*planes.shape[:2], width), dtype=np.uint8)
     for start in range(0, width, TILE):
         tile = weights[start : start + TILE]
         used = np.flatnonzero(tile.any(axis=0))
         window = slice(used[0], used[-1] + 1)
-        shares = xp.asarray(tile[:, window].T)
+        shares = tile[:, window].T
         for plane, out in zip(planes, resized):
             sums = plane[:, window].astype(np.float64) @ shares
-            out[:, start : start + TILE] = xp.clip(xp.floor((sums + ONE // 2) / ONE), 0, 255)
+            out[:, start : start + TILE] = np.clip(np.floor((sums + ONE // 2) / ONE), 0, 255)
     return resized
 
 

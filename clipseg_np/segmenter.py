@@ -7,7 +7,7 @@ looks at; transformers encodes it once for each prompt, and to the end.
 import os
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,34 +15,51 @@ import numpy as np
 
 from .clipseg import CLIPSegForImageSegmentation
 from .config import LEGACY_EOS_TOKEN_ID
+from .cuda_graph import CannotRecord
+from .cupy_ops import CupyOps
 from .errors import InputError, naming
 from .expression import Expression, parse
 from .files import checkpoint_path, demo_folder
 from .ops import Array
+from .outputs import Features
 from .picture import load_image
 from .processor import CLIPSegProcessor
+from .recorded import RecordedPasses
 from .segmentation import Segmentation
+from .trace import is_traced
 from .visual_prompt import VisualPrompt
 from .windows import checked_scales, join, mean_of_scales, windows
+
+TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded where passes are recorded
 
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts that are read and embedded, for many pictures; made by `Segmenter.prepare`."""
+    """Prompts that are read, for many pictures; made by `Segmenter.prepare`, which embeds them too."""
 
     prompts: tuple[Any, ...]
     expressions: tuple[Expression, ...]  # of each prompt
     names: tuple[Hashable, ...]  # of what to look for: a text, or a prompt's number
-    embeddings: Array  # of these, (L,projection_dim)
+    embed: Callable[
+        [], Array
+    ]  # these, (L,projection_dim), at its first call; or waits for what has begun
+    token_ids: np.ndarray | None = None  # (L,T), where all are texts that are not embedded yet
 
 
 class Segmenter:
     """A model with its processor.
 
-    Raises InputError where the tokenizer's ids do not fit the model's vocabulary.
+    With the backend "cupy", a pass of each combination of shapes is recorded as a CUDA graph once (recorded.py) and
+    launched from then on; `record=False` turns that off. Raises InputError where the tokenizer's ids do not fit the
+    model's vocabulary.
     """
 
-    def __init__(self, model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor):
+    def __init__(
+        self,
+        model: CLIPSegForImageSegmentation,
+        processor: CLIPSegProcessor,
+        record: bool = True,
+    ):
         text, tokenizer = model.config.text_config, processor.tokenizer
         if len(tokenizer) > text.vocab_size:
             raise InputError(
@@ -56,6 +73,8 @@ class Segmenter:
             )
         self.model = model
         self.processor = processor
+        can_record = isinstance(model.ops, CupyOps)
+        self.graphs = RecordedPasses(model) if record and can_record else None
 
     @classmethod
     def from_pretrained(
@@ -66,12 +85,13 @@ class Segmenter:
         dtype: str = "float32",
         threads: int | None = None,
         local_files_only: bool = False,
+        record: bool = True,
     ) -> "Segmenter":
         """Load a checkpoint: a folder, a hub id, or, without an argument, the demonstration checkpoint.
 
         One .safetensors file is a checkpoint too, with the other files beside it. With `local_files_only`, a hub id
         must be in the hub's cache; without, it is fetched if it is not. `threads` share out the work of the backend
-        "numpy"; by default, as many as there are cores.
+        "numpy"; by default, as many as there are cores. `record` is for the backend "cupy", as above.
 
         Raises what CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained raise.
         """
@@ -84,7 +104,7 @@ class Segmenter:
         )
         processor = CLIPSegProcessor.from_pretrained(path)
         with naming(path):
-            return cls(model, processor)
+            return cls(model, processor, record)
 
     def __call__(
         self,
@@ -127,27 +147,27 @@ class Segmenter:
         """
         read = None if isinstance(prompts, Query) else _read(prompts)
         picture = load_image(image, input_data_format)
-        query = self._query(*read) if read else lambda: prompts
-        return self._found(picture, query, scales)
+        return self._found(picture, self._query(*read) if read else prompts, scales)
 
     def prepare(self, prompts: Any) -> Query:
         """Read and embed the prompts of `combine` once, for many pictures."""
-        return self._query(*_read(prompts))()
+        query = self._query(*_read(prompts))
+        query.embed()
+        return replace(query, token_ids=None)
 
-    def _query(self, prompts: list, expressions: list[Expression]) -> Callable[[], Query]:
-        """Read the prompts; what is returned waits until they are embedded, which may happen beside other work."""
+    def _query(self, prompts: list, expressions: list[Expression]) -> Query:
+        """Read the prompts. To embed them is begun, where that can happen beside other work."""
         names = tuple(dict.fromkeys(name for one in expressions for name in one.prompts))
         things = [name if isinstance(name, str) else prompts[name] for name in names]
-        embedded = self._embedded(things)
-        return cache(lambda: Query(tuple(prompts), tuple(expressions), names, embedded()))
+        texts, pixels = self._read_things(things)
+        ids = None if pixels is not None or self.graphs is None else texts["input_ids"]
+        embed = self.model.ops.aside(lambda: self._embedded(things, texts, pixels))
+        return Query(tuple(prompts), tuple(expressions), names, cache(embed), ids)
 
-    def _found(
-        self, picture: np.ndarray, query: Callable[[], Query], scales: Sequence[int]
-    ) -> Segmentation:
+    def _found(self, picture: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
         size = picture.shape[:2]
         scales = checked_scales(scales, size)
         maps = [self._logits_at(scale, picture, query) for scale in scales]
-        query = query()
         logits = mean_of_scales(maps, self.model.ops) if len(maps) > 1 else maps[0]
         if bool(self.model.ops.xp.isnan(logits).any()):
             self._warn_of_nan()
@@ -155,18 +175,27 @@ class Segmenter:
             query.prompts, logits, size, query.names, query.expressions, self.model.ops
         )
 
-    def _logits_at(self, scale: int, picture: np.ndarray, query: Callable[[], Query]) -> Array:
+    def _logits_at(self, scale: int, picture: np.ndarray, query: Query) -> Array:
         """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
-
-        def looked_at(window: tuple[slice, slice]) -> Array:
-            features = self.model.encode_image(self._pixel_values([picture[window]]))
-            return self.model.decode(features, query().embeddings)
-
         if scale == 1:
-            return looked_at(np.s_[:, :])
+            return self._logits(picture, query)
+        query = replace(query, token_ids=None)  # texts are embedded once for all windows
         places = windows(picture.shape[:2], scale)
-        parts = ((down, right, looked_at(window)) for down, right, window in places)
+        parts = ((down, right, self._logits(picture[w], query)) for down, right, w in places)
         return join(parts, scale, self.model.ops)
+
+    def _logits(self, picture: np.ndarray, query: Query) -> Array:
+        """The decoder's maps of one picture as a whole: (P,h,w)."""
+        pixels = self._pixel_values([picture])
+        if self.graphs is not None and not is_traced():
+            prompts = query.embed() if query.token_ids is None else query.token_ids
+            try:
+                return self.graphs(pixels, prompts)
+            except CannotRecord as error:
+                warnings.warn(f"passes are not recorded: {error}", stacklevel=6)
+                self.graphs = None
+        features = self.model.encode_image(pixels)
+        return self.model.decode(features, query.embed())
 
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""
@@ -177,12 +206,10 @@ class Segmenter:
 
     def embed(self, prompts: list) -> Array:
         """Texts and pictures, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""
-        return self._embedded(prompts)()
+        return self._embedded(prompts, *self._read_things(prompts))
 
-    def _embedded(self, prompts: list) -> Callable[[], Array]:
-        """`embed`, read now and begun beside what the caller does next."""
-        model, xp = self.model, self.model.ops.xp
-        is_text = np.array([isinstance(prompt, str) for prompt in prompts])
+    def _read_things(self, prompts: list) -> tuple[Features | None, np.ndarray | None]:
+        """Token ids and mask of the texts among prompts, and pixel values of the pictures; None where there are none."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         ids = self._ids(texts) if texts else None
         mean = self.processor.image_processor.image_mean
@@ -191,40 +218,50 @@ class Segmenter:
             for prompt in prompts
             if not isinstance(prompt, str)
         ]
-        pixels = self._pixel_values(pictures) if pictures else None
+        return ids, self._pixel_values(pictures) if pictures else None
 
-        def embed() -> Array:
-            embeddings = xp.empty((len(prompts), model.config.projection_dim), model.dtype)
-            if ids is not None:
-                found = model.get_conditional_embeddings(**ids)
-                embeddings[xp.asarray(is_text)] = found
-                model.clip.text_model.give_back_memory()  # as large as half of the vision tower
-            if pixels is not None:
-                found = model.get_conditional_embeddings(conditional_pixel_values=pixels)
-                embeddings[xp.asarray(~is_text)] = found
-            return embeddings
+    def _embedded(self, prompts: list, texts: Features | None, pixels: np.ndarray | None) -> Array:
+        """What `_read_things` returned, embedded, in the order of the prompts."""
+        model, parts = self.model, []
+        if texts is not None:
+            parts.append(model.get_conditional_embeddings(**texts))
+            model.clip.text_model.give_back_memory()  # as large as half of the vision tower
+        if pixels is not None:
+            parts.append(model.get_conditional_embeddings(conditional_pixel_values=pixels))
+        if len(parts) == 1:
+            return parts[0]
+        is_picture = [not isinstance(prompt, str) for prompt in prompts]
+        place = np.argsort(np.argsort(is_picture, kind="stable"))  # of each prompt, texts first
+        return model.ops.xp.concatenate(parts)[model.ops.asarray(place)]
 
-        return model.ops.aside(embed)
-
-    def _pixel_values(self, pictures: list[np.ndarray]) -> Array:
+    def _pixel_values(self, pictures: list[np.ndarray]) -> np.ndarray:
         """Of pictures (height,width,3): said, since one that is 3 pixels high could be (C,H,W) too."""
-        return self.processor.image_processor(
-            pictures, input_data_format="channels_last", xp=self.model.ops.xp
-        )["pixel_values"]
+        return self.processor.image_processor(pictures, input_data_format="channels_last")[
+            "pixel_values"
+        ]
 
-    def _ids(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning."""
+    def _ids(self, texts: list[str]) -> Features:
+        """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning.
+
+        Where passes are recorded, T is one of TEXT_LENGTHS or the model's longest, so that few are.
+        """
         longest = self.model.config.text_config.max_position_embeddings
+        needed = 0
         for text in texts:
             tokens = len(self.processor.tokenizer.tokenize(text)) + 2  # with the start and the end
+            needed = max(needed, min(tokens, longest))
             if tokens > longest:
                 warnings.warn(
                     f"the prompt {text[:40]!r}... has {tokens} tokens; the model reads {longest}, and what "
                     f"follows is not used",
                     stacklevel=5,
                 )
+        padding = True
+        if self.graphs is not None:
+            lengths = (*(n for n in TEXT_LENGTHS if n < longest), longest)
+            padding, longest = "max_length", min(n for n in lengths if n >= needed)
         return self.processor.tokenizer(
-            texts, padding=True, truncation=True, max_length=longest, return_tensors="np"
+            texts, padding=padding, truncation=True, max_length=longest, return_tensors="np"
         )
 
 

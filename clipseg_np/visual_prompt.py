@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import InputError
 from .masks import grow
-from .picture import load_image
+from .picture import as_array, load_image
 
 KERNEL = 15  # side of the blur's window, pixels
 RED = (255, 0, 0)
@@ -66,8 +66,10 @@ class VisualPrompt:
 
 def load_mask(mask: Any) -> np.ndarray:
     """A mask as (height,width) bool: an array of 0 and 1, or a picture whose brighter half is the mask."""
-    if isinstance(mask, np.ndarray) and mask.ndim == 2 and np.isin(mask, (0, 1)).all():
-        return mask.astype(bool)
+    if hasattr(mask, "__array__"):
+        mask = as_array(mask, "the prompt's mask")
+        if mask.ndim == 2 and np.isin(mask, (0, 1)).all():
+            return mask.astype(bool)
     return load_image(mask).mean(axis=2) >= 128
 
 

@@ -103,43 +103,54 @@ class CpuCublas:
 
     def __init__(self, sums: list):
         self.sums = sums  # what each product asked to be summed in
+        self.destroyed = 0
 
     def cublasCreate_v2(self, handle) -> int:
         handle._obj.value = 7
         return 0
 
+    def cublasDestroy_v2(self, handle) -> int:
+        self.destroyed += 1
+        return handle.value != 7
+
     def cublasSetStream_v2(self, handle, stream) -> int:
         return handle.value != 7
 
     def cublasSetWorkspace_v2(self, handle, pointer, size) -> int:
-        return not (handle.value == 7 and pointer.value % 256 >= 0 and size.value)
+        return not (handle.value == 7 and pointer and size)
 
     def cublasGemmStridedBatchedEx(self, handle, how_a, how_b, m, n, k, alpha, *rest) -> int:
         a, type_a, lead_a, step_a, b, type_b, lead_b, step_b, beta, c, type_c, lead_c, step_c = (
             rest[:13]
         )
-        count, sums, _ = (part.value for part in rest[13:])
-        m, n, k = m.value, n.value, k.value
+        count, sums, _ = rest[13:]
         self.sums.append(sums)
-        assert type_a.value == type_b.value == type_c.value
-        dtype = numpy.dtype({0: "float32", 1: "float64", 2: "float16"}[type_c.value])
+        assert type_a == type_b == type_c
+        dtype = numpy.dtype({0: "float32", 1: "float64", 2: "float16"}[type_c])
         wide = numpy.dtype({68: "float32", 77: "float32", 70: "float64"}[sums])
         scalar = ctypes.c_double if wide == "float64" else ctypes.c_float
         assert type(alpha._obj) is type(beta._obj) is scalar and handle.value == 7
 
         def stack(pointer, lead, step, rows, columns):
-            if lead.value < max(1, rows):
+            if lead < max(1, rows):
                 raise AssertionError("a leading dimension is too small")
-            length = (count - 1) * step.value + (columns - 1) * lead.value + rows
-            held = (ctypes.c_char * (length * dtype.itemsize)).from_address(pointer.value)
-            strides = [n * dtype.itemsize for n in (step.value, 1, lead.value)]
+            length = (count - 1) * step + (columns - 1) * lead + rows
+            held = (ctypes.c_char * (length * dtype.itemsize)).from_address(pointer)
+            strides = [n * dtype.itemsize for n in (step, 1, lead)]
             flat = numpy.frombuffer(held, dtype)
             return numpy.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
 
         def operand(how, pointer, lead, step, rows, columns):
-            if how.value:
-                return stack(pointer, lead, step, columns, rows).swapaxes(1, 2).astype(wide)
-            return stack(pointer, lead, step, rows, columns).astype(wide)
+            if how:
+                return rounded(stack(pointer, lead, step, columns, rows).swapaxes(1, 2))
+            return rounded(stack(pointer, lead, step, rows, columns))
+
+        def rounded(x):
+            """In TF32, to 10 bits after the point: the other 13 of float32's are cut off, after half of the last."""
+            if sums != 77:
+                return x.astype(wide)
+            bits = numpy.ascontiguousarray(x, "float32").view("uint32")
+            return ((bits + 0x1000) & 0xFFFFE000).astype("uint32").view("float32")
 
         product = operand(how_a, a, lead_a, step_a, m, k) @ operand(how_b, b, lead_b, step_b, k, n)
         product *= alpha._obj.value
@@ -150,6 +161,10 @@ class CpuCublas:
         return 0
 
 
+class Stream:
+    ptr = 0
+
+
 class CpuCupy:
     """NumPy under CuPy's name, with `RawModule`."""
 
@@ -158,8 +173,15 @@ class CpuCupy:
     def __init__(self, folder: Path):
         self.folder = folder
         runtime = SimpleNamespace(runtimeGetVersion=lambda: 12060, getDevice=lambda: 0)
-        stream = SimpleNamespace(ptr=0)
-        self.cuda = SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream)
+        self.stream = Stream()
+        self.cuda = SimpleNamespace(
+            runtime=runtime,
+            get_current_stream=lambda: self.stream,
+            Stream=lambda non_blocking: Stream(),
+        )
+
+    def get_default_memory_pool(self) -> SimpleNamespace:
+        return SimpleNamespace(malloc=lambda size: SimpleNamespace(ptr=256, size=size))
 
     def __getattr__(self, name: str):
         return getattr(numpy, name)

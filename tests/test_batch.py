@@ -11,12 +11,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import InputError, Segmenter, batch
+from clipseg_np import InputError, Segmenter, batch, commands
 from clipseg_np.batch import RECORD, REPORT, Job, pictures_in, run_batch
 from clipseg_np.cli import main
 from clipseg_np.results import CleanUp
@@ -236,6 +238,21 @@ def test_lines_for_scripts_and_exit_codes(job, folder, capsys):
     assert [json.loads(line)["picture"] for line in lines] == ["a.jpg", "a.png", "inner/a.png"]
     assert main([*command, "--workers", "0"]) == 2
     assert main(["batch", str(folder / "none"), "red", "--output", job.output]) == 2
+
+
+def test_a_gpu_has_one_model_for_all_workers(job, folder, monkeypatch):
+    """Not one in each process. The stand-in for a GPU is another array module."""
+    monkeypatch.setattr(commands, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
+    monkeypatch.delattr(commands, "ProcessPoolExecutor")
+    command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
+    assert main([*command, "--workers", "3"]) == 1  # for the one bad picture
+    assert len(Path(job.output, REPORT).read_text().splitlines()) == 6
+
+
+def test_a_gpu_that_is_not_there_is_said_once(job, folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(["batch", str(folder), "red", "--output", job.output, "--backend", "cupy"]) == 2
+    assert "needs CuPy" in capsys.readouterr().err and not Path(job.output).exists()
 
 
 def test_from_standard_input_to_standard_output(checkpoint, picture, picture_file):

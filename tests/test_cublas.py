@@ -1,4 +1,4 @@
-"""cuBLAS called by hand: on the CPU, by a stand-in that follows its documentation; on a GPU, where there is one."""
+"""cuBLAS called by hand, by a stand-in that follows its documentation. On a GPU: tests/gpu."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from clipseg_np import cublas
 from clipseg_np.cublas import Cublas
 
-from .cuda_on_cpu import CpuCublas, CpuCupy
+from .cuda_on_cpu import CpuCublas, CpuCupy, Stream
 
 TOLERANCE = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-13}
 
@@ -17,19 +17,20 @@ def on_cpu(monkeypatch):
     return Cublas(CpuCupy(None))
 
 
-@pytest.fixture
-def on_gpu(cupy):
-    return Cublas(cupy)
+SHAPES = [(1, 5, 3, 4), (6, 2, 7, 3), (2, 1, 4, 1), (3, 4, 1, 2)]
+TURNED = ["", "a", "b", "ab"]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
-@pytest.mark.parametrize(
-    "n, rows, k, columns", [(1, 5, 3, 4), (6, 2, 7, 3), (2, 1, 4, 1), (3, 4, 1, 2)]
-)
-@pytest.mark.parametrize("where", ["on_cpu", "on_gpu"])
-def test_it_multiplies_stacks(where, n, rows, k, columns, turned, dtype, request):
-    blas = request.getfixturevalue(where)
+@pytest.mark.parametrize("turned", TURNED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_multiplies_stacks(shape, turned, dtype, on_cpu):
+    check_products(on_cpu, shape, turned, dtype)
+
+
+def check_products(blas, shape, turned, dtype) -> None:
+    """Of stacks of a shape (n, rows, k, columns), a or b or both of them transposed views, with all scales."""
+    n, rows, k, columns = shape
     rng, xp = np.random.default_rng(0), blas.cupy
     a, b = (
         rng.normal(size=(n, rows, k)).astype(dtype),
@@ -75,8 +76,22 @@ def test_a_failure_is_not_passed_over(on_cpu, monkeypatch):
         on_cpu.product(*(np.ones((1, 2, 2)) for _ in range(3)))
 
 
-def test_each_stream_has_a_handle_of_its_own(on_cpu):
-    first = on_cpu._handle()
+def test_tf32_keeps_ten_bits(monkeypatch):
+    """So that what is done with it is tried with numbers as they are on a GPU."""
+    monkeypatch.setenv("CUPY_TF32", "1")
+    monkeypatch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
+    blas = Cublas(CpuCupy(None))
+    rng, out = np.random.default_rng(0), np.empty((1, 50, 60), "float32")
+    a, b = rng.normal(size=(1, 50, 40)), rng.normal(size=(1, 40, 60))
+    blas.product(a.astype("float32"), b.astype("float32"), out)
+    assert 1e-5 < np.abs(out - a @ b).max() / np.abs(a @ b).max() < 1e-3
+
+
+def test_a_handle_lasts_as_long_as_its_stream(on_cpu):
+    first, cuda = on_cpu._handle(), on_cpu.cupy
     assert on_cpu._handle() is first
-    on_cpu.cupy.cuda.get_current_stream().ptr = 5
-    assert on_cpu._handle() is not first and len(on_cpu.workspaces) == 2
+    usual, cuda.stream = cuda.stream, Stream()
+    assert on_cpu._handle() is not first and len(on_cpu.handles) == 2
+    cuda.stream = usual
+    assert on_cpu._handle() is first and len(on_cpu.handles) == 1
+    assert on_cpu.library.destroyed == 1

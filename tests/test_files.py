@@ -61,13 +61,22 @@ def test_an_unknown_backend(backend):
         CLIPSegForImageSegmentation.from_pretrained(PLAIN, backend=backend)
 
 
-def pretend_cupy(monkeypatch, gpus: int = 1, ones=np.ones):
+def pretend_cupy(monkeypatch, is_available=lambda: True, ones=np.ones):
     """A module by the name of CuPy that has what is asked of it before it is used."""
-    cuda = SimpleNamespace(is_available=lambda: gpus > 0)
+    cuda = SimpleNamespace(is_available=is_available)
     module = SimpleNamespace(cuda=cuda, ones=ones)
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(backends, "CupyOps", lambda xp: SimpleNamespace(xp=xp, fast=True))
     return module
+
+
+def no_gpu() -> bool:
+    return False
+
+
+def no_driver() -> bool:
+    """CuPy 13, where 14 says that there is no GPU."""
+    raise RuntimeError("cudaErrorInsufficientDriver")
 
 
 def without_a_compiler(shape, dtype):
@@ -90,8 +99,12 @@ def test_cupy_that_is_not_installed(backend, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"gpus": 0}, "needs an NVIDIA GPU"),
-        ({"ones": without_a_compiler}, "cannot compute on it .RuntimeError: cannot open libnvrtc"),
+        ({"is_available": no_gpu}, "needs an NVIDIA GPU, and CuPy finds none. "),
+        ({"is_available": no_driver}, "needs an NVIDIA GPU, .*none .cudaErrorInsufficientDriver"),
+        (
+            {"ones": without_a_compiler},
+            r"cannot compute on it .RuntimeError: cannot open libnvrtc.*pip install 'clipseg_np\[cuda12\]'",
+        ),
         ({"ones": np.zeros}, "wrong sums"),
     ],
 )
@@ -114,8 +127,9 @@ def test_auto_takes_the_gpu_that_works(monkeypatch, fresh_auto):
     assert ops_for("auto").xp is module
 
 
-def test_auto_falls_back_to_numpy_and_says_so_once(monkeypatch, fresh_auto):
-    pretend_cupy(monkeypatch, gpus=0)
+@pytest.mark.parametrize("is_available", [no_gpu, no_driver])
+def test_auto_falls_back_to_numpy_and_says_so_once(is_available, monkeypatch, fresh_auto):
+    pretend_cupy(monkeypatch, is_available)
     with pytest.warns(UserWarning, match="'auto' uses NumPy: .*needs an NVIDIA GPU"):
         assert type(ops_for("auto")) is NumpyOps
     with warnings.catch_warnings():

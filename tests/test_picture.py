@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipseg_np import ViTImageProcessor
 from clipseg_np.errors import InputError
 from clipseg_np.picture import is_unit_float, load_image
+from clipseg_np.visual_prompt import load_mask
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 ALPHA = np.random.default_rng(1).integers(0, 256, (5, 7, 1), dtype=np.uint8)
@@ -281,3 +283,33 @@ def test_an_open_picture_whose_file_is_cut_off(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with Image.open(path) as opened, pytest.raises(InputError, match=r"cut\.png"):
         load_image(opened)
+
+
+class OnAGpu:
+    """What CuPy's arrays are like to who takes arrays: they are brought over by `get`, and by nothing else."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def get(self):
+        return self.values.copy()
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+
+def test_a_gpus_array_is_taken_like_its_copy(picture):
+    for image in (picture, picture / 255, picture[..., 0] > 99):
+        assert np.array_equal(load_image(OnAGpu(image)), load_image(image))
+        processor = ViTImageProcessor(size=32)
+        found, expected = (processor(x).pixel_values for x in (OnAGpu(image), image))
+        assert np.array_equal(found, expected)
+    mask = (picture[..., 0] > 99).astype("uint8")
+    assert np.array_equal(load_mask(OnAGpu(mask)), mask > 0)
+
+
+def test_an_array_that_cannot_be_brought_over_is_refused(picture):
+    array = OnAGpu(picture)
+    array.get = None
+    with pytest.raises(InputError, match="images.0. is a OnAGpu that NumPy cannot read"):
+        ViTImageProcessor()([array])

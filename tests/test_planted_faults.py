@@ -67,7 +67,8 @@ def heads_split_without_a_transpose(model, patch):
 
 
 def no_causal_mask(model, patch):
-    def padding_only(attention_mask, P, T):
+    def padding_only(attention_mask, T):
+        P = len(attention_mask)
         return np.broadcast_to((attention_mask != 0)[:, None, None, :], (P, 1, T, T))
 
     patch(model.clip.text_model, "_allowed", padding_only)
@@ -75,7 +76,7 @@ def no_causal_mask(model, patch):
 
 def padding_is_looked_at(model, patch):
     sound_one = model.clip.text_model._allowed
-    patch(model.clip.text_model, "_allowed", lambda mask, P, T: sound_one(None, P, T))
+    patch(model.clip.text_model, "_allowed", lambda mask, T: sound_one(None, T))
 
 
 def pooled_at_the_last_token(model, patch):
@@ -83,7 +84,8 @@ def pooled_at_the_last_token(model, patch):
 
 
 def text_positions_from_one(model, patch):
-    patch(model.clip.text_model, "_checked_positions", lambda _, P, T: 1 + np.arange(T)[None])
+    sound_one = model.clip.text_model.embeddings.forward
+    patch(model.clip.text_model.embeddings, "forward", lambda ids, at: sound_one(ids, at + 1))
 
 
 def no_bias(model, patch):
@@ -173,6 +175,7 @@ def a_sharper_cubic_for_the_positions(model, patch):
     sound_one = ops_module.bicubic_weights
     patch(ops_module, "bicubic_weights", lambda old, new: sound_one(old, new, a=-0.5))
     patch(model.ops, "_tables", {})
+    model.clip.vision_model.embeddings.resized.clear()
 
 
 def no_class_position(model, patch):

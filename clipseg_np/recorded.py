@@ -1,0 +1,92 @@
+"""A model's pass, from images and prompts to logits, recorded as one CUDA graph for arrays of fixed shapes.
+
+    run = recorded(model, pixel_values, input_ids)
+    logits = run(other_pixel_values, other_ids)    # of the same shapes
+
+The text tower runs on a stream of its own, beside the vision tower. Both read their ids and pixels from where the
+recording put them; what each call is given is copied there.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from .clipseg import CLIPSegForImageSegmentation
+from .cuda_graph import CudaGraph
+from .input_checks import checked_texts
+from .ops import Array
+
+MAX_GRAPHS = 4  # that a cache keeps
+
+
+class RecordedPass:
+    """Images (B,C,H,W) and P prompts to logits (P,H,W), for arrays of the shapes that it was recorded with."""
+
+    def __init__(self, model: CLIPSegForImageSegmentation, pixel_values: Any, prompts: Any):
+        ops, vision = model.ops, model.clip.vision_model
+        self.model = model
+        prompts = prompts if hasattr(prompts, "dtype") else np.asarray(prompts)
+        self.takes_ids = prompts.dtype.kind in "iu"
+        pixel_values, prompts = vision.checked_pixels(pixel_values), self._checked(prompts)
+        prompts = ops.asarray(prompts, None if self.takes_ids else model.dtype)
+        # The graph reads this table: it must stay when the model keeps others in its place.
+        self.positions = vision.embeddings.positions(*vision.grid(pixel_values))
+
+        def forward(pixel_values: Array, prompts: Array) -> Array:
+            embeddings = ops.aside(lambda: embedded(model, prompts))
+            features = model.encode_image(pixel_values)
+            return model.decode(features, embeddings())
+
+        self.graph = CudaGraph(ops, forward, pixel_values, prompts)
+
+    def __call__(self, pixel_values: Any, prompts: Any) -> Array:
+        """The logits, as an array of their own. Raises InputError for other shapes, and for ids outside the vocabulary."""
+        return self.graph(pixel_values, self._checked(prompts))
+
+    def _checked(self, prompts: Any) -> Any:
+        if not self.takes_ids:
+            return prompts
+        return checked_texts(prompts, None, None, self.model.config.text_config)[0]
+
+
+def embedded(model: CLIPSegForImageSegmentation, prompts: Array) -> Array:
+    """Token ids (P,T), checked, to conditional embeddings; such embeddings as they are.  -> (P,projection_dim)"""
+    if prompts.dtype.kind == "f":
+        return prompts
+    text = model.clip.text_model
+    last = text.final_layer_norm(text.tokens(prompts)[-1])
+    return model.clip.text_projection(text.pooled(last, prompts))
+
+
+def recorded(model: CLIPSegForImageSegmentation, pixel_values: Any, prompts: Any) -> RecordedPass:
+    """Record a pass for images (B,C,H,W) and prompts of these shapes.
+
+    The prompts are token ids (P,T), whole numbers, which end with the end token and may be padded after it; or
+    conditional embeddings (P,projection_dim). Raises InputError where the model's backend is not "cupy" or the pass
+    cannot be recorded, and for inputs that the model refuses.
+    """
+    return RecordedPass(model, pixel_values, prompts)
+
+
+class RecordedPasses:
+    """A model's passes, each recorded once for its shapes; the MAX_GRAPHS last used are kept. For several threads."""
+
+    def __init__(self, model: CLIPSegForImageSegmentation):
+        self.model = model
+        self.kept: dict[tuple, RecordedPass] = {}
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __call__(self, pixel_values: Array, prompts: Array) -> Array:
+        key = pixel_values.shape, prompts.shape, prompts.dtype.kind
+        with self.lock:
+            run = self.kept.pop(key, None)
+            while len(self.kept) >= MAX_GRAPHS:  # before another takes memory
+                del self.kept[next(iter(self.kept))]
+            if run is None:
+                run = recorded(self.model, pixel_values, prompts)
+            self.kept[key] = run
+            return run(pixel_values, prompts)
