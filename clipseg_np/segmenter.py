@@ -30,7 +30,7 @@ from .trace import is_traced
 from .visual_prompt import VisualPrompt
 from .windows import checked_scales, join, mean_of_scales, windows
 
-TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded where passes are recorded
+TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Segmenter:
             )
         self.model = model
         self.processor = processor
-        can_record = isinstance(model.ops, CupyOps)
-        self.graphs = RecordedPasses(model) if record and can_record else None
+        self.on_gpu = isinstance(model.ops, CupyOps)
+        self.graphs = RecordedPasses(model) if record and self.on_gpu else None
 
     @classmethod
     def from_pretrained(
@@ -243,7 +243,7 @@ class Segmenter:
     def _ids(self, texts: list[str]) -> Features:
         """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning.
 
-        Where passes are recorded, T is one of TEXT_LENGTHS or the model's longest, so that few are.
+        On a GPU, T is one of TEXT_LENGTHS or the model's longest, so that few passes have to be recorded.
         """
         longest = self.model.config.text_config.max_position_embeddings
         needed = 0
@@ -257,7 +257,7 @@ class Segmenter:
                     stacklevel=5,
                 )
         padding = True
-        if self.graphs is not None:
+        if self.on_gpu:
             lengths = (*(n for n in TEXT_LENGTHS if n < longest), longest)
             padding, longest = "max_length", min(n for n in lengths if n >= needed)
         return self.processor.tokenizer(

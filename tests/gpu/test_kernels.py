@@ -1,0 +1,70 @@
+"""Our kernels and cuBLAS on a GPU, against the readable methods in float64; TF32."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from clipseg_np.backends import ops_for
+from clipseg_np.cublas import Cublas
+
+from ..test_cublas import SHAPES, TURNED, check_products
+from ..test_cublas import TOLERANCE as PRODUCTS
+from ..test_cupy_kernels import OVERRIDES, TOLERANCES, check
+from .agreement import gpu_ops
+
+pytestmark = pytest.mark.gpu
+
+# CuPy reads CUPY_TF32 when it is imported. A number then has 10 bits after the point.
+WITH_TF32 = """
+import warnings
+from clipseg_np.backends import working_cupy
+from clipseg_np.recorded import recorded
+from tests.checkpoints import PLAIN, REFINED
+from tests.gpu.agreement import assert_near, eager_logits, loaded
+from tests.gpu.test_shapes import SHAPES, drawn_inputs
+
+working_cupy()
+warnings.simplefilter("error", UserWarning)  # such as an override that is left out
+for folder in (PLAIN, REFINED):
+    model, exact = loaded(folder, "float32"), loaded(folder, "float64", "numpy")
+    inputs = drawn_inputs(model.config, SHAPES["pixels past the last patch, five prompts"])
+    expected = eager_logits(exact, *inputs)
+    assert_near(eager_logits(model, *inputs), expected, 5e-3)
+    assert_near(recorded(model, *inputs)(*inputs), expected, 5e-3)
+"""
+
+
+def test_the_self_check_finds_no_fault():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ops_for("cupy")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_an_override_gives_the_same_and_leaves_its_inputs_alone(name, dtype):
+    check(gpu_ops(), name, dtype)
+
+
+@pytest.mark.parametrize("dtype", PRODUCTS)
+@pytest.mark.parametrize("turned", TURNED)
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 485, 64, 485)], ids=str)
+def test_cublas_multiplies_stacks(shape, turned, dtype, gpu):
+    check_products(Cublas(gpu), shape, turned, dtype)
+
+
+def test_tf32_passes_the_self_check_and_is_recorded():
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_TF32],
+        env={**os.environ, "CUPY_TF32": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
