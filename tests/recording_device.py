@@ -7,6 +7,7 @@ is launched, save that here it is done once more, so that shapes are known.
 
 import weakref
 from contextlib import contextmanager
+from itertools import chain, count
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Stream:
 
     def wait_event(self, event: tuple["Stream", int]) -> None:
         other, done = event
-        self.device.log.append(f"{self.name} waits for {other.name}")
+        self.device.events.append(f"{self.name} waits for {other.name}")
         taking_part = self.device.taking_part
         if other in taking_part and self is not other:
             other.awaited = max(other.awaited, done)
@@ -46,7 +47,7 @@ class Stream:
         if self in self.device.taking_part:
             self.device.is_invalid = True
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
-        self.device.log.append("synchronized")
+        self.device.events.append("synchronized")
 
     def begin_capture(self) -> None:
         self.done = self.awaited = 0
@@ -64,7 +65,7 @@ class Stream:
             raise RuntimeError("cudaErrorStreamCaptureUnjoined")
 
         def launch(stream: Stream) -> None:
-            device.log.append(f"launched on {stream.name}")
+            device.events.append(f"launched on {stream.name}")
             for step in steps:
                 step()
 
@@ -113,15 +114,15 @@ class RecordingModule(DeviceModule):
 
     def __init__(self, folder: Any = None):
         super().__init__()
-        self.log: list[str] = []
+        self.events: list[str] = []
         self.pools: list[MemoryPool] = []
         self.taking_part: dict[Stream, None] = {}
         self.is_invalid = False
         self.current = [Stream(self, "caller")]
-        streams = iter(("first", "second"))
+        names = chain(("first", "second"), (f"stream {n}" for n in count(3)))
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(runtimeGetVersion=lambda: 12060, getDevice=lambda: 0),
-            Stream=lambda non_blocking: Stream(self, next(streams)),
+            Stream=lambda non_blocking: Stream(self, next(names)),
             get_current_stream=lambda: self.current[-1],
             MemoryPool=self._pool,
             using_allocator=using_allocator,

@@ -77,9 +77,9 @@ def test_from_embeddings_to_logits(ops):
 
 def test_the_text_tower_runs_beside_the_vision_tower(ops):
     model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
-    ops.xp.log.clear()
+    ops.xp.events.clear()
     recorded(model, *inputs(model, np.random.default_rng(0)))
-    after = ops.xp.log[ops.xp.log.index("synchronized") + 1 :]
+    after = ops.xp.events[ops.xp.events.index("synchronized") + 1 :]
     assert after == ["second waits for first", "first waits for second"]
 
 

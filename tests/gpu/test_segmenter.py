@@ -11,11 +11,10 @@ from clipseg_np.compare import as_floats
 from clipseg_np.recorded import MAX_GRAPHS
 from clipseg_np.resize import RESAMPLINGS
 
-from .agreement import EXACT, assert_near, model_of
+from .agreement import EAGER, EXACT, assert_near, model_of
 
 pytestmark = pytest.mark.gpu
 
-# Of the largest logit. Texts are padded where passes are recorded: products of other shapes round
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE, OTHER, THIRD = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
 MASK = np.zeros((40, 60), bool)
