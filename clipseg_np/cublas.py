@@ -35,13 +35,11 @@ class Cublas:
         # CuPy's own switch: products of float32 with 10 bits of each number, many times as fast.
         self.tf32 = os.environ.get("CUPY_TF32") == "1"
 
-    def product(
-        self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0
-    ) -> None:
-        """out = alpha a b + beta out, for stacks (n,rows,k), (n,k,columns) and (n,rows,columns).
+    def product(self, a: Array, b: Array, out: Array, alpha: float = 1.0) -> None:
+        """out = alpha a b, for stacks (n,rows,k), (n,k,columns) and (n,rows,columns).
 
-        `out` lies row after row; a and b do, or are transposed views (swapaxes) of what does. A stack of one may
-        have any stride between its matrices.
+        The numbers of a row lie side by side, and rows and matrices at any distance; a and b may be transposed
+        views (swapaxes) of such.
         """
         n, rows, columns = out.shape
         name, size = out.dtype.name, out.dtype.itemsize
@@ -51,12 +49,13 @@ class Cublas:
         (how_b, step_b), (how_a, step_a) = _layout(b), _layout(a)
         of_b = (address(b), TYPES[name], step_b, b.strides[0] // size)
         of_a = (address(a), TYPES[name], step_a, a.strides[0] // size)
-        of_out = (address(out), TYPES[name], columns, out.strides[0] // size)
-        alpha, beta = ctypes.byref(scalar(alpha)), ctypes.byref(scalar(beta))
+        step_out = max(out.strides[1] // size, columns)
+        of_out = (address(out), TYPES[name], step_out, out.strides[0] // size)
+        alpha, none = ctypes.byref(scalar(alpha)), ctypes.byref(scalar(0))
         sizes = (how_b, how_a, columns, rows, a.shape[2])
         check(
             self.library.cublasGemmStridedBatchedEx(
-                self._handle(), *sizes, alpha, *of_b, *of_a, beta, *of_out, n, sums, USUAL_WAY
+                self._handle(), *sizes, alpha, *of_b, *of_a, none, *of_out, n, sums, USUAL_WAY
             )
         )
 

@@ -1,118 +1,28 @@
-"""What a GPU can do faster than the readable `Ops` does: one kernel where CuPy would launch several.
+"""What a GPU can do faster than the readable `Ops` does: one kernel where CuPy would launch several (cupy_kernels.py).
 
-A launch and a pass over memory cost more here than the arithmetic. Sums are in float32, and in float64 for float64,
-whatever the type of the array. Matrix products are cuBLAS's (cublas.py); in float32 they stay in float32: CuPy uses the
-shorter TF32 only where the environment says CUPY_TF32=1, and so does this.
+A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's (cublas.py); in float32 they
+stay in float32: CuPy uses the shorter TF32 only where the environment says CUPY_TF32=1, and so does this. In float16,
+attention is a kernel of its own, where the GPU has tensor cores that it knows (compute capability 8.0 and up).
 
 Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be recorded (cuda_graph.py).
-
-The kernels are plain C++ but for CUDA's words for blocks and threads; tests/test_cupy_kernels.py runs them on the CPU.
 Before its first use on a GPU each override is compared with the method that it replaces, and left out where they differ.
 """
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
 import numpy
 
-from .cublas import Cublas
+from .cublas import Cublas, address
+from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, expressions, source
 from .ops import Array, Ops
 
-THREADS = 128  # of a block that shares out a row; a power of two
-TYPES = {"float16": "__half", "float32": "float", "float64": "double"}
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
-
-SOURCE = """
-template <typename T> struct Wide { typedef float type; };
-template <> struct Wide<double> { typedef double type; };
-
-// What all threads of a block make of their values: the sum, or the largest. Each gets it.
-template <typename A>
-__device__ A over_block(A value, A* shared, bool largest) {
-    int me = threadIdx.x;
-    shared[me] = value;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (me < half) {
-            A other = shared[me + half];
-            shared[me] = !largest ? shared[me] + other : shared[me] < other ? other : shared[me];
-        }
-        __syncthreads();
-    }
-    A found = shared[0];
-    __syncthreads();  // before anyone writes there again
-    return found;
-}
-
-// A block for each row of x, (rows, width).
-template <typename T>
-__global__ void layer_norm(const T* x, const T* weight, const T* bias, T* out, int width, double eps) {
-    typedef typename Wide<T>::type A;
-    __shared__ A shared[THREADS];
-    const T* row = x + (size_t)blockIdx.x * width;
-    A sum = 0;
-    for (int i = threadIdx.x; i < width; i += THREADS) sum += (A)row[i];
-    A mean = over_block(sum, shared, false) / width;
-    sum = 0;
-    for (int i = threadIdx.x; i < width; i += THREADS) {
-        A centred = (A)row[i] - mean;
-        sum += centred * centred;
-    }
-    A deviation = sqrt(over_block(sum, shared, false) / width + (A)eps);
-    for (int i = threadIdx.x; i < width; i += THREADS)
-        out[(size_t)blockIdx.x * width + i] =
-            (T)(((A)row[i] - mean) / deviation * (A)weight[i] + (A)bias[i]);
-}
-
-// In place, a block for each row of x, (B,H,queries,width). `allowed` is (B,1,queries,width), (1,1,queries,width) for
-// all alike, or null.
-template <typename T>
-__global__ void softmax(T* x, const bool* allowed, int alike, int heads, int queries, int width) {
-    typedef typename Wide<T>::type A;
-    __shared__ A shared[THREADS];
-    T* row = x + (size_t)blockIdx.x * width;
-    int query = blockIdx.x % queries, image = alike ? 0 : blockIdx.x / queries / heads;
-    const bool* seen = allowed ? allowed + ((size_t)image * queries + query) * width : 0;
-    const A lowest = -3e38;  // a row in which nothing is allowed becomes uniform
-    A largest = lowest;
-    for (int i = threadIdx.x; i < width; i += THREADS) {
-        A score = seen && !seen[i] ? lowest : (A)row[i];
-        largest = largest < score ? score : largest;
-    }
-    largest = over_block(largest, shared, true);
-    A sum = 0;
-    for (int i = threadIdx.x; i < width; i += THREADS)
-        sum += exp((seen && !seen[i] ? lowest : (A)row[i]) - largest);
-    sum = over_block(sum, shared, false);
-    for (int i = threadIdx.x; i < width; i += THREADS)
-        row[i] = (T)(exp((seen && !seen[i] ? lowest : (A)row[i]) - largest) / sum);
-}
-
-// A thread for each number.
-template <typename T>
-__global__ void quick_gelu(const T* x, T* out, size_t count) {
-    typedef typename Wide<T>::type A;
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < count) out[i] = (T)((A)x[i] / (1 + exp((A)-1.702 * (A)x[i])));
-}
-
-template <typename T>
-__global__ void gelu(const T* x, T* out, size_t count) {
-    typedef typename Wide<T>::type A;
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < count) out[i] = (T)((A)0.5 * (A)x[i] * (1 + erf((A)x[i] * (A)0.7071067811865476)));
-}
-"""
-NAMES = ("layer_norm", "softmax", "quick_gelu", "gelu")
+CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "softmax", "attention", "flash_attention")
 READABLE = Ops()
-
-
-def source() -> str:
-    """All kernels, as CUDA's compiler takes them."""
-    return f"#include <cuda_fp16.h>\n#define THREADS {THREADS}\n{SOURCE}"
 
 
 class CupyOps(Ops):
@@ -122,21 +32,35 @@ class CupyOps(Ops):
 
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
-        for name in ("linear", *NAMES, "attention"):
+        has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
+        self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
+        self.activations = {*ACTIVATIONS}
+        for name in CHECKED:
             reason = self._fault(name)
             if reason:
-                warnings.warn(f"the GPU's {name} is CuPy's own: {reason}", stacklevel=3)
-                setattr(self, name, getattr(Ops(cupy), name))
+                warnings.warn(f"the GPU's {name} is not used: {reason}", stacklevel=3)
+                self._leave_out(name)
+
+    def _leave_out(self, name: str) -> None:
+        if name == "flash_attention":
+            self.head_sizes = ()
+        elif name in self.activations:
+            self.activations.remove(name)
+        else:
+            setattr(self, name, getattr(Ops(self.xp), name))
+            if name == "linear":  # whose kernel activates too
+                self.activations.clear()
 
     @cached_property
     def _kernels(self) -> dict:
-        """The compiled kernels by name and type, (name, dtype)."""
-        expressions = {(n, t): f"{n}<{TYPES[t]}>" for n in NAMES for t in TYPES}
-        module = self.xp.RawModule(code=source(), name_expressions=tuple(expressions.values()))
-        return {key: module.get_function(name) for key, name in expressions.items()}
+        """The compiled kernels by name and type, or size of a head."""
+        names = expressions()
+        module = self.xp.RawModule(code=source(), name_expressions=tuple(names.values()))
+        return {key: module.get_function(name) for key, name in names.items()}
 
-    def _launch(self, name: str, x: Array, blocks: int, *arguments) -> None:
-        self._kernels[name, x.dtype.name]((blocks,), (THREADS,), arguments)
+    def _launch(self, name: str, kind: Any, threads: int, *arguments: Any) -> None:
+        blocks = -(-threads // THREADS)
+        self._kernels[name, str(kind)]((blocks,), (THREADS,), arguments)
 
     @cached_property
     def _cublas(self) -> Cublas:
@@ -165,34 +89,58 @@ class CupyOps(Ops):
         return joined
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        return self._linear(x, weight, bias, "")
+
+    def linear_activated(
+        self, x: Array, weight: Array, bias: Array | None, activation: str
+    ) -> Array:
+        if activation not in self.activations:
+            return super().linear_activated(x, weight, bias, activation)
+        return self._linear(x, weight, bias, activation)
+
+    def _linear(self, x: Array, weight: Array, bias: Array | None, activation: str) -> Array:
         y = self.xp.empty((1, x.size // x.shape[-1], len(weight)), x.dtype)
-        if bias is not None:
-            y[...] = bias
         rows = self.xp.ascontiguousarray(x).reshape(1, -1, x.shape[-1])
         if not weight.T.flags.c_contiguous:
             weight = self.xp.ascontiguousarray(weight)
-        self._cublas.product(rows, weight.T[None], y, beta=0.0 if bias is None else 1.0)
+        self._cublas.product(rows, weight.T[None], y)
+        if bias is not None or activation:
+            self._finish(y, bias, activation)
         return y.reshape(*x.shape[:-1], len(weight))
+
+    def _finish(self, y: Array, bias: Array | None, activation: str) -> None:
+        """Add a bias and activate, in place: the last of a linear map."""
+        width, null, together = y.shape[-1], numpy.intp(0), 16 // y.itemsize
+        arrays = y, null if bias is None else self.xp.ascontiguousarray(bias), null
+        at_once = width % together == 0 and _are_aligned(*arrays)
+        numbers = ACTIVATIONS.index(activation), at_once, width
+        sizes = *(numpy.int32(n) for n in numbers), numpy.uint64(y.size)
+        self._launch("finish", y.dtype, y.size // (together if at_once else 1), *arrays, *sizes)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         x = self.xp.ascontiguousarray(x)
         out, width = self.xp.empty_like(x), x.shape[-1]
-        sizes = numpy.int32(width), numpy.float64(eps)
-        self._launch("layer_norm", x, x.size // width, x, weight, bias, out, *sizes)
+        rows = x.size // width
+        sizes = numpy.int32(rows), numpy.int32(width), numpy.float64(eps)
+        self._launch("layer_norm", x.dtype, WARP * rows, x, weight, bias, out, *sizes)
         return out
 
     def softmax(self, x: Array) -> Array:
         return self._softmax(self.xp.array(x, order="C"), None)
 
     def _softmax(self, x: Array, allowed: Array | None) -> Array:
-        """Masked and normalised along the last axis, in place: (B,H,queries,keys)."""
+        """Masked and normalized along the last axis, in place: (B,H,queries,keys)."""
         heads, queries = (x.shape[1], x.shape[2]) if x.ndim == 4 else (1, 1)
-        mask = self.xp.ascontiguousarray(allowed) if allowed is not None else numpy.intp(0)
-        alike = allowed is not None and len(allowed) == 1
-        sizes = [numpy.int32(number) for number in (alike, heads, queries, x.shape[-1])]
         rows = x.size // x.shape[-1]
-        self._launch("softmax", x, rows, x, mask, *sizes)
+        sizes = [numpy.int32(number) for number in (heads, queries, x.shape[-1], rows)]
+        self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(allowed), *sizes)
         return x
+
+    def _mask(self, allowed: Array | None) -> tuple[Any, numpy.int32]:
+        """As the kernels take it, and whether it is one for all images."""
+        if allowed is None:
+            return numpy.intp(0), numpy.int32(0)
+        return self.xp.ascontiguousarray(allowed), numpy.int32(len(allowed) == 1)
 
     def attention(
         self,
@@ -205,29 +153,51 @@ class CupyOps(Ops):
         B, H, T, d = query.shape
         if allowed is not None:
             allowed = self.xp.broadcast_to(allowed, (len(allowed), 1, T, T))
-        query, key, value = (
-            self.xp.ascontiguousarray(x).reshape(B * H, T, d) for x in (query, key, value)
-        )
+        if attentions is None and query.dtype == "float16" and d in self.head_sizes:
+            return self.flash_attention(query, key, value, allowed)
+        # Heads of one image are read, and written, where they lie; those of several are copied together.
+        query, key, value = (x.reshape(B * H, T, d) for x in (query, key, value))
         weights = self.xp.empty((B * H, T, T), query.dtype)
         # Scaled before it is rounded: in float16 it could overflow.
         self._cublas.product(query, key.swapaxes(1, 2), weights, alpha=d**-0.5)
         weights = self._softmax(weights.reshape(B, H, T, T), allowed)
         if attentions is not None:
             attentions.append(weights)
-        mixed = self.xp.empty((B * H, T, d), value.dtype)
+        if B == 1:
+            mixed = self.xp.empty((T, H, d), value.dtype).swapaxes(0, 1)
+        else:
+            mixed = self.xp.empty((B * H, T, d), value.dtype)
         self._cublas.product(weights.reshape(B * H, T, T), value, mixed)
         return mixed.reshape(B, H, T, d)
 
+    def flash_attention(
+        self, query: Array, key: Array, value: Array, allowed: Array | None = None
+    ) -> Array:
+        """Attention in float16 whose scores never leave the chip, for heads of HEAD_SIZES features."""
+        B, H, T, d = query.shape
+        steps = query.strides
+        lie_well = key.strides == value.strides == steps and steps[3] == 2
+        if not lie_well or any(s % 16 for s in steps[:3]) or not _are_aligned(query, key, value):
+            query, key, value = (self.xp.ascontiguousarray(x) for x in (query, key, value))
+        steps = [numpy.int64(stride // 2) for stride in query.strides[:3]]
+        mixed = self.xp.empty((B, T, H, d), query.dtype)
+        blocks = B * H * -(-T // (THREADS // 2))  # 16 queries for each warp of 32
+        sizes = numpy.int32(H), numpy.int32(T), *steps, numpy.float32(d**-0.5)
+        arrays = query, key, value, mixed, *self._mask(allowed)
+        self._launch("attention", d, THREADS * blocks, *arrays, *sizes)
+        return mixed.transpose(0, 2, 1, 3)
+
     def quick_gelu(self, x: Array) -> Array:
-        return self._each("quick_gelu", x)
+        return self._activated("quick_gelu", x)
 
     def gelu(self, x: Array) -> Array:
-        return self._each("gelu", x)
+        return self._activated("gelu", x)
 
-    def _each(self, name: str, x: Array) -> Array:
-        x = self.xp.ascontiguousarray(x)
-        out = self.xp.empty_like(x)
-        self._launch(name, x, -(-x.size // THREADS), x, out, numpy.uint64(x.size))
+    def _activated(self, name: str, x: Array) -> Array:
+        if name not in self.activations:
+            return getattr(Ops, name)(self, x)
+        out = self.xp.array(x, order="C")
+        self._finish(out, None, name)
         return out
 
     def _fault(self, name: str) -> str | None:
@@ -240,18 +210,26 @@ class CupyOps(Ops):
             "linear": [(2, 5, 8), (3, 8), (3,)],
             "layer_norm": [(2, 5, 200), (200,), (200,)],
             "attention": [(2, 3, 7, 4)] * 3,
+            "flash_attention": [(2, 1, 70, 16)]
+            * 3,  # more tokens than it has on the chip at a time
         }.get(name, [(2, 3, 7, 200)])
-        order = numpy.tri(7) > 0
+        order = numpy.tri(shapes[0][-2]) > 0
         masks = numpy.stack([order, order.T])[:, None]
-        more = {"layer_norm": [1e-5], "attention": [masks]}.get(name, [])
+        more = {"layer_norm": [1e-5], "attention": [masks], "flash_attention": [masks]}.get(
+            name, []
+        )
+        ours = partial(self._activated, name) if name in ACTIVATIONS else getattr(self, name)
+        readable = getattr(READABLE, name.removeprefix("flash_"))
         for dtype, tolerance in TOLERANCES.items():
+            if name == "flash_attention" and (dtype != "float16" or not self.head_sizes):
+                continue
             given = [rng.normal(size=shape).astype(dtype) for shape in shapes]
-            expected = getattr(READABLE, name)(*(a.astype("float64") for a in given), *more)
+            expected = readable(*(a.astype("float64") for a in given), *more)
             try:
                 there = [
                     self.asarray(a) if isinstance(a, numpy.ndarray) else a for a in (*given, *more)
                 ]
-                found = self.to_numpy(getattr(self, name)(*there))
+                found = self.to_numpy(ours(*there))
                 if dtype == "float32" and name in ("linear", "attention") and self._cublas.tf32:
                     tolerance = TOLERANCES["float16"]  # as few bits of each number
             except Exception as error:  # noqa: BLE001  (of compiler, driver or launch)
@@ -262,3 +240,8 @@ class CupyOps(Ops):
             ):
                 return f"ours deviates in {dtype}"
         return None
+
+
+def _are_aligned(*arrays: Any) -> bool:
+    """Whether each array begins where 16 bytes may be read at once; what is none does."""
+    return all(address(x) % 16 == 0 for x in arrays if hasattr(x, "strides") and x.ndim)

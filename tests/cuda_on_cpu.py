@@ -14,10 +14,13 @@ from types import SimpleNamespace
 
 import numpy
 
+from clipseg_np import cupy_kernels, cupy_ops
+
 SHIM = """
 #include <barrier>
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -26,13 +29,68 @@ typedef _Float16 __half;
 struct Place { unsigned x; };
 static thread_local Place threadIdx, blockIdx;
 static std::unique_ptr<std::barrier<>> meeting;
+#define ON_CPU
 #define __device__
 #define __global__
 #define __shared__ static
 #define __syncthreads() meeting->arrive_and_wait()
 
+struct uint4 { unsigned x, y, z, w; };
+struct __half2 { __half x, y; };
+static __half2 __floats2half2_rn(float low, float high) { return {(__half)low, (__half)high}; }
+
+// What the threads of a warp show each other.
+struct Warp { std::barrier<> meeting{WARP}; unsigned words[32][6]; const __half* rows[32]; };
+static std::vector<std::unique_ptr<Warp>> warps_;
+#define MY_WARP Warp& warp_ = *warps_[threadIdx.x / WARP]; unsigned me = threadIdx.x % WARP
+
+template <typename T> T __shfl_xor_sync(unsigned, T value, int far) {
+    MY_WARP;
+    T other;
+    std::memcpy(warp_.words[me], &value, sizeof value);
+    warp_.meeting.arrive_and_wait();
+    std::memcpy(&other, warp_.words[me ^ far], sizeof other);
+    warp_.meeting.arrive_and_wait();
+    return other;
+}
+
+// The half `number` of those that a thread showed.
+static float shown(Warp& warp, int thread, int number) {
+    return ((__half*)warp.words[thread])[number];
+}
+
+// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": which thread has which number of a, b and c.
+static void mma(float* c, const unsigned* a, const unsigned* b) {
+    MY_WARP;
+    std::memcpy(warp_.words[me], a, 16);
+    std::memcpy(warp_.words[me] + 4, b, 8);
+    warp_.meeting.arrive_and_wait();
+    for (int i = 0; i < 4; i++) {
+        int row = me / 4 + (i < 2 ? 0 : 8), column = me % 4 * 2 + (i & 1);
+        for (int k = 0; k < 16; k++) {
+            int of_a = (row % 8) * 4 + k % 8 / 2, in_a = (k >= 8 ? 4 : 0) + (row >= 8 ? 2 : 0) + k % 2;
+            int of_b = column * 4 + k % 8 / 2, in_b = 8 + (k >= 8 ? 2 : 0) + k % 2;
+            c[i] += shown(warp_, of_a, in_a) * shown(warp_, of_b, in_b);
+        }
+    }
+    warp_.meeting.arrive_and_wait();
+}
+
+// PTX ISA, "ldmatrix" with .x2 and .trans: threads 0-7 and 8-15 give the rows of two (8,8) matrices.
+static void load_turned(unsigned* b, const __half* row) {
+    MY_WARP;
+    warp_.rows[me] = row;
+    warp_.meeting.arrive_and_wait();
+    for (int m = 0; m < 2; m++)
+        for (int half = 0; half < 2; half++)
+            ((__half*)b)[2 * m + half] = warp_.rows[8 * m + me % 4 * 2 + half][me / 4];
+    warp_.meeting.arrive_and_wait();
+}
+
 template <typename Kernel> void launch(unsigned blocks, unsigned threads, Kernel kernel) {
     meeting = std::make_unique<std::barrier<>>(threads);
+    warps_.clear();
+    for (unsigned w = 0; w < threads / WARP; w++) warps_.push_back(std::make_unique<Warp>());
     std::vector<std::thread> all;
     for (unsigned t = 0; t < threads; t++)
         all.emplace_back([=] {
@@ -48,11 +106,23 @@ template <typename Kernel> void launch(unsigned blocks, unsigned threads, Kernel
 """
 
 
+def smaller_blocks(patch, threads: int = 4) -> None:
+    """Blocks of one warp, since a thread of the GPU is one of the CPU here; and few keys at a time, so that few are several.
+
+    The tensor cores' warp has 32 threads: with fewer, `attention` cannot run.
+    """
+    patch.setattr(cupy_kernels, "KEYS", 16)
+    for module in (cupy_kernels, cupy_ops):
+        patch.setattr(module, "THREADS", threads)
+        patch.setattr(module, "WARP", threads)
+
+
 class CpuModule:
     """`cupy.RawModule`: templates of kernels, by expressions such as `softmax<float>`."""
 
     def __init__(self, folder: Path, code: str, name_expressions: tuple[str, ...]):
-        code = code.replace("#include <cuda_fp16.h>", SHIM)
+        threads = f"#define WARP {cupy_kernels.WARP}\n"
+        code = code.replace("#include <cuda_fp16.h>", threads + SHIM)
         heads = dict(re.findall(r"__global__ void (\w+)\(([^)]*)\)", code))
         for number, expression in enumerate(name_expressions):
             name, type_name = re.fullmatch(r"(\w+)<(\w+)>", expression).groups()
@@ -91,9 +161,8 @@ class CpuModule:
 def as_c(value):
     """An array's address, or a NumPy scalar of the same size in C."""
     if isinstance(value, numpy.ndarray):
-        assert value.flags.c_contiguous
         return ctypes.c_void_p(value.ctypes.data)
-    kinds = {"int32": ctypes.c_int, "float64": ctypes.c_double}
+    kinds = {"int32": ctypes.c_int, "float32": ctypes.c_float, "float64": ctypes.c_double}
     kinds |= {"uint64": ctypes.c_size_t, "int64": ctypes.c_void_p}
     return kinds[value.dtype.name](value.item())
 
@@ -170,13 +239,14 @@ class CpuCupy:
 
     __name__ = "cupy on the CPU"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, compute_capability: str = "75"):
         self.folder = folder
         runtime = SimpleNamespace(runtimeGetVersion=lambda: 12060, getDevice=lambda: 0)
         self.stream = Stream()
         self.cuda = SimpleNamespace(
             runtime=runtime,
             get_current_stream=lambda: self.stream,
+            Device=lambda: SimpleNamespace(compute_capability=compute_capability),
             Stream=lambda non_blocking: Stream(),
         )
 

@@ -45,6 +45,7 @@ class DeviceArray:
     strides = property(lambda self: self._values.strides)
     flags = property(lambda self: self._values.flags)
     ndim = property(lambda self: self._values.ndim)
+    itemsize = property(lambda self: self._values.itemsize)
     size = property(lambda self: self._values.size)
     dtype = property(lambda self: self._values.dtype)
     T = property(lambda self: DeviceArray(self._values.T))

@@ -122,6 +122,7 @@ class RecordingModule(DeviceModule):
         names = chain(("first", "second"), (f"stream {n}" for n in count(3)))
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(runtimeGetVersion=lambda: 12060, getDevice=lambda: 0),
+            Device=lambda: SimpleNamespace(compute_capability="75"),
             Stream=lambda non_blocking: Stream(self, next(names)),
             get_current_stream=lambda: self.current[-1],
             MemoryPool=self._pool,

@@ -36,19 +36,21 @@ def check_products(blas, shape, turned, dtype) -> None:
         rng.normal(size=(n, rows, k)).astype(dtype),
         rng.normal(size=(n, k, columns)).astype(dtype),
     )
-    was = rng.normal(size=(n, rows, columns)).astype(dtype)
     there = [
         xp.asarray(np.ascontiguousarray(x.swapaxes(1, 2))).swapaxes(1, 2)
         if name in turned
         else xp.asarray(x)
         for name, x in (("a", a), ("b", b))
     ]
-    for alpha, beta in ((1.0, 0.0), (0.5, 0.0), (2.0, 1.0)):
-        out = xp.asarray(was if beta else was * np.nan).copy()
-        blas.product(*there, out, alpha, beta)
-        expected = alpha * a.astype("float64") @ b + (beta * was if beta else 0)
-        found = out.get() if hasattr(out, "get") else out
-        assert np.abs(found - expected).max() <= TOLERANCE[dtype] * np.abs(expected).max()
+    for alpha in (1.0, 0.5):
+        for apart in (False, True):  # rows of the result side by side, or n of them in turn
+            shape = (rows, n, columns) if apart else (n, rows, columns)
+            whole = xp.full(shape, np.nan, dtype)
+            out = whole.swapaxes(0, 1) if apart else whole
+            blas.product(*there, out, alpha)
+            expected = alpha * a.astype("float64") @ b
+            found = out.get() if hasattr(out, "get") else out
+            assert np.abs(found - expected).max() <= TOLERANCE[dtype] * np.abs(expected).max()
 
 
 def test_what_is_neither_rows_nor_columns_is_refused(on_cpu):

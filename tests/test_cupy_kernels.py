@@ -5,16 +5,19 @@ import shutil
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, cublas, cupy_ops, pretrained
+from clipseg_np import CLIPSegForImageSegmentation, cublas, cupy_kernels, pretrained
 from clipseg_np.cupy_ops import TOLERANCES, CupyOps
 from clipseg_np.errors import InputError
 from clipseg_np.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
-from .cuda_on_cpu import CpuCublas, CpuCupy
+from .cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks
 from .test_numpy_ops import arguments
 
 OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
+LEFT_OUT = "is not used: ours deviates"
+
+FLASH = [(16, 7), (16, 40), (32, 16), (64, 17)]  # numbers of a head; tokens, below and above KEYS
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +26,14 @@ def on_cpu(tmp_path_factory):
         pytest.skip("needs g++, which compiles the kernels for the CPU")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
-        patch.setattr(cupy_ops, "THREADS", 4)  # enough to meet at barriers; rows are longer
+        smaller_blocks(patch)
         yield CupyOps(CpuCupy(tmp_path_factory.mktemp("kernels")))
+
+
+@pytest.fixture
+def with_tensor_cores(tmp_path, monkeypatch, on_cpu):
+    smaller_blocks(monkeypatch, threads=32)
+    return CupyOps(CpuCupy(tmp_path, "90"))
 
 
 def check(ops, name: str, dtype: str) -> None:
@@ -54,9 +63,61 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(name, dtype, on_cpu):
     check(on_cpu, name, dtype)
 
 
+def check_flash(ops, d: int, T: int) -> None:
+    """Attention in float16, of numbers side by side and of heads that lie between each other, masked or not."""
+    rng = np.random.default_rng(0)
+    B, N = 2, 3
+    causal = (np.tri(T) > 0)[None, None]
+    padded = causal & (np.arange(T) < np.array([[T // 2], [T]]))[:, None, None]
+    nothing = np.zeros((1, 1, T, T), bool)
+    for mask in (None, causal, padded, nothing):
+        for apart in (False, True):
+            x = rng.normal(size=(3, B, T, N, d)).astype("float16")
+            x = x.transpose(0, 1, 3, 2, 4) if apart else np.ascontiguousarray(x.swapaxes(2, 3))
+            there = [ops.asarray(part) for part in x]
+            if apart:  # as a tower's heads lie
+                there = [ops.asarray(part.swapaxes(1, 2)).transpose(0, 2, 1, 3) for part in x]
+            on_device = None if mask is None else ops.asarray(mask)
+            found = ops.to_numpy(ops.attention(*there, on_device))
+            expected = Ops().attention(*x.astype("float64"), mask)
+            assert found.dtype == "float16"
+            error = np.abs(found - expected).max()
+            assert error <= TOLERANCES["float16"] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("d, T", FLASH)
+def test_attention_on_the_chip(d, T, with_tensor_cores):
+    ops, launched = with_tensor_cores, []
+    launch = ops._launch
+    ops._launch = lambda name, *given: (launched.append(name), launch(name, *given))
+    check_flash(ops, d, T)
+    del ops._launch
+    assert set(launched) == {"attention"}
+
+
+def test_attention_of_older_gpus_is_cublas_and_softmax(on_cpu):
+    check_flash(on_cpu, 16, 20)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "relu", "selu"])
+def test_a_linear_map_and_its_activation(activation, dtype, on_cpu):
+    rng = np.random.default_rng(0)
+    for out in (24, 7):
+        x, w, b = (rng.normal(size=s).astype(dtype) for s in ((2, 5, 8), (out, 8), (out,)))
+        for bias in (b, None):
+            found = on_cpu.linear_activated(x, w, bias, activation)
+            exact = [None if a is None else a.astype("float64") for a in (x, w, bias)]
+            expected = Ops().activation(activation, Ops().linear(*exact))
+            assert found.dtype == dtype
+            error = np.abs(found - expected).max()
+            assert error <= TOLERANCES[dtype] * np.abs(expected).max()
+
+
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
-    assert public - {"aside"} == set(OVERRIDES)  # that one: test_recorded.py
+    elsewhere = {"aside", "flash_attention", "linear_activated"}
+    assert public - elsewhere == set(OVERRIDES)
 
 
 def test_the_attention_weights_are_kept(on_cpu):
@@ -74,15 +135,27 @@ def test_the_attention_weights_are_kept(on_cpu):
         ("attention", ("/ queries / heads", "/ queries")),
         ("quick_gelu", ("-1.702", "-1.7")),
         ("gelu", ("(A)0.5 *", "(A)0.6 *")),
+        ("relu", ("x < 0 ?", "x < 1 ?")),
+        ("flash_attention", ("mask += (size_t)my_image", "mask += (size_t)0")),
+        ("flash_attention", ("sum[r] *= factor", "sum[r] += factor")),
     ],
 )
 def test_a_wrong_kernel_is_noticed_and_left_out(name, mistake, tmp_path, monkeypatch, on_cpu):
-    monkeypatch.setattr(cupy_ops, "SOURCE", cupy_ops.SOURCE.replace(*mistake))
-    with pytest.warns(UserWarning, match=rf"the GPU's {name} is CuPy's own: ours dev") as warned:
-        ops = CupyOps(CpuCupy(tmp_path))
+    source = cupy_kernels.SOURCE.replace(*mistake)
+    assert source != cupy_kernels.SOURCE
+    monkeypatch.setattr(cupy_kernels, "SOURCE", source)
+    if name == "flash_attention":
+        smaller_blocks(monkeypatch, threads=32)
+    with pytest.warns(UserWarning, match=rf"the GPU's {name} {LEFT_OUT}") as warned:
+        ops = CupyOps(CpuCupy(tmp_path, "90" if name == "flash_attention" else "75"))
     assert len(warned) == 1
-    for dtype in ("float32", "float64"):
-        check(ops, name, dtype)
+    if name == "flash_attention":
+        check_flash(ops, 16, 20)
+    elif name == "relu":
+        assert ops.activations == {"", "quick_gelu", "gelu"}
+    else:
+        for dtype in ("float32", "float64"):
+            check(ops, name, dtype)
 
 
 def test_a_gpu_that_makes_all_of_it_zero_is_noticed(tmp_path, monkeypatch):
@@ -95,7 +168,7 @@ def test_a_gpu_that_makes_all_of_it_zero_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(cublas, "load_library", lambda major: Zero([]))
     cupy = CpuCupy(tmp_path)
     cupy.empty = np.zeros
-    with pytest.warns(UserWarning, match="the GPU's .* is CuPy's own: ours dev") as warned:
+    with pytest.warns(UserWarning, match=f"the GPU's .* {LEFT_OUT}") as warned:
         CupyOps(cupy)
     assert {str(w.message).split()[2] for w in warned} == {"linear", "attention"}
 
@@ -103,7 +176,7 @@ def test_a_gpu_that_makes_all_of_it_zero_is_noticed(tmp_path, monkeypatch):
 def test_tf32_is_as_good_as_its_bits(tmp_path, monkeypatch, recwarn):
     monkeypatch.setenv("CUPY_TF32", "1")
     monkeypatch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
-    monkeypatch.setattr(cupy_ops, "THREADS", 4)
+    smaller_blocks(monkeypatch)
     ops = CupyOps(CpuCupy(tmp_path))
     assert not recwarn.list
     assert "linear" not in vars(ops) and "attention" not in vars(ops)
@@ -131,9 +204,14 @@ def test_kernels_that_do_not_compile_are_left_out():
         def RawModule(self, **_):
             raise RuntimeError("no compiler\nthere")
 
-    with pytest.warns(UserWarning, match="is CuPy's own: RuntimeError: no compiler$") as warned:
+    with pytest.warns(UserWarning, match="is not used: RuntimeError: no compiler$") as warned:
         ops = CupyOps(Broken(None))
-    assert len(warned) == len(OVERRIDES) - 1  # a linear layer needs no kernel
+    assert {str(w.message).split()[2] for w in warned} == {
+        "linear",
+        "layer_norm",
+        "softmax",
+        "attention",
+    }
     for name in OVERRIDES:
         check(ops, name, "float64")
 

@@ -7,13 +7,14 @@ import weakref
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, Segmenter, cublas, cupy_ops, trace
+from clipseg_np import CLIPSegForImageSegmentation, Segmenter, cublas, trace
 from clipseg_np import pretrained as pretrained_module
 from clipseg_np.cupy_ops import CupyOps
 from clipseg_np.errors import InputError
 from clipseg_np.recorded import MAX_GRAPHS, recorded
 
 from .checkpoints import PLAIN, REFINED
+from .cuda_on_cpu import smaller_blocks
 from .recording_device import RecordingCublas, RecordingModule
 
 OF_ROUNDING = {"float16": 2e-2, "float32": 1e-5}  # of the largest logit
@@ -27,7 +28,7 @@ def ops(tmp_path_factory):
     here = pretrained_module.ops_for
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cublas, "load_library", lambda major: RecordingCublas([]))
-        patch.setattr(cupy_ops, "THREADS", 4)  # enough to meet at barriers; rows are longer
+        smaller_blocks(patch)
         ops = CupyOps(RecordingModule(tmp_path_factory.mktemp("kernels")))
         patch.setattr(
             pretrained_module, "ops_for", lambda n, *t: ops if n == "cupy" else here(n, *t)
