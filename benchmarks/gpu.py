@@ -1,116 +1,331 @@
-"""On a GPU: this package against transformers, eager and compiled, for one picture and for many, in float32 and float16.
+"""All that is measured on a GPU, for a machine that is at hand for a few minutes.
 
-Called by speed.py where CuPy finds a GPU. Arrays are on the device before and after; the clock stops when it is done.
+    python benchmarks/gpu.py --minutes 6 --output FOLDER
+
+Writes gpu.json, gpu.md and the logs of its processes to FOLDER, each result as soon as it is known. Neither network nor
+installation is needed: NumPy, CuPy, torch, transformers, safetensors, regex, Pillow, threadpoolctl and pytest are enough.
+
+Each step runs in processes of its own (gpu_steps.py), since an error of CUDA ends all that a process can do on the GPU. None
+can stop the next. What no longer fits into the time is left out, and gpu.md says so.
+
+--rehearse runs the whole course on the dry GPU, with small shapes. Its numbers mean nothing, and wrong ones are no error.
+The exit code is 1 where there was an error.
 """
 
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from systems import REFERENCE, SIDE, Logits, example
+from gpu_report import EAGER, OURS, RECORDED, report
 
-import clipseg_np
-from clipseg_np.backends import working_cupy
-from clipseg_np.cuda_graph import recorded
-
-BATCHES = (1, 32)  # pictures, each with a prompt of its own
-# Of the largest logit; a batch's sums are in another order.
-TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
-
-
-def contenders(folder: Path, dtype: str, batch: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Each a call that starts one pass, waits for it and returns what it holds on the device."""
-    ids, pixels = example(batch, batch)
-    found = {REFERENCE: with_transformers(folder, dtype, ids, pixels)}
-    try:
-        run = with_transformers(folder, dtype, ids, pixels, compiled=True)
-        run()  # it compiles now, or fails
-        found[f"{REFERENCE}, torch.compile"] = run
-    except Exception as error:  # noqa: BLE001  (a compiler is not there)
-        print(f"torch.compile is left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
-    cupy = working_cupy()
-    model = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(
-        folder, backend="cupy", dtype=dtype
-    )
-    ids, pixels = cupy.asarray(ids), cupy.asarray(pixels, dtype=dtype)
-
-    def embeddings():
-        return model.get_conditional_embeddings(input_ids=ids)
-
-    def waited(logits):
-        cupy.cuda.get_current_stream().synchronize()
-        return logits
-
-    found["clipseg_np, cupy"] = lambda: waited(model.decode(*model.encode(pixels, input_ids=ids)))
-    graph = recorded(model, pixels, embeddings())
-    found["clipseg_np, cupy, recorded"] = lambda: waited(graph(pixels, embeddings()))
-    return found
+HERE = Path(__file__).resolve().parent
+# The share of the time by which a step ends. What an earlier one leaves, the next may use.
+ENDS = {"card": 0.05, "tests": 0.37, "cells": 0.55, "compiled": 0.75}
+ENDS |= {"operations": 0.83, "tf32": 0.9, "threads": 0.98}
+LEAST = 8  # seconds in which a process can do anything
+SILENCE = 75  # seconds without a result, after which a process is stopped
+TIMED = 4  # seconds to time one compiled contender
+BROKEN = 33  # the exit code of a process that the GPU no longer answers
+NO_TIME = "the time was up"
+TYPES, BATCHES, MODES = ("float16", "float32"), (1, 32), ("default", "reduce-overhead")
 
 
-def with_transformers(folder: Path, dtype: str, ids, pixels, compiled: bool = False) -> Callable:
-    model = Logits(folder).to("cuda", getattr(torch, dtype))
-    if compiled:
-        model = torch.compile(model, mode="max-autotune")
-    ids = torch.from_numpy(ids).cuda()
-    pixels = torch.from_numpy(pixels).to("cuda", getattr(torch, dtype))
+class Worker:
+    """A process whose results are lines of JSON in a file."""
 
-    def run():
-        with torch.inference_mode():
-            logits = model(ids, pixels)
-        torch.cuda.synchronize()
-        return logits
+    def __init__(self, command: list, results: Path, checkpoint: Path, more: dict[str, str]):
+        results.touch()
+        self.results, self.place = results, results.stat().st_size
+        self.log = results.with_suffix(".log")
+        given = {"GPU_RESULTS": str(results), "GPU_CHECKPOINT": str(checkpoint), **more}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=HERE.parent,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **given},
+                start_new_session=True,
+            )
 
-    return run
+    def poll(self, take: Callable[[dict], None]) -> bool:
+        """Take its new results. Whether it is still running."""
+        is_running = self.process.poll() is None
+        with self.results.open("rb") as file:
+            file.seek(self.place)
+            whole = file.read().rpartition(b"\n")
+        self.place += len(whole[0] + whole[1])
+        for line in whole[0].splitlines():
+            take(json.loads(line))
+        return is_running
+
+    def follow(self, until: float, take: Callable[[dict], None]) -> str:
+        """Take its results until it ends well, "" is returned, or badly: why."""
+        place, heard, why = self.place, time.monotonic(), ""
+        while not why and self.poll(take):
+            if self.place > place:
+                place, heard = self.place, time.monotonic()
+            if time.monotonic() > until:
+                why = NO_TIME
+            elif time.monotonic() > heard + SILENCE:
+                why = f"nothing came in {SILENCE} seconds"
+            time.sleep(0.05)
+        self.stop()
+        self.poll(take)
+        return why or self.end()
+
+    def stop(self) -> None:
+        """With the processes that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> str:
+        """Its exit code and last line, or "" where it ended well."""
+        lines = self.log.read_text("utf-8", "replace").split("\n")
+        lines = [line for line in lines if line.strip() and "Extension modules" not in line]
+        last = "".join(lines[-1:]).strip()[-300:]
+        code = self.process.returncode
+        return f"the process ended with code {code}: {last}" if code else ""
 
 
-def to_numpy(logits) -> np.ndarray:
-    return logits.float().cpu().numpy() if torch.is_tensor(logits) else logits.get().astype("f4")
+class Course:
+    """The steps, the time that is left to them, and what they found."""
+
+    def __init__(self, minutes: float, output: Path, rehearse: bool, checkpoint: Path):
+        self.start, self.seconds = time.monotonic(), 60 * minutes
+        self.output, self.logs, self.checkpoint = output, output / "logs", checkpoint
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+        self.found = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "minutes": minutes}
+        self.found |= {"rehearsal": rehearse, "left out": [], "errors": [], "seconds": {}}
+        self.at = ""  # the system that a worker is busy with
+
+    def until(self, step: str) -> float:
+        return self.start + ENDS[step] * self.seconds
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.start:6.1f} s  {text}", flush=True)
+
+    def write(self) -> None:
+        """Both files, each whole."""
+        both = {"gpu.json": json.dumps(self.found, indent=1), "gpu.md": report(self.found)}
+        for name, text in both.items():
+            new = self.output / f"{name}.new"
+            new.write_text(text, "utf-8")
+            new.replace(self.output / name)
+
+    def note(self, where: str, what: str, why: str) -> None:
+        """`where` is "left out" or "errors"."""
+        self.say(f"{where}: {what}: {why}")
+        self.found[where].append(f"{what}: {why}")
+        self.write()
+
+    def take(self, step: str, result: dict) -> None:
+        """Keep what a task found, or which of its systems has its turn."""
+        self.at = result.get("at", "")
+        if self.at:
+            return
+        self.say(f"{step}: {json.dumps(result)[:200]}")
+        self.found.setdefault(step, []).append(result)
+        for name, error in result["errors"].items():
+            self.note("errors", f"{described(step, result['task'])}, {name}", error)
+        self.write()
+
+    def worker(self, name: str, tasks: list[dict], **more: str) -> Worker:
+        command = [HERE / "gpu_steps.py", json.dumps(tasks)]
+        return Worker(command, self.logs / f"{name}.jsonl", self.checkpoint, more)
+
+    def work(self, step: str, tasks: list[dict], **more: str) -> None:
+        """Do the tasks in one process. Where a system breaks it, another goes on without this system."""
+        until, why = self.until(step), ""
+        while tasks and why != NO_TIME and time.monotonic() < until - LEAST:
+            before = len(self.found.get(step, ()))
+            worker = self.worker(step, tasks, **more)
+            why = worker.follow(until, partial(self.take, step))
+            count = len(self.found.get(step, ())) - before
+            done, tasks = tasks[:count], tasks[count:]
+            if why and why != NO_TIME:
+                if worker.process.returncode == BROKEN and done:
+                    task, failed = done[-1], self.found[step][-1]["errors"]
+                else:
+                    task = tasks.pop(0) if tasks else {}
+                    failed = [self.at, *task.get("systems", ())] if self.at else []
+                    self.note("errors", f"{described(step, task)}, {self.at}".strip(", "), why)
+                systems = [
+                    s for name in failed for s in task.get("systems", ()) if name.startswith(s)
+                ]
+                if rest := list(dict.fromkeys(systems))[1:]:
+                    tasks.insert(0, {**task, "systems": rest})
+        for task in tasks:
+            self.note("left out", described(step, task), NO_TIME)
 
 
-def product_rate(dtype: str, interleaved: Callable) -> float:
-    """Multiplications and additions a second of the device's matrix products, where they are large."""
-    cupy, side = working_cupy(), 8192
-    a = cupy.ones((side, side), dtype)
-
-    def product():
-        a @ a
-        cupy.cuda.get_current_stream().synchronize()
-
-    product()
-    return 2 * side**3 / interleaved({"product": product}, 10)["product"]
-
-
-def measure(folder: Path, rounds: int, interleaved: Callable, work: Callable) -> list[str]:
-    """Tables as lines of text; `interleaved` and `work` (of products for pictures and prompts) are speed.py's."""
-    cupy = working_cupy()
-    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    lines = [
-        (
-            f"The rd64-refined architecture at {SIDE} x {SIDE}, random weights, on {name}, CuPy {cupy.__version__}, torch "
-            f"{torch.__version__}. Medians of {rounds} interleaved rounds: milliseconds, the share of transformers' time, "
-            f"and the share of the device's own matrix-product rate. No TF32, but where the environment asks for it."
-        ),
-        "",
+def described(step: str, task: dict) -> str:
+    words = [
+        f"{key} {value}" for key, value in task.items() if key not in ("step", "go", "systems")
     ]
-    for dtype, tolerance in TOLERANCES.items():
-        rate = product_rate(dtype, interleaved)
-        lines += [f"| {dtype}, {rate / 1e12:.0f} TFLOP/s | {' | '.join(map(str, BATCHES))} |"]
-        lines += [f"|---|{'---:|' * len(BATCHES)}"]
-        cells = {}
-        for batch in BATCHES:
-            calls = contenders(folder, dtype, batch)
-            expected = to_numpy(calls[REFERENCE]())
-            for who, call in calls.items():
-                off = np.abs(to_numpy(call()) - expected).max() / np.abs(expected).max()
-                if not off <= tolerance:
-                    raise SystemExit(f"{who} deviates by {off:.1e} in {dtype}")
-            times = interleaved(calls, rounds)
-            for who, seconds in times.items():
-                share, used = seconds / times[REFERENCE], work(batch, batch) / rate / seconds
-                cell = f"{1000 * seconds:.2f} ({share:.2f}, {used:.2f})"
-                cells.setdefault(who, {})[batch] = cell
-        for who, found in cells.items():
-            lines.append(f"| {who} | {' | '.join(found.get(batch, '') for batch in BATCHES)} |")
-        lines.append("")
-    return lines
+    return ", ".join([step, *words])
+
+
+# The steps, in their order
+
+
+def card(course: Course) -> None:
+    course.work("card", [{"step": "card"}])
+
+
+def tests(course: Course) -> None:
+    """Those marked `gpu`. One that hangs or breaks the GPU is passed over by the next process."""
+    until, results = course.until("tests"), {}
+    found = course.found["tests"] = {"collected": 0, "results": results}
+    command = ["-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "gpu_tests", "tests/gpu"]
+    command += ["--timeout=45"] if importlib.util.find_spec("pytest_timeout") else []
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    running = why = ""
+
+    def take(line: dict) -> None:
+        nonlocal running
+        found["collected"] = max(found["collected"], line.get("collected", 0))
+        running = line.get("begun", running)
+        name = line.pop("test", None)
+        if name and (name not in results or line["outcome"] == "failed"):
+            results[name] = line
+            is_error = line["outcome"] == "failed" and line["kind"] != "AssertionError"
+            if is_error or (line["outcome"] == "failed" and not course.found["rehearsal"]):
+                course.note("errors", name, " / ".join([line["kind"], *line["last lines"][-2:]]))
+
+    while why != NO_TIME and time.monotonic() < until - LEAST:
+        worker = Worker(
+            command, course.logs / "tests.jsonl", course.checkpoint, {"PYTHONPATH": path}
+        )
+        before, running = len(results), ""
+        why = worker.follow(until, take)
+        if worker.process.returncode in (0, 1):
+            break
+        if running and running not in results and why != NO_TIME:
+            take({"test": running, "outcome": "failed", "kind": why[:200], "last lines": []})
+        if len(results) == before:
+            course.note("errors", "tests", why)
+            break
+    if len(results) < found["collected"]:
+        course.note("left out", f"{found['collected'] - len(results)} tests", NO_TIME)
+    course.say(f"{len(results)} tests of {found['collected']}")
+
+
+def cells(course: Course) -> None:
+    task = {"step": "cell", "systems": [EAGER, OURS, RECORDED]}
+    course.work("cells", [{**task, "dtype": t, "batch": b} for b in BATCHES for t in TYPES])
+
+
+def compiled(course: Course) -> None:
+    """Several compile at the same time. When none does any more, they are timed one by one."""
+    until, cores = course.until("compiled"), os.cpu_count() or 1
+    at_once = max(1, cores // 2)
+    task = {"step": "compiled"}
+    waiting = [
+        {**task, "dtype": t, "batch": b, "mode": m} for b in BATCHES for t in TYPES for m in MODES
+    ]
+    compiling: list[tuple[dict, Worker]] = []
+    ready: list[tuple[dict, Worker]] = []
+
+    def take(result: dict) -> None:
+        if "at" in result:
+            return
+        if "ready" in result:
+            course.say(f"{described('compiled', task)} is ready")
+            ready.append((task, worker))
+        else:  # it cannot be compiled, or was timed
+            course.take("compiled", result)
+
+    try:
+        while (waiting or compiling) and time.monotonic() < until - TIMED * (len(ready) + 1):
+            while waiting and len(compiling) < at_once:
+                task = waiting.pop(0)
+                name = "-".join(map(str, task.values()))
+                task["go"] = str(course.checkpoint / name)
+                more = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // at_once))}
+                compiling.append((task, course.worker(name, [task], **more)))
+            for task, worker in compiling:
+                if not worker.poll(take) and worker.process.returncode != BROKEN and worker.end():
+                    course.note("errors", described("compiled", task), worker.end())
+            compiling = [
+                pair for pair in compiling if pair not in ready and pair[1].process.poll() is None
+            ]
+            time.sleep(0.05)
+        for _, worker in compiling:
+            worker.stop()
+        for task in [task for task, _ in compiling] + waiting:
+            course.note("left out", described("compiled", task), NO_TIME)
+        for task, worker in ready:
+            Path(task["go"]).touch()
+            why = worker.follow(until, take)
+            if why and worker.process.returncode != BROKEN:
+                where = "left out" if why == NO_TIME else "errors"
+                course.note(where, described("compiled", task), why)
+    finally:
+        for _, worker in compiling + ready:
+            worker.stop()
+
+
+def operations(course: Course) -> None:
+    task = {"step": "operations", "systems": ["torch", "clipseg_np"]}
+    tasks = [{**task, "dtype": t, "batch": b} for b in BATCHES for t in TYPES]
+    course.work("operations", [{"step": "launches", "dtype": t} for t in TYPES] + tasks)
+
+
+def tf32(course: Course) -> None:
+    task = {"step": "cell", "systems": [EAGER, RECORDED], "dtype": "float32", "tf32": True}
+    course.work("tf32", [{**task, "batch": b} for b in BATCHES], CUPY_TF32="1")
+
+
+def threads(course: Course) -> None:
+    counts = [count for count in (1, 16, 8, 4, 2) if count <= (os.cpu_count() or 1)]
+    course.work("threads", [{"step": "threads", "count": count} for count in counts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--rehearse", action="store_true", help="on the dry GPU")
+    args = parser.parse_args()
+    if args.rehearse != ("DRY_GPU" in os.environ):
+        parser.error("--rehearse and the dry GPU's variable DRY_GPU go together")
+    with tempfile.TemporaryDirectory() as checkpoint:
+        course = Course(args.minutes, args.output.resolve(), args.rehearse, Path(checkpoint))
+        # The host draws the checkpoint while the card is looked at and the tests run.
+        drawing = course.worker("checkpoint", [{"step": "checkpoint"}])
+        for step in (card, tests, cells, compiled, operations, tf32, threads):
+            began = time.monotonic()
+            try:
+                if step is cells:
+                    take = partial(course.take, "checkpoint")
+                    if why := drawing.follow(course.until("cells"), take):
+                        course.note("errors", "checkpoint", why)
+                step(course)
+            except Exception:  # noqa: BLE001  (the next step shall run)
+                course.note("errors", step.__name__, traceback.format_exc(limit=3))
+            course.found["seconds"][step.__name__] = round(time.monotonic() - began, 1)
+            course.write()
+        drawing.stop()
+    print(report(course.found), flush=True)
+    sys.exit(1 if course.found["errors"] else 0)
+
+
+if __name__ == "__main__":
+    main()

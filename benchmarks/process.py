@@ -1,8 +1,9 @@
 """The whole process, from start to a mask written: its time, its peak of memory, and what has to be installed for it.
 
-    python benchmarks/process.py CHECKPOINT PICTURE ROUNDS
+    python benchmarks/process.py CHECKPOINT PICTURE ROUNDS [CHECKOUT ...]
 
-Prints JSON. It runs in a process of its own, which loads nothing large: Linux counts a parent's memory as its child's.
+Prints JSON: for each program, or for this package as it is in each CHECKOUT. It runs in a process of its
+own, which loads nothing large: Linux counts a parent's memory as its child's.
 """
 
 import importlib.metadata
@@ -46,33 +47,55 @@ PROGRAMS = {
     "transformers": (TRANSFORMERS, ("torch", "transformers", "pillow")),
     "clipseg_np, numpy": (CLIPSEG_NP, ("clipseg_np",)),
 }
+# Fails if the package was imported from another folder than the one that `inside` names.
+CHECK = """
+import pathlib
+import clipseg_np
+
+assert pathlib.Path(clipseg_np.__file__).parents[1].samefile("."), clipseg_np.__file__
+"""
 
 
-def in_a_small_process(folder: Path, picture: Path, rounds: int) -> dict[str, list[float]]:
-    """What `measure` finds, whatever has been loaded here."""
-    command = [sys.executable, __file__, folder, picture, str(rounds)]
+def inside(checkout: str | Path) -> dict:
+    """Arguments of Popen: the program imports the package of this folder, an absolute path."""
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    return {"cwd": checkout, "env": {**os.environ, "PYTHONPATH": path}}
+
+
+def in_a_small_process(folder: Path, picture: Path, rounds: int, *checkouts: Path) -> dict:
+    """Run this file: the result of `measure`, or of `in_turn` if there are checkouts."""
+    command = [sys.executable, __file__, folder, picture, str(rounds), *checkouts]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def measure(folder: Path, picture: Path, rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Of each program, in turn: median seconds, peak of resident memory and installed size, both in MB."""
-    seconds = {name: [] for name in PROGRAMS}
-    peaks = {name: 0.0 for name in PROGRAMS}
+def in_turn(
+    programs: dict[str, tuple[str, dict]], folder: str, picture: str, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Run each program, with its arguments of Popen, once a round: seconds, and peak memory in MB."""
+    found = {name: [] for name in programs}
     for number in range(rounds + 1):  # the first round fills the disk's cache, and is not counted
-        for name, (program, _) in PROGRAMS.items():
-            arguments = [program, folder, picture, "a red circle", folder / "mask.png"]
+        for name in list(programs)[:: 1 if number % 2 else -1]:
+            program, options = programs[name]
+            arguments = [program, folder, picture, "a red circle", Path(folder) / "mask.png"]
             start = time.perf_counter()
-            process = subprocess.Popen([sys.executable, "-c", *map(str, arguments)])
+            process = subprocess.Popen([sys.executable, "-c", *map(str, arguments)], **options)
             _, status, usage = os.wait4(process.pid, 0)
             if status:
                 raise SystemExit(f"{name} failed")
             if number:
-                seconds[name].append(time.perf_counter() - start)
-                peaks[name] = max(peaks[name], usage.ru_maxrss / 1024)
-    return {
-        name: (statistics.median(seconds[name]), peaks[name], installed_size(needed) / 1e6)
-        for name, (_, needed) in PROGRAMS.items()
-    }
+                found[name].append((time.perf_counter() - start, usage.ru_maxrss / 1024))
+    return found
+
+
+def measure(folder: str, picture: str, rounds: int) -> dict[str, tuple[float, float, float]]:
+    """For each of PROGRAMS: median seconds, peak of resident memory in MB, installed size in MB."""
+    programs = {name: (program, {}) for name, (program, _) in PROGRAMS.items()}
+    found = {}
+    for name, measured in in_turn(programs, folder, picture, rounds).items():
+        seconds, peaks = zip(*measured)
+        size = installed_size(PROGRAMS[name][1]) / 1e6
+        found[name] = statistics.median(seconds), max(peaks), size
+    return found
 
 
 def installed_size(roots: tuple[str, ...]) -> int:
@@ -94,4 +117,10 @@ def installed_size(roots: tuple[str, ...]) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
+    folder, picture, rounds, *checkouts = sys.argv[1:]
+    if checkouts:
+        ours = CLIPSEG_NP + CHECK
+        programs = {f"{n}, {path}": (ours, inside(path)) for n, path in enumerate(checkouts)}
+        print(json.dumps(in_turn(programs, folder, picture, int(rounds))))
+    else:
+        print(json.dumps(measure(folder, picture, int(rounds))))

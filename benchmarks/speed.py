@@ -2,10 +2,14 @@
 
     python -m pip install '.[benchmark]'
     python benchmarks/speed.py --output benchmarks/cpu
+    python benchmarks/speed.py --before FOLDER
 
-Writes cpu.md and cpu.png, and gpu.md beside them where CuPy finds a GPU. In every round each system answers once, in
-turn, so that a slow moment of the machine hits all; the medians and their ratios are what counts. All get the same token
-ids and pixel values, in memory; logits are checked to agree before anything is timed.
+Writes cpu.md and cpu.png. In every round each system answers once, in turn, so that a slow moment of the machine hits
+all; the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are
+checked to agree before anything is timed. Only CPUs are measured.
+
+--before compares this checkout with an older one in FOLDER, and with nothing else. A ratio counts where the middle
+half of its rounds is narrow: on a busy machine, or with few --rounds, it is not.
 """
 
 import argparse
@@ -14,22 +18,29 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import threadpoolctl
+from clock import timed
 from PIL import Image
 from process import in_a_small_process
-from systems import OURS, REFERENCE, RUNTIME, SIDE, System, example, save_checkpoint, systems
-
-from clipseg_np import InputError
-from clipseg_np.backends import working_cupy
-from clipseg_np.errors import MissingExtra
+from systems import (
+    OURS,
+    REFERENCE,
+    RUNTIME,
+    SIDE,
+    System,
+    example,
+    save_checkpoint,
+    save_checkpoint_without_torch,
+    systems,
+)
+from versions import compare_versions
 
 TOLERANCE = 1e-4  # of the largest logit
-PAUSE = 0.25  # seconds: threads of the system before wait for work a while, and keep a core busy (OpenBLAS: 0.1)
 TASKS = {  # name: what `example` makes, and the share of --rounds
     "1 prompt": ({"prompts": 1}, 1),
     "5 prompts": ({"prompts": 5}, 0.5),
@@ -41,22 +52,12 @@ PROMPTS = (1, 2, 5, 10, 20)
 LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "openvino", "clipseg_np")
 
 
-def wait_awake(seconds: float) -> None:
-    """Not asleep: a virtual processor that slept takes a while to be at full speed."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
-
-
 def interleaved(calls: dict, rounds: int) -> dict:
     """The median seconds of each call, all of them once a round."""
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            wait_awake(PAUSE)
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(call)[0])
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -126,6 +127,13 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def what_ran() -> str:
+    return (
+        f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on {processor_name()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}, BLAS kernels: {blas_kernels()}."
+    )
+
+
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows]]
 
@@ -164,17 +172,63 @@ def draw(found: dict, growth: dict, file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
+def save_inputs(folder: Path) -> Path:
+    """Save a checkpoint and an image in `folder`; return the path of the image."""
+    save = save_checkpoint if find_spec("transformers") else save_checkpoint_without_torch
+    save(folder)
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "image.png")
+    return folder / "image.png"
+
+
+def before_and_now(before: Path, rounds: int) -> str:
+    """A table that compares the checkout `before` with the one that this file is part of."""
+    given = {task: example(**arguments) for task, (arguments, _) in TASKS.items()}
+    given |= {f"1 prompt, {n} x {n}": example(1, side=n) for n in SIDES if n != SIDE}
+    tasks = {
+        f"{backend}, {task}": (backend, *arrays)
+        for backend in ("numpy", "numpy-reference")
+        for task, arrays in given.items()
+    }
+    checkouts = [before, Path(__file__).resolve().parents[1]]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        found = compare_versions(checkouts, folder, save_inputs(folder), tasks, rounds)
+    rows = []
+    for name, (measured, off) in found.items():
+        was, now = np.median(measured, axis=0)
+        low, ratio, high = np.quantile(measured[:, 1] / measured[:, 0], (0.25, 0.5, 0.75))
+        cells = f"{was:.4g}", f"{now:.4g}", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}"
+        rows.append([name, *cells, "" if off is None else f"{off:.0e}"])
+    head = ["", "before", "now", "now / before", "middle half", "logits differ by"]
+    explained = (
+        f"{what_ran()} Seconds before and now are medians of {rounds} interleaved rounds. now / before is the median "
+        f"of the ratios of the rounds; the middle half of these ratios lies between the next two numbers. The last "
+        f"column is the largest difference of the logits, as a share of the largest logit."
+    )
+    return "\n".join([explained, "", *table(head, rows), ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--output", type=Path, help="write .md and .png under this name")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="compare with this checkout")
     args = parser.parse_args()
+    if args.before:
+        if not (args.before / "clipseg_np").is_dir():
+            parser.error(f"{args.before} is no checkout: it has no folder clipseg_np")
+        text = before_and_now(args.before.resolve(), args.rounds)
+        print(text)
+        if args.output:
+            file = args.output.with_name(f"{args.output.name}_before.md")
+            file.write_text(text, encoding="utf-8")
+        return
+    if not find_spec("transformers"):
+        parser.error("transformers is missing; only --before goes without it")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        save_checkpoint(folder)
-        picture = folder / "picture.png"
-        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-        Image.fromarray(noise).save(picture)
+        picture = save_inputs(folder)
         processes = in_a_small_process(folder, picture, max(1, args.rounds // 2))
         contenders = systems(folder)
         found = {
@@ -196,11 +250,7 @@ def main() -> None:
     further = (growth["prompts"][most] - first) / (most - fewest) / first
 
     lines = [
-        (
-            f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on {processor_name()}, "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}, BLAS kernels: "
-            f"{blas_kernels()}. Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share of transformers' time."
-        ),
+        f"{what_ran()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share of transformers' time.",
         "",
     ]
     rows = []
@@ -233,23 +283,6 @@ def main() -> None:
     if args.output:
         args.output.with_suffix(".md").write_text(text, encoding="utf-8")
         draw(found, growth, args.output.with_suffix(".png"))
-    on_gpu(args.rounds, args.output)
-
-
-def on_gpu(rounds: int, output: Path | None) -> None:
-    try:
-        working_cupy()
-    except (InputError, MissingExtra) as error:
-        print(f"No GPU is measured: {error}")
-        return
-    from gpu import measure
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder))
-        text = "\n".join(measure(Path(folder), rounds, interleaved, product_work))
-    print(text)
-    if output:
-        (output.parent / "gpu.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

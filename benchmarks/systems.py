@@ -5,13 +5,19 @@ All of them run the same checkpoint: the rd64-refined architecture with random w
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
+from versions import one_pass
 
 import clipseg_np
+
+try:
+    import torch
+    import transformers
+except ModuleNotFoundError:  # `speed.py --before` goes without them
+    torch = transformers = None
 
 SIDE = 352
 REFERENCE = "transformers"
@@ -20,16 +26,20 @@ RUNTIME = "ONNX Runtime"
 System = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids (P,T), pixels (B,3,H,W) -> (P,H,W)
 
 
-def save_checkpoint(folder: Path) -> None:
+def save_checkpoint(
+    folder: Path, text: dict | None = None, vision: dict | None = None, **others
+) -> None:
     """As large as the official one, with a tokenizer and preprocessing, for either library to load.
 
+    `text`, `vision` and `others` change its config, in which the side of the trained position grid is that of 224 pixels.
     The decoder's weights are drawn as torch draws a layer's. transformers would draw most of them with a deviation of 1,
     from which follow attention scores of 100,000: no training ends there, and "numpy" takes longer where scores pass 50.
     """
     config = transformers.CLIPSegConfig(
-        text_config={"eos_token_id": 2},
-        vision_config={"patch_size": 16},
+        text_config={"eos_token_id": 2, **(text or {})},
+        vision_config={"patch_size": 16, **(vision or {})},
         use_complex_transposed_convolution=True,
+        **others,
     )
     torch.manual_seed(0)
     model = transformers.CLIPSegForImageSegmentation(config)
@@ -37,6 +47,22 @@ def save_checkpoint(folder: Path) -> None:
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
     model.save_pretrained(folder)
+    save_processor(folder)
+
+
+def save_checkpoint_without_torch(folder: Path) -> None:
+    """As `save_checkpoint`, with weights about as large, drawn by this package."""
+    config = clipseg_np.CLIPSegConfig(
+        text_config=clipseg_np.CLIPSegTextConfig(eos_token_id=2),
+        vision_config=clipseg_np.CLIPSegVisionConfig(patch_size=16),
+        use_complex_transposed_convolution=True,
+        initializer_factor=0.02,  # for the decoder alone
+    )
+    clipseg_np.CLIPSegForImageSegmentation(config, seed=0).save_pretrained(folder)
+    save_processor(folder)
+
+
+def save_processor(folder: Path) -> None:
     processor = clipseg_np.CLIPSegProcessor.from_pretrained(clipseg_np.files.demo_folder())
     processor.image_processor = clipseg_np.ViTImageProcessor(size=SIDE)
     processor.save_pretrained(folder)
@@ -59,17 +85,11 @@ def systems(folder: Path) -> dict[str, System]:
 
 
 def with_clipseg_np(folder: Path, backend: str) -> System:
-    model = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(folder, backend=backend)
-
-    def run(ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        different, place = np.unique(ids, axis=0, return_inverse=True)  # a prompt is embedded once
-        features, embeddings = model.encode(pixels, input_ids=different)
-        return model.decode(features, embeddings[place.ravel()])
-
-    return run
+    load = clipseg_np.CLIPSegForImageSegmentation.from_pretrained
+    return partial(one_pass, load(folder, backend=backend))
 
 
-class Logits(torch.nn.Module):
+class Logits(torch.nn.Module if torch else object):
     """The reference's logits alone, which is what can be exported."""
 
     def __init__(self, folder: Path):

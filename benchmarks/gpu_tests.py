@@ -1,0 +1,38 @@
+"""A plugin of pytest that gpu.py uses: it writes down each test as soon as it is over, and ends the process that has no GPU left.
+
+The next process goes on behind the last test that was begun. In a rehearsal, gpu_process.py brings the dry GPU.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import gpu_process
+import pytest
+
+LAST_LINES = 15
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list) -> None:
+    lines = Path(os.environ["GPU_RESULTS"]).read_text("utf-8").splitlines()
+    begun = {json.loads(line).get("begun") for line in lines}
+    gpu_process.write(collected=len(items))
+    items[:] = [item for item in items if item.nodeid not in begun]
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    gpu_process.write(begun=nodeid)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.when == "call" or not report.passed:
+        line = {"test": item.nodeid, "outcome": report.outcome, "when": report.when}
+        if report.failed:
+            line["kind"] = call.excinfo.typename
+            line["last lines"] = report.longreprtext.splitlines()[-LAST_LINES:]
+        gpu_process.write(**line)
+        if report.failed:
+            gpu_process.end_if_broken()
