@@ -3,110 +3,85 @@
 Reference: Radford et al., "Learning transferable visual models from natural language supervision" (2021);
 the classes of the same names in transformers' modeling_clipseg.py (5.23).
 
-Deviations: pictures whose height and width differ are as welcome as square ones; `get_text_features` and
+Deviations: images whose height and width differ are as welcome as square ones; `get_text_features` and
 `get_image_features` return the projected array; hidden states are returned only when asked for.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from .config import (
-    LEGACY_EOS_TOKEN_ID,
-    CLIPSegConfig,
-    CLIPSegTextConfig,
-    CLIPSegVisionConfig,
-)
-from .errors import InputError
-from .input_checks import checked_texts
-from .layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear
+from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .input_checks import checked_pixels, checked_texts, require_own_size, require_pairs
+from .layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
 from .ops import Array
 from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
 from .pretrained import PretrainedModel
-from .weights import Scope
-
-MAX_GRIDS = 8  # whose position embeddings are kept: 1.5 MB each for the official size
+from .scope import Scope
 
 
 class TextEmbeddings(Layer):
     """Token ids to vectors: what a token is, plus where it stands.  (P,T) -> (P,T,D)"""
 
-    def __init__(self, at: Scope, config: CLIPSegTextConfig):
-        super().__init__(at)
-        D = config.hidden_size
-        self.token_embedding = Embedding(at / "token_embedding", config.vocab_size, D)
-        self.position_embedding = Embedding(
-            at / "position_embedding", config.max_position_embeddings, D
-        )
+    def __init__(self, scope: Scope, config: CLIPSegTextConfig):
+        super().__init__(scope)
+        D, longest = config.hidden_size, config.max_position_embeddings
+        self.token_embedding = Embedding(scope / "token_embedding", config.vocab_size, D)
+        self.position_embedding = Embedding(scope / "position_embedding", longest, D)
 
     def forward(self, input_ids: Array, position_ids: Array) -> Array:
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
 
 
-class PatchEmbedding(Layer):
-    """Each patch of pixels to a vector.  (B,C,H,W) -> (B,D,h,w)"""
+class GridPositions(Embedding):
+    """Learned positions of the class token and of a square grid of patches, for a grid of any size."""
 
-    def __init__(self, at: Scope, config: CLIPSegVisionConfig):
-        super().__init__(at)
-        p = config.patch_size
-        self.weight = at.take("weight", (config.hidden_size, config.num_channels, p, p))
+    def __init__(self, scope: Scope, side: int, embedding_dim: int):
+        super().__init__(scope, 1 + side**2, embedding_dim)
+        self.side = side
 
-    def forward(self, pixel_values: Array) -> Array:
-        return self.ops.patch_conv2d(pixel_values, self.weight)
+    def forward(self, h: int, w: int) -> Array:
+        """-> (1+hw,D): the class token's, then those of h by w patches, row by row"""
+        side, D = self.side, self.weight.shape[1]
+        if (h, w) == (side, side):
+            return self.weight
+        grid = self.ops.resize_bicubic(self.weight[1:].reshape(side, side, D), (h, w))
+        return self.ops.xp.concatenate([self.weight[:1], grid.reshape(h * w, D)])
 
 
 class VisionEmbeddings(Layer):
-    """A picture to tokens: the class token, then the patches row by row.  (B,C,H,W) -> (B,1+hw,D)"""
+    """An image to tokens: the class token, then the patches row by row.  (B,C,H,W) -> (B,1+hw,D)"""
 
-    def __init__(self, at: Scope, config: CLIPSegVisionConfig):
-        super().__init__(at)
-        D = config.hidden_size
-        self.side = (
-            config.image_size // config.patch_size
-        )  # of the grid that the positions were learned on
-        self.class_embedding = at.take("class_embedding", (D,))
-        self.patch_embedding = PatchEmbedding(at / "patch_embedding", config)
-        self.position_embedding = Embedding(at / "position_embedding", self.side**2 + 1, D)
-        self.resized: dict[tuple[int, int], Array] = {}
+    def __init__(self, scope: Scope, config: CLIPSegVisionConfig):
+        super().__init__(scope)
+        D, p = config.hidden_size, config.patch_size
+        self.class_embedding = scope.take("class_embedding", (D,))
+        self.patch_embedding = PatchEmbedding(scope / "patch_embedding", config.num_channels, D, p)
+        side = config.image_size // p
+        self.position_embedding = GridPositions(scope / "position_embedding", side, D)
+        self.positions = self.ops.memoize(self.position_embedding.forward)
 
     def forward(self, pixel_values: Array) -> Array:
         patches = self.patch_embedding(pixel_values)
         B, D, h, w = patches.shape
-        tokens = self.ops.xp.empty((B, 1 + h * w, D), dtype=patches.dtype)
-        tokens[:, 0] = self.class_embedding
-        tokens[:, 1:] = patches.reshape(B, D, h * w).transpose(0, 2, 1)
-        tokens += self.positions(h, w)
-        return tokens
-
-    def positions(self, h: int, w: int) -> Array:
-        """Position embeddings for a grid of h by w patches; the class token's is kept apart.  (1+hw,D)
-
-        Those of the last MAX_GRIDS grids are kept.
-        """
-        table = self.position_embedding.weight
-        if (h, w) == (self.side, self.side):
-            return table
-        found = self.resized.get((h, w))
-        if found is None:
-            D = table.shape[1]
-            grid = self.ops.resize_bicubic(table[1:].reshape(self.side, self.side, D), (h, w))
-            found = self.ops.xp.concatenate([table[:1], grid.reshape(h * w, D)])
-            for oldest in list(self.resized)[: len(self.resized) + 1 - MAX_GRIDS]:
-                self.resized.pop(oldest, None)
-            self.resized[h, w] = found
-        return found
+        # (B,D,h,w) -> (B,D,hw) -> (B,hw,D)
+        patches = patches.reshape(B, D, h * w).transpose(0, 2, 1)
+        class_tokens = self.ops.xp.broadcast_to(self.class_embedding, (B, 1, D))
+        # (B,1,D) and (B,hw,D) -> (B,1+hw,D)
+        tokens = self.ops.xp.concatenate([class_tokens, patches], axis=1)
+        return tokens + self.positions(h, w)
 
 
 class Encoder(Layer):
     """Pre-norm transformer layers.  (B,T,D) -> the input and each layer's output, (B,T,D) each"""
 
-    def __init__(self, at: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
-        super().__init__(at)
+    def __init__(self, scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
+        super().__init__(scope)
         self.layers = [
             EncoderLayer(
-                at / "layers" / i,
-                width=config.hidden_size,
-                heads=config.num_attention_heads,
-                hidden=config.intermediate_size,
+                scope / "layers" / i,
+                hidden_size=config.hidden_size,
+                num_heads=config.num_attention_heads,
+                intermediate_size=config.intermediate_size,
                 activation=config.hidden_act,
                 eps=config.layer_norm_eps,
             )
@@ -116,7 +91,7 @@ class Encoder(Layer):
     def forward(
         self,
         x: Array,
-        allowed: Array | None = None,
+        mask: Array | None = None,
         attentions: list | None = None,
         only: Sequence[int] | None = None,
     ) -> list[Array]:
@@ -124,7 +99,7 @@ class Encoder(Layer):
         wanted = range(-1, len(self.layers)) if only is None else only  # -1: the input
         hidden_states = {-1: x}
         for i in range(max(wanted) + 1):
-            x = self.layers[i](x, allowed, attentions)
+            x = self.layers[i](x, mask, attentions)
             if i in wanted:
                 hidden_states[i] = x
         return [hidden_states[i] for i in wanted]
@@ -137,13 +112,12 @@ class CLIPSegTextModel(PretrainedModel):
     landmark = "embeddings.token_embedding.weight"
     prefixes = ("clip.text_model.", "text_model.", "")
 
-    def __init__(self, config: CLIPSegTextConfig, at: Scope | None = None, **start: Any):
-        super().__init__(config, at, **start)
-        self.embeddings = TextEmbeddings(self.at / "embeddings", config)
-        self.encoder = Encoder(self.at / "encoder", config)
-        self.final_layer_norm = LayerNorm(
-            self.at / "final_layer_norm", config.hidden_size, config.layer_norm_eps
-        )
+    def __init__(self, config: CLIPSegTextConfig, scope: Scope | None = None, **start: Any):
+        super().__init__(config, scope, **start)
+        D, eps = config.hidden_size, config.layer_norm_eps
+        self.embeddings = TextEmbeddings(self.scope / "embeddings", config)
+        self.encoder = Encoder(self.scope / "encoder", config)
+        self.final_layer_norm = LayerNorm(self.scope / "final_layer_norm", D, eps)
 
     def forward(
         self,
@@ -156,7 +130,7 @@ class CLIPSegTextModel(PretrainedModel):
     ) -> BaseModelOutputWithPooling:
         """input_ids (P,T); attention_mask (P,T), 0 at padding; position_ids (P,T) or (1,T).
 
-        A token sees itself and those before it, save padding. `hidden_states` end before the final norm.
+        A token attends to itself and to those before it, save padding. `hidden_states` end before the final norm.
         Raises InputError for ids outside the vocabulary, too long a text, or shapes that do not fit. All is checked in
         main memory, to which arrays of a GPU are copied.
         """
@@ -186,7 +160,7 @@ class CLIPSegTextModel(PretrainedModel):
         if position_ids is None:
             position_ids = self.ops.xp.arange(input_ids.shape[1])[None]
         x = self.embeddings(input_ids, position_ids)
-        return self.encoder(x, self._allowed(attention_mask, input_ids.shape[1]), attentions)
+        return self.encoder(x, self._mask(attention_mask, input_ids.shape[1]), attentions)
 
     def pooled(self, last: Array, input_ids: Array) -> Array:
         """The vector at each text's end.  (P,T,D) -> (P,D)"""
@@ -198,8 +172,8 @@ class CLIPSegTextModel(PretrainedModel):
             return input_ids.argmax(axis=-1)
         return (input_ids == self.config.eos_token_id).argmax(axis=-1)
 
-    def _allowed(self, attention_mask: Array | None, T: int) -> Array:
-        """True where a token may see another: (1,1,T,T) or, with padding, (P,1,T,T)."""
+    def _mask(self, attention_mask: Array | None, T: int) -> Array:
+        """True where a token attends to another: (1,1,T,T) or, with padding, (P,1,T,T)."""
         order = self.ops.xp.arange(T)
         causal = (order[None, :] <= order[:, None])[None, None]
         if attention_mask is None:
@@ -208,21 +182,20 @@ class CLIPSegTextModel(PretrainedModel):
 
 
 class CLIPSegVisionModel(PretrainedModel):
-    """The vision tower: pixels to one vector for each patch, and one for the picture."""
+    """The vision tower: pixels to one vector for each patch, and one for the image."""
 
     config_class = CLIPSegVisionConfig
     landmark = "embeddings.class_embedding"
     prefixes = ("clip.vision_model.", "vision_model.", "")
 
-    def __init__(self, config: CLIPSegVisionConfig, at: Scope | None = None, **start: Any):
-        super().__init__(config, at, **start)
+    def __init__(self, config: CLIPSegVisionConfig, scope: Scope | None = None, **start: Any):
+        super().__init__(config, scope, **start)
         D, eps = config.hidden_size, config.layer_norm_eps
-        self.embeddings = VisionEmbeddings(self.at / "embeddings", config)
-        self.pre_layrnorm = LayerNorm(
-            self.at / "pre_layrnorm", D, eps
-        )  # misspelt in every checkpoint
-        self.encoder = Encoder(self.at / "encoder", config)
-        self.post_layernorm = LayerNorm(self.at / "post_layernorm", D, eps)
+        self.embeddings = VisionEmbeddings(self.scope / "embeddings", config)
+        # Misspelt in every checkpoint.
+        self.pre_layrnorm = LayerNorm(self.scope / "pre_layrnorm", D, eps)
+        self.encoder = Encoder(self.scope / "encoder", config)
+        self.post_layernorm = LayerNorm(self.scope / "post_layernorm", D, eps)
 
     def forward(
         self,
@@ -238,7 +211,7 @@ class CLIPSegVisionModel(PretrainedModel):
         than the config's image_size where `interpolate_pos_encoding` is False.
         """
         if not interpolate_pos_encoding:
-            self._require_own_size(pixel_values)
+            require_own_size(pixel_values, self.config)
         attentions = [] if output_attentions else None
         hidden_states = self.tokens(pixel_values, attentions=attentions)
         return BaseModelOutputWithPooling(
@@ -255,54 +228,31 @@ class CLIPSegVisionModel(PretrainedModel):
         only: Sequence[int] | None = None,
     ) -> list[Array]:
         """The first layer's input and each layer's output, or those of `only` these layers.  (B,1+hw,D) each"""
-        x = self.pre_layrnorm(self.embeddings(self.checked_pixels(pixel_values)))
+        pixel_values = checked_pixels(self.floats(pixel_values), self.config)
+        x = self.pre_layrnorm(self.embeddings(pixel_values))
         return self.encoder(x, None, attentions, only)
 
     def grid(self, pixel_values: Array) -> tuple[int, int]:
-        """Rows and columns of patches in pictures (B,C,H,W)."""
+        """Rows and columns of patches in images (B,C,H,W)."""
         p = self.config.patch_size
         return pixel_values.shape[-2] // p, pixel_values.shape[-1] // p
 
-    def checked_pixels(self, pixel_values: Array) -> Array:
-        pixel_values = self._floats(pixel_values)
-        C, p = self.config.num_channels, self.config.patch_size
-        shape = pixel_values.shape
-        if len(shape) != 4 or shape[0] < 1 or shape[1] != C or min(shape[2:]) < p:
-            raise InputError(
-                f"pixel values have shape {shape}; expected (images, {C}, height, width) with at least one "
-                f"image and one patch of {p} by {p} pixels (num_channels and patch_size of config.json; "
-                f"preprocessor_config.json has a picture's size)"
-            )
-        return pixel_values
-
-    def _require_own_size(self, pixel_values: Array) -> None:
-        side = self.config.image_size
-        if tuple(pixel_values.shape[-2:]) != (side, side):
-            height, width = pixel_values.shape[-2:]
-            raise InputError(
-                f"the picture is {height} by {width} pixels; without interpolate_pos_encoding it must be "
-                f"{side} by {side} (image_size)"
-            )
-
 
 class CLIPSegModel(PretrainedModel):
-    """Both towers and their projections into one space, where a picture lies near its description."""
+    """Both towers and their projections into one space, where an image lies near its description."""
 
     landmark = "logit_scale"
     prefixes = ("clip.", "")
 
-    def __init__(self, config: CLIPSegConfig, at: Scope | None = None, **start: Any):
-        super().__init__(config, at, **start)
-        text, vision = config.text_config, config.vision_config
-        self.text_model = CLIPSegTextModel(text, self.at / "text_model")
-        self.vision_model = CLIPSegVisionModel(vision, self.at / "vision_model")
-        self.visual_projection = Linear(
-            self.at / "visual_projection", vision.hidden_size, config.projection_dim, bias=False
-        )
-        self.text_projection = Linear(
-            self.at / "text_projection", text.hidden_size, config.projection_dim, bias=False
-        )
-        self.logit_scale = self.at.take("logit_scale", ())
+    def __init__(self, config: CLIPSegConfig, scope: Scope | None = None, **start: Any):
+        super().__init__(config, scope, **start)
+        text, vision, D = config.text_config, config.vision_config, config.projection_dim
+        scope = self.scope
+        self.text_model = CLIPSegTextModel(text, scope / "text_model")
+        self.vision_model = CLIPSegVisionModel(vision, scope / "vision_model")
+        self.visual_projection = Linear(scope / "visual_projection", vision.hidden_size, D, False)
+        self.text_projection = Linear(scope / "text_projection", text.hidden_size, D, False)
+        self.logit_scale = scope.take("logit_scale", ())
 
     def get_text_features(
         self,
@@ -310,18 +260,16 @@ class CLIPSegModel(PretrainedModel):
         attention_mask: Array | None = None,
         position_ids: Array | None = None,
     ) -> Array:
-        """(P,T) -> (P,projection_dim), not normalised"""
-        return self.text_projection(
-            self.text_model(input_ids, attention_mask, position_ids).pooler_output
-        )
+        """(P,T) -> (P,projection_dim), not normalized"""
+        text = self.text_model(input_ids, attention_mask, position_ids)
+        return self.text_projection(text.pooler_output)
 
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
     ) -> Array:
-        """(B,C,H,W) -> (B,projection_dim), not normalised"""
-        return self.visual_projection(
-            self.vision_model(pixel_values, interpolate_pos_encoding).pooler_output
-        )
+        """(B,C,H,W) -> (B,projection_dim), not normalized"""
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding)
+        return self.visual_projection(vision.pooler_output)
 
     def forward(
         self,
@@ -335,17 +283,17 @@ class CLIPSegModel(PretrainedModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> CLIPSegOutput:
-        """How well each of B pictures fits each of P texts: cosines times e^logit_scale.
+        """How well each of B images fits each of P texts: cosines times e^logit_scale.
 
-        `return_loss` asks for the contrastive loss, which takes picture i and text i for a pair and needs B = P.
+        `return_loss` asks for the contrastive loss, which takes image i and text i for a pair and needs B = P.
         As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
         """
-        record = {
+        outputs = {
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
         }
-        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **record)
-        text = self.text_model(input_ids, attention_mask, position_ids, **record)
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **outputs)
+        text = self.text_model(input_ids, attention_mask, position_ids, **outputs)
         vision.pooler_output = self.visual_projection(vision.pooler_output)
         text.pooler_output = self.text_projection(text.pooler_output)
         image_embeds = self._unit(vision.pooler_output)
@@ -366,11 +314,7 @@ class CLIPSegModel(PretrainedModel):
         return x / self.ops.xp.sqrt((x * x).sum(axis=-1, keepdims=True))
 
     def _contrastive_loss(self, logits: Array) -> Array:
-        """The mean of the two cross-entropies: of finding each text's picture, and each picture's text."""
-        P, B = logits.shape
-        if P != B:
-            raise InputError(
-                f"return_loss takes as many texts as pictures, in pairs; got {P} and {B}"
-            )
-        pairs = self.ops.xp.arange(P)
+        """The mean of the two cross-entropies: of finding each text's image, and each image's text."""
+        require_pairs(logits)
+        pairs = self.ops.xp.arange(len(logits))
         return (self.ops.cross_entropy(logits, pairs) + self.ops.cross_entropy(logits.T, pairs)) / 2

@@ -1,12 +1,5 @@
 """What a checkpoint's config.json says, as frozen dataclasses with transformers' field names and defaults.
 
-The letters that stand for axes everywhere in this package:
-
-    B  images (the batch)        T  tokens: of a text, or the class token and one for each patch
-    P  prompts                   D  width of a token's vector (`hidden_size`, `reduce_dim`)
-    C  channels                  H  attention heads, each D/H wide; in (B,C,H,W), a picture's height
-    h, w  rows and columns of patches
-
 Deviation: transformers accepts values with which no model can work, and fails later or not at all; here
 they are refused with the field's name. Fields that concern only transformers (`architectures`, `dtype`,
 ...) are kept in `other`, and written back as they came.

@@ -9,16 +9,16 @@ Where the reference has one class for each of these in every model, there is one
 from typing import Any
 
 from .ops import Array, joined_heads, split_heads
+from .scope import Scope
 from .trace import is_traced, record
-from .weights import Scope
 
 
 class Layer:
     """Knows its dotted name and its arithmetic; calling it is `forward`, seen by a trace."""
 
-    def __init__(self, at: Scope):
-        self.name = at.name
-        self.ops = at.ops
+    def __init__(self, scope: Scope):
+        self.name = scope.name
+        self.ops = scope.ops
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
@@ -29,23 +29,58 @@ class Layer:
 class Linear(Layer):
     """x Wᵀ + b.  (..., in) -> (..., out)"""
 
-    def __init__(self, at: Scope, inputs: int, outputs: int, bias: bool = True):
-        super().__init__(at)
-        self.weight = at.take("weight", (outputs, inputs))
-        self.bias = at.take("bias", (outputs,)) if bias else None
+    def __init__(self, scope: Scope, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(scope)
+        self.weight = scope.take("weight", (out_features, in_features))
+        self.bias = scope.take("bias", (out_features,)) if bias else None
 
     def forward(self, x: Array) -> Array:
         return self.ops.linear(x, self.weight, self.bias)
 
 
+class PatchEmbedding(Layer):
+    """Each patch of pixels to a vector: a convolution whose stride is its kernel.  (B,C,H,W) -> (B,D,h,w)"""
+
+    def __init__(self, scope: Scope, in_channels: int, out_channels: int, patch_size: int):
+        super().__init__(scope)
+        self.weight = scope.take("weight", (out_channels, in_channels, patch_size, patch_size))
+
+    def forward(self, pixel_values: Array) -> Array:
+        return self.ops.patch_conv2d(pixel_values, self.weight)
+
+
+class Conv2d(Layer):
+    """A convolution that keeps the size.  (B,C,h,w) -> (B,D,h,w)"""
+
+    def __init__(self, scope: Scope, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__(scope)
+        self.weight = scope.take("weight", (out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = scope.take("bias", (out_channels,))
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.conv2d(x, self.weight, self.bias)
+
+
+class ConvTranspose2d(Layer):
+    """A transposed convolution with stride = kernel.  (B,C,h,w) -> (B,D,hp,wp)"""
+
+    def __init__(self, scope: Scope, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__(scope)
+        self.weight = scope.take("weight", (in_channels, out_channels, kernel_size, kernel_size))
+        self.bias = scope.take("bias", (out_channels,))
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.conv_transpose2d(x, self.weight, self.bias)
+
+
 class LayerNorm(Layer):
     """(..., D) -> (..., D)"""
 
-    def __init__(self, at: Scope, width: int, eps: float):
-        super().__init__(at)
+    def __init__(self, scope: Scope, hidden_size: int, eps: float):
+        super().__init__(scope)
         self.eps = eps
-        self.weight = at.take("weight", (width,))
-        self.bias = at.take("bias", (width,))
+        self.weight = scope.take("weight", (hidden_size,))
+        self.bias = scope.take("bias", (hidden_size,))
 
     def forward(self, x: Array) -> Array:
         return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
@@ -54,9 +89,9 @@ class LayerNorm(Layer):
 class Embedding(Layer):
     """A table of vectors, looked up by number.  (...) -> (..., D)"""
 
-    def __init__(self, at: Scope, rows: int, width: int):
-        super().__init__(at)
-        self.weight = at.take("weight", (rows, width))
+    def __init__(self, scope: Scope, num_embeddings: int, embedding_dim: int):
+        super().__init__(scope)
+        self.weight = scope.take("weight", (num_embeddings, embedding_dim))
 
     def forward(self, ids: Array) -> Array:
         return self.ops.embedding(ids, self.weight)
@@ -65,35 +100,33 @@ class Embedding(Layer):
 class Attention(Layer):
     """Multi-head self-attention.  (B,T,D) -> (B,T,D)"""
 
-    def __init__(self, at: Scope, width: int, heads: int):
-        super().__init__(at)
-        self.heads = heads
-        self.q_proj = Linear(at / "q_proj", width, width)
-        self.k_proj = Linear(at / "k_proj", width, width)
-        self.v_proj = Linear(at / "v_proj", width, width)
-        self.out_proj = Linear(at / "out_proj", width, width)
+    def __init__(self, scope: Scope, hidden_size: int, num_heads: int):
+        super().__init__(scope)
+        self.num_heads = num_heads
+        self.q_proj = Linear(scope / "q_proj", hidden_size, hidden_size)
+        self.k_proj = Linear(scope / "k_proj", hidden_size, hidden_size)
+        self.v_proj = Linear(scope / "v_proj", hidden_size, hidden_size)
+        self.out_proj = Linear(scope / "out_proj", hidden_size, hidden_size)
 
-    def forward(
-        self, x: Array, allowed: Array | None = None, attentions: list | None = None
-    ) -> Array:
+    def forward(self, x: Array, mask: Array | None = None, attentions: list | None = None) -> Array:
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if is_traced():  # and what each returns is to be seen
-            query, key, value = (split_heads(layer(x), self.heads) for layer in projections)
-            mixed = joined_heads(self.ops.attention(query, key, value, allowed, attentions))
+            query, key, value = (split_heads(layer(x), self.num_heads) for layer in projections)
+            mixed = joined_heads(self.ops.attention(query, key, value, mask, attentions))
         else:
             maps = [(layer.weight, layer.bias) for layer in projections]
-            mixed = self.ops.multi_head_attention(x, maps, self.heads, allowed, attentions)
+            mixed = self.ops.multi_head_attention(x, maps, self.num_heads, mask, attentions)
         return self.out_proj(mixed)
 
 
 class MLP(Layer):
     """Two linear layers with an activation between.  (B,T,D) -> (B,T,D)"""
 
-    def __init__(self, at: Scope, width: int, hidden: int, activation: str):
-        super().__init__(at)
+    def __init__(self, scope: Scope, hidden_size: int, intermediate_size: int, activation: str):
+        super().__init__(scope)
         self.activation = activation
-        self.fc1 = Linear(at / "fc1", width, hidden)
-        self.fc2 = Linear(at / "fc2", hidden, width)
+        self.fc1 = Linear(scope / "fc1", hidden_size, intermediate_size)
+        self.fc2 = Linear(scope / "fc2", intermediate_size, hidden_size)
 
     def forward(self, x: Array) -> Array:
         if is_traced():  # and what each returns is to be seen
@@ -103,28 +136,34 @@ class MLP(Layer):
 
 
 class _TransformerLayer(Layer):
-    """What the two kinds of transformer layer share: their children, which differ only in their order."""
+    """The children of both kinds of transformer layer, which differ only in their order."""
 
-    def __init__(self, at: Scope, width: int, heads: int, hidden: int, activation: str, eps: float):
-        super().__init__(at)
-        self.layer_norm1 = LayerNorm(at / "layer_norm1", width, eps)
-        self.self_attn = Attention(at / "self_attn", width, heads)
-        self.layer_norm2 = LayerNorm(at / "layer_norm2", width, eps)
-        self.mlp = MLP(at / "mlp", width, hidden, activation)
+    def __init__(
+        self,
+        scope: Scope,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        activation: str,
+        eps: float,
+    ):
+        super().__init__(scope)
+        self.layer_norm1 = LayerNorm(scope / "layer_norm1", hidden_size, eps)
+        self.self_attn = Attention(scope / "self_attn", hidden_size, num_heads)
+        self.layer_norm2 = LayerNorm(scope / "layer_norm2", hidden_size, eps)
+        self.mlp = MLP(scope / "mlp", hidden_size, intermediate_size, activation)
 
 
 class EncoderLayer(_TransformerLayer):
-    """Pre-norm: each branch normalises its input.  (B,T,D) -> (B,T,D)"""
+    """Pre-norm: each branch normalizes its input.  (B,T,D) -> (B,T,D)"""
 
-    def forward(
-        self, x: Array, allowed: Array | None = None, attentions: list | None = None
-    ) -> Array:
-        x = self.ops.residual(x, self.self_attn(self.layer_norm1(x), allowed, attentions))
+    def forward(self, x: Array, mask: Array | None = None, attentions: list | None = None) -> Array:
+        x = self.ops.residual(x, self.self_attn(self.layer_norm1(x), mask, attentions))
         return self.ops.residual(x, self.mlp(self.layer_norm2(x)))
 
 
 class DecoderLayer(_TransformerLayer):
-    """Post-norm: each sum is normalised.  (B,T,D) -> (B,T,D)"""
+    """Post-norm: each sum is normalized.  (B,T,D) -> (B,T,D)"""
 
     def forward(self, x: Array, attentions: list | None = None) -> Array:
         x = self.layer_norm1(self.ops.residual(x, self.self_attn(x, None, attentions)))

@@ -11,13 +11,14 @@ these, and so is all that one token's numbers have in common. Shapes are as ever
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from .memory import Memory
 from .numpy_pieces import ELEMENTWISE, Elementwise, attend, multiply
-from .ops import Array, Ops, slices, split_heads
+from .ops import MAX_MEMOIZED, Array, Ops, slices, split_heads
 from .threads import Threads, between, evenly, one_blas_thread
 from .trace import is_traced
 
@@ -60,6 +61,9 @@ class NumpyOps(Ops):
 
             self.threads.share(one, len(parts), 1, 1)
             return found
+
+    def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        return lru_cache(MAX_MEMOIZED)(function)
 
     def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
         return super().aside(work) if is_traced() else self.threads.aside(work)
@@ -210,19 +214,19 @@ class NumpyOps(Ops):
         query: Array,
         key: Array,
         value: Array,
-        allowed: Array | None = None,
+        mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
         B, H, T, d = query.shape
         if T < MANY:
             with one_blas_thread:
-                return super().attention(query, key, value, allowed, attentions)
+                return super().attention(query, key, value, mask, attentions)
         mixed = self.memory.empty((H, d, B, T), value.dtype)
         kept = None if attentions is None else np.empty((B, H, T, T), query.dtype)
 
         def some_heads(part: slice) -> None:
             some = (x[:, part] for x in (query, key, value))
-            self._attend(*some, allowed, mixed[part], None if kept is None else kept[:, part])
+            self._attend(*some, mask, mixed[part], None if kept is None else kept[:, part])
 
         self.threads.share(some_heads, H, max(1, SCORES // (B * T**2)), 1)
         if attentions is not None:
@@ -234,36 +238,36 @@ class NumpyOps(Ops):
         query: Array,
         key: Array,
         value: Array,
-        allowed: Array | None,
+        mask: Array | None,
         mixed: Array,
         kept: Array | None = None,
     ) -> None:
         B, _, T, _ = query.shape
-        allowed = None if allowed is None else np.broadcast_to(allowed, (B, 1, T, T))
-        attend(query, key, value, allowed, self.memory.empty((T, T), query.dtype), mixed, kept)
+        mask = None if mask is None else np.broadcast_to(mask, (B, 1, T, T))
+        attend(query, key, value, mask, self.memory.empty((T, T), query.dtype), mixed, kept)
 
     def multi_head_attention(
         self,
         x: Array,
         projections: Sequence[tuple[Array, Array | None]],
-        heads: int,
-        allowed: Array | None = None,
+        num_heads: int,
+        mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
         """A thread takes its heads from projection to result, with one wait for the others instead of two."""
         (B, T, inputs), D = x.shape, len(projections[0][0])
-        threads = min(self.threads.free, heads, B * T * inputs * 3 * D // PRODUCTS + 1)
+        threads = min(self.threads.free, num_heads, B * T * inputs * 3 * D // PRODUCTS + 1)
         if T < MANY or threads == 1 or attentions is not None:
-            return super().multi_head_attention(x, projections, heads, allowed, attentions)
-        mixed = self.memory.empty((heads, D // heads, B, T), x.dtype)
-        parts = evenly(heads, threads)
+            return super().multi_head_attention(x, projections, num_heads, mask, attentions)
+        mixed = self.memory.empty((num_heads, D // num_heads, B, T), x.dtype)
+        parts = evenly(num_heads, threads)
 
         def some_heads(part: slice) -> None:
             for some in parts[part]:
-                features = slice(*(end * D // heads for end in (some.start, some.stop)))
+                features = slice(*(end * D // num_heads for end in (some.start, some.stop)))
                 maps = [(w[features], b if b is None else b[features]) for w, b in projections]
                 made = (split_heads(y, some.stop - some.start) for y in self._linears(x, maps))
-                self._attend(*made, allowed, mixed[some])
+                self._attend(*made, mask, mixed[some])
 
         self.threads.share(some_heads, threads)
         return mixed.reshape(D, B, T).transpose(1, 2, 0)

@@ -4,17 +4,25 @@ This is the readable truth. A backend that can do better overrides single method
 the same name, signature and result. Nothing here knows a layer, a config or a weight's name.
 
 Every method keeps the float type of its input: constants are Python numbers, which do not promote an
-array, and tables are cast to the input's type. Axis letters are explained in `config.py`.
+array, and tables are cast to the input's type.
+
+The letters that stand for axes everywhere in this package:
+
+    B  images (the batch)    T  tokens: of a text, or the class token and one for each patch
+    P  prompts               D  features: the width of a token's vector (`hidden_size`, `reduce_dim`)
+    C  channels              N  attention heads, each d = D/N features wide
+    H, W  pixels             h, w  rows and columns of patches            p  a patch's side in pixels
 """
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-import numpy
+import numpy as np
 
-Array = Any  # a numpy.ndarray or a cupy.ndarray
+Array = Any  # an array of `xp`: a numpy.ndarray or a cupy.ndarray
 
+MAX_MEMOIZED = 8  # results of a function: position embeddings take 1.5 MB for the official size
 SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 
@@ -26,22 +34,25 @@ class Ops:
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
     pictures_at_once = prompts_at_once = 64  # each takes 10 MB or more on its way
 
-    def __init__(self, xp: ModuleType = numpy):
+    def __init__(self, xp: ModuleType = np):
         self.xp = xp
-        self._tables: dict[tuple, Array] = {}
 
     # Arrays in and out
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """An array on this backend's device; no copy where it is one already."""
-        values = in_main_memory(values) if self.xp is numpy else values
+        values = in_main_memory(values) if self.xp is np else values
         return self.xp.asarray(values, dtype=dtype)
 
-    def to_numpy(self, x: Array) -> numpy.ndarray:
+    def to_numpy(self, x: Array) -> np.ndarray:
         """The same values as a NumPy array in main memory."""
         return in_main_memory(x)
 
     # In what order
+
+    def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        """The function of few different arguments. A fast backend keeps its last results."""
+        return function
 
     def each(self, work: Callable[[slice], Any], length: int, at_once: int) -> list:
         """What `work` returns for slices that make up 0 to `length`, each `at_once` long or shorter, in order."""
@@ -90,26 +101,27 @@ class Ops:
         """
         (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
         h, w = H // p, W // p
+        # (B,C,H,W) -> (B,C,h,p,w,p) -> (B,h,w,C,p,p)
         patches = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p).transpose(0, 2, 4, 1, 3, 5)
+        # (B,h,w,C,p,p) -> (B,h,w,Cpp) -> (B,h,w,D) -> (B,D,h,w)
         patches = patches.reshape(B, h, w, C * p * p)
         return self.linear(patches, weight.reshape(D, C * p * p)).transpose(0, 3, 1, 2)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """A convolution with stride 1, padded to keep the size: a linear map of each cell's neighbours.
+        """A convolution with stride 1, padded to keep the size: a linear map of each cell's neighbors.
 
         (B,C,h,w), (D,C,k,k) with k odd, (D) -> (B,D,h,w)
         """
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
-        margin = k // 2
-        padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
-        padded[:, :, margin : margin + h, margin : margin + w] = x.transpose(1, 0, 2, 3)
-        c, b, row, column = padded.strides
-        around = self.xp.lib.stride_tricks.as_strided(
-            padded, (C, k, k, B, h, w), (c, row, column, b, row, column)
-        )
-        cells = around.reshape(C * k * k, B, h, w).transpose(1, 2, 3, 0)  # copied once
-        y = self.linear(cells, weight.reshape(D, C * k * k), bias)
-        return y.transpose(0, 3, 1, 2)
+        # (B,C,h,w) -> (C,B,h,w) -> (C,B,h+k-1,w+k-1)
+        margin = (k // 2, k // 2)
+        padded = self.xp.pad(x.transpose(1, 0, 2, 3), ((0, 0), (0, 0), margin, margin))
+        # (C,B,h+k-1,w+k-1) -> (C,k,B,h,w+k-1) -> (C,k,k,B,h,w): the neighbors of each cell
+        rows = self.xp.stack([padded[:, :, i : i + h] for i in range(k)], axis=1)
+        neighbors = self.xp.stack([rows[..., j : j + w] for j in range(k)], axis=2)
+        # (C,k,k,B,h,w) -> (Ckk,B,h,w) -> (B,h,w,Ckk) -> (B,h,w,D) -> (B,D,h,w)
+        neighbors = neighbors.reshape(C * k * k, B, h, w).transpose(1, 2, 3, 0)
+        return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """A transposed convolution whose stride is its kernel: each cell paints one block, unflipped.
@@ -117,6 +129,7 @@ class Ops:
         (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a linear map and a reshape.
         """
         (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
+        # (B,h,w,C) -> (B,h,w,Dpp) -> (B,h,w,D,p,p) -> (B,D,h,p,w,p) -> (B,D,hp,wp)
         blocks = self.linear(x.transpose(0, 2, 3, 1), weight.reshape(C, D * p * p).T)
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
         return blocks.reshape(B, D, h * p, w * p) + bias[:, None, None]
@@ -125,13 +138,13 @@ class Ops:
         """x + branch, in whose place the sum may stand: nobody else may need the branch.  (...), (...) -> (...)"""
         return x + branch
 
-    # Normalisation and attention
+    # Normalization and attention
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         """Each row to mean 0 and (biased) variance 1, then scaled and shifted.  (..., D) -> (..., D)"""
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return centred / self.xp.sqrt(variance + eps) * weight + bias
+        centered = x - x.mean(axis=-1, keepdims=True)
+        variance = (centered * centered).mean(axis=-1, keepdims=True)
+        return centered / self.xp.sqrt(variance + eps) * weight + bias
 
     def softmax(self, x: Array) -> Array:
         """Along the last axis, with the maximum subtracted so that nothing overflows."""
@@ -143,20 +156,20 @@ class Ops:
         query: Array,
         key: Array,
         value: Array,
-        allowed: Array | None = None,
+        mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
-        """softmax(q kᵀ / sqrt(d)) v, three times (B,H,T,d) -> (B,H,T,d)   ("Attention is all you need", 3.2.1)
+        """softmax(q kᵀ / sqrt(d)) v, three times (B,N,T,d) -> (B,N,T,d)   ("Attention is all you need", 3.2.1)
 
-        `allowed` (B,1,T,T) is True where a query (second to last axis) may see a key (last axis).
-        `attentions` is a list to which the weights (B,H,T,T) are appended, for a caller who asks for them.
+        `mask` (B,1,T,T) is True where a query (second to last axis) attends to a key (last axis).
+        `attentions` is a list to which the weights (B,N,T,T) are appended, for a caller who asks for them.
         """
         # Scaled before the product: in float16 it could overflow.
         scores = (query * query.shape[-1] ** -0.5) @ key.swapaxes(-1, -2)
-        if allowed is not None:
-            # The type's lowest number, not -inf: a row in which nothing is allowed becomes uniform, not NaN.
+        if mask is not None:
+            # The type's lowest number, not -inf: a row that is masked throughout becomes uniform, not NaN.
             lowest = self.xp.finfo(scores.dtype).min
-            scores = self.xp.where(allowed, scores, self.xp.asarray(lowest, dtype=scores.dtype))
+            scores = self.xp.where(mask, scores, self.xp.asarray(lowest, dtype=scores.dtype))
         weights = self.softmax(scores)
         if attentions is not None:
             attentions.append(weights)
@@ -166,16 +179,16 @@ class Ops:
         self,
         x: Array,
         projections: Sequence[tuple[Array, Array | None]],
-        heads: int,
-        allowed: Array | None = None,
+        num_heads: int,
+        mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
-        """Attention among x's own tokens, by several heads that see D / heads features each.  (B,T,in) -> (B,T,D)
+        """Attention among x's own tokens, by several heads that see D / N features each.  (B,T,in) -> (B,T,D)
 
         `projections` are the weights (D,in) and biases (D) that make queries, keys and values of x.
         """
-        query, key, value = (split_heads(y, heads) for y in self.linears(x, projections))
-        return joined_heads(self.attention(query, key, value, allowed, attentions))
+        query, key, value = (split_heads(y, num_heads) for y in self.linears(x, projections))
+        return joined_heads(self.attention(query, key, value, mask, attentions))
 
     # Activations
 
@@ -198,7 +211,7 @@ class Ops:
 
     def gelu_new(self, x: Array) -> Array:
         """GPT-2's tanh approximation of gelu."""
-        return 0.5 * x * (1 + self.xp.tanh((2 / numpy.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+        return 0.5 * x * (1 + self.xp.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
 
     def relu(self, x: Array) -> Array:
         return self.xp.maximum(x, 0)
@@ -220,13 +233,13 @@ class Ops:
         series = self.xp.ones_like(x)
         for odd in range(81, 1, -2):
             series = 1 + series * square * (2 / odd)
-        near = 2 / numpy.pi**0.5 * inner * self.xp.exp(-square) * series
+        near = 2 / np.pi**0.5 * inner * self.xp.exp(-square) * series
 
         outer = self.xp.clip(abs(x), 2, 6)
         fraction = outer
         for k in range(50, 0, -1):
             fraction = outer + k / 2 / fraction
-        far = 1 - self.xp.exp(-outer * outer) / (numpy.pi**0.5 * fraction)
+        far = 1 - self.xp.exp(-outer * outer) / (np.pi**0.5 * fraction)
         return self.xp.where(abs(x) <= 2, near, self.xp.copysign(far, x))
 
     # Resizing position embeddings
@@ -235,56 +248,49 @@ class Ops:
         """A grid of vectors at another size, by cubic convolution.  (h,w,D), (h', w') -> (h',w',D)
 
         As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75, pixel
-        centres at half numbers, and the border repeated. (Pillow's bicubic differs: a = -0.5, antialiased.)
+        centers at half numbers, and the border repeated. (Pillow's bicubic differs: a = -0.5, antialiased.)
         """
 
-        def along_first_axis(x: Array, new: int) -> Array:  # (old,n,D) -> (new,n,D)
+        def along_first_axis(x: Array, new: int) -> Array:
             old, n, D = x.shape
-            table = self.bicubic_table(old, new, x.dtype)
+            table = self.asarray(bicubic_weights(old, new), dtype=x.dtype)
+            # (old,n,D) -> (nD,old) -> (nD,new) -> (new,n,D)
             return self.linear(x.reshape(old, n * D).T, table).T.reshape(new, n, D)
 
         tall = along_first_axis(grid, size[0])  # (h',w,D)
         return along_first_axis(tall.swapaxes(0, 1), size[1]).swapaxes(0, 1)
 
-    def bicubic_table(self, old: int, new: int, dtype: Any) -> Array:
-        """`bicubic_weights`, on this backend's device, and kept there.  -> (new, old)"""
-        key = old, new, numpy.dtype(dtype)
-        if key not in self._tables:
-            self._tables[key] = self.asarray(bicubic_weights(old, new), dtype=dtype)
-        return self._tables[key]
-
     # Losses
 
     def binary_cross_entropy(self, logits: Array, labels: Array) -> Array:
         """The mean of -(y log p + (1-y) log(1-p)), with p = sigmoid(logits), without ever forming p."""
-        losses = (
-            self.xp.maximum(logits, 0) - logits * labels + self.xp.log1p(self.xp.exp(-abs(logits)))
-        )
+        xp = self.xp
+        losses = xp.maximum(logits, 0) - logits * labels + xp.log1p(xp.exp(-abs(logits)))
         return losses.mean()
 
     def cross_entropy(self, logits: Array, classes: Array) -> Array:
-        """The mean of -log softmax(row)[class] over rows.  (N,K), (N) -> ()"""
+        """The mean of -log softmax(row)[class] over rows.  (n,K), (n) -> ()"""
         shifted = logits - logits.max(axis=-1, keepdims=True)
         log_sum = self.xp.log(self.xp.exp(shifted).sum(axis=-1))
         chosen = self.xp.take_along_axis(shifted, classes[:, None], axis=-1)[:, 0]
         return (log_sum - chosen).mean()
 
 
-def in_main_memory(values: Any) -> numpy.ndarray:
+def in_main_memory(values: Any) -> np.ndarray:
     """Numbers as a NumPy array: a GPU's are copied, NumPy's own are not."""
-    return values.get() if hasattr(values, "get") else numpy.asarray(values)
+    return values.get() if hasattr(values, "get") else np.asarray(values)
 
 
-def split_heads(x: Array, heads: int) -> Array:
-    """(B,T,D) -> (B,T,H,D/H) -> (B,H,T,D/H)"""
+def split_heads(x: Array, num_heads: int) -> Array:
+    """(B,T,D) -> (B,T,N,d) -> (B,N,T,d)"""
     B, T, D = x.shape
-    return x.reshape(B, T, heads, D // heads).transpose(0, 2, 1, 3)
+    return x.reshape(B, T, num_heads, D // num_heads).transpose(0, 2, 1, 3)
 
 
 def joined_heads(x: Array) -> Array:
-    """(B,H,T,d) -> (B,T,H,d) -> (B,T,Hd)"""
-    B, H, T, d = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(B, T, H * d)
+    """(B,N,T,d) -> (B,T,N,d) -> (B,T,Nd)"""
+    B, N, T, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(B, T, N * d)
 
 
 def slices(start: int, stop: int, at_once: int) -> list[slice]:
@@ -292,21 +298,21 @@ def slices(start: int, stop: int, at_once: int) -> list[slice]:
     return [slice(i, min(i + at_once, stop)) for i in range(start, stop, at_once)]
 
 
-def bicubic_weights(old: int, new: int, a: float = -0.75) -> numpy.ndarray:
+def bicubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
     """The matrix (new, old) that resizes a line of `old` samples to `new` ones by cubic convolution.
 
     Keys, "Cubic convolution interpolation for digital image processing" (1981).
     """
-    centre = (numpy.arange(new) + 0.5) * (old / new) - 0.5
-    first = numpy.floor(centre).astype(int) - 1
-    weights = numpy.zeros((new, old))
-    for neighbour in range(4):
-        index = first + neighbour
-        distance = abs(centre - index)
+    center = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(center).astype(int) - 1
+    weights = np.zeros((new, old))
+    for neighbor in range(4):
+        index = first + neighbor
+        distance = abs(center - index)
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-        inside = numpy.clip(
-            index, 0, old - 1
-        )  # the border sample stands for all that lies beyond it
-        numpy.add.at(weights, (numpy.arange(new), inside), numpy.where(distance <= 1, near, far))
+        weight = np.where(distance <= 1, near, far)
+        # The border sample stands for all that lies beyond it.
+        inside = np.clip(index, 0, old - 1)
+        weights = weights + weight[:, None] * (inside[:, None] == np.arange(old))
     return weights

@@ -14,7 +14,8 @@ from .hub import MODEL
 from .initialise import RandomStart
 from .layers import Layer
 from .ops import Ops
-from .weights import WEIGHTS_NAME, Checkpoint, Scope, give_back, save_weights
+from .scope import Scope
+from .weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 
 
 class PretrainedModel(Layer):
@@ -27,7 +28,7 @@ class PretrainedModel(Layer):
     def __init__(
         self,
         config: CLIPSegConfig | CLIPSegTextConfig | CLIPSegVisionConfig,
-        at: Scope | None = None,
+        scope: Scope | None = None,
         *,
         seed: int = 0,
         backend: str = "numpy",
@@ -37,12 +38,12 @@ class PretrainedModel(Layer):
             raise InputError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}; got {type(config).__name__}"
             )
-        if at is None:
+        if scope is None:
             ops = ops_for(backend)
-            at = Scope(RandomStart(config, seed), ops, float_type(dtype, ops))
-        super().__init__(at)
+            scope = Scope(RandomStart(config, seed), ops, float_type(dtype, ops))
+        super().__init__(scope)
         self.config = config
-        self.at = at
+        self.scope = scope
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         """`forward`, as a record or, with return_dict=False, as the tuple of its fields."""
@@ -52,7 +53,7 @@ class PretrainedModel(Layer):
     @property
     def dtype(self) -> numpy.dtype:
         """The type of every array and activation."""
-        return numpy.dtype(self.at.dtype)
+        return numpy.dtype(self.scope.dtype)
 
     @classmethod
     def from_pretrained(
@@ -91,16 +92,18 @@ class PretrainedModel(Layer):
 
     def state_dict(self) -> dict[str, numpy.ndarray]:
         """This model's arrays by their dotted names in its own checkpoint."""
-        return {name: self.ops.to_numpy(array) for name, array in self.at.within(self.name).items()}
+        return {
+            name: self.ops.to_numpy(array) for name, array in self.scope.within(self.name).items()
+        }
 
     def give_back_memory(self) -> None:
         """Let go of the memory of mapped weights, which are read again from their file when they are next used.
 
         For a part that is used seldom, or a model that waits: what it costs is a few milliseconds at the next use.
         """
-        give_back(self.at.within(self.name).values())
+        give_back(self.scope.within(self.name).values())
 
-    def _floats(self, values: Any) -> Any:
+    def floats(self, values: Any) -> Any:
         """Values on this model's device, in its type."""
         return self.ops.asarray(values, dtype=self.dtype)
 

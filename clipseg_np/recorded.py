@@ -14,7 +14,7 @@ import numpy as np
 
 from .clipseg import CLIPSegForImageSegmentation
 from .cuda_graph import CudaGraph
-from .input_checks import checked_texts
+from .input_checks import checked_pixels, checked_texts
 from .ops import Array
 
 MAX_GRAPHS = 4  # that a cache keeps
@@ -28,7 +28,8 @@ class RecordedPass:
         self.model = model
         prompts = prompts if hasattr(prompts, "dtype") else np.asarray(prompts)
         self.takes_ids = prompts.dtype.kind in "iu"
-        pixel_values, prompts = vision.checked_pixels(pixel_values), self._checked(prompts)
+        pixel_values = checked_pixels(model.floats(pixel_values), vision.config)
+        prompts = self._checked(prompts)
         prompts = ops.asarray(prompts, None if self.takes_ids else model.dtype)
         # The graph reads this table: it must stay when the model keeps others in its place.
         self.positions = vision.embeddings.positions(*vision.grid(pixel_values))

@@ -200,7 +200,7 @@ class Segmenter:
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""
         xp = self.model.ops.xp
-        damaged = [name for name, w in self.model.at.arrays.items() if bool(xp.isnan(w).any())]
+        damaged = [name for name, w in self.model.scope.arrays.items() if bool(xp.isnan(w).any())]
         cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
         warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=4)
 

@@ -1,4 +1,4 @@
-"""safetensors in and out, and `Scope`, which hands each layer its arrays by dotted name.
+"""safetensors in and out.
 
 Loading is strict: each key is taken exactly once, in the expected shape, and a key that is missing or left
 over is an error that names it. transformers only warns of either.
@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from .errors import InputError
 from .files import read_json, unfinished_download, what_to_do, written_whole
-from .ops import Array, Ops
+from .ops import Array
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -184,12 +184,6 @@ def save_weights(path: str | os.PathLike, arrays: dict[str, numpy.ndarray]) -> N
         save_file(contiguous, temporary, metadata={"format": "pt"})
 
 
-class Source(Protocol):
-    """Where a Scope gets its arrays: a checkpoint, or a random start (initialise.py)."""
-
-    def take(self, name: str, shape: tuple[int, ...]) -> numpy.ndarray: ...
-
-
 class Checkpoint:
     """The tensors of a folder or of one file, each to be taken once.
 
@@ -243,34 +237,3 @@ class Checkpoint:
                 f"weights belong together (extract_layers, num_hidden_layers and "
                 f"use_complex_transposed_convolution decide which keys there are)."
             )
-
-
-class Scope:
-    """A place in a model: `at / "q_proj"` is a place inside it, `at.take("weight", shape)` its array."""
-
-    def __init__(
-        self, source: Source, ops: Ops, dtype: Any, name: str = "", arrays: dict | None = None
-    ):
-        self.source = source
-        self.ops = ops
-        self.dtype = dtype
-        self.name = name
-        self.arrays: dict[str, Array] = {} if arrays is None else arrays
-
-    def __truediv__(self, part: str | int) -> "Scope":
-        return Scope(self.source, self.ops, self.dtype, self._join(part), self.arrays)
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Array:
-        """The array of this name, on the backend's device; `arrays` keeps all that were taken."""
-        full = self._join(name)
-        array = self.ops.asarray(self.source.take(full, shape), dtype=self.dtype)
-        self.arrays[full] = array
-        return array
-
-    def within(self, place: str) -> dict[str, Array]:
-        """The arrays taken in a place of the model, by their names there."""
-        start = f"{place}." if place else ""
-        return {name[len(start) :]: a for name, a in self.arrays.items() if name.startswith(start)}
-
-    def _join(self, part: str | int) -> str:
-        return f"{self.name}.{part}" if self.name else str(part)

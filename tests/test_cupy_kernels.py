@@ -116,8 +116,13 @@ def test_a_linear_map_and_its_activation(activation, dtype, on_cpu):
 
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
-    elsewhere = {"aside", "flash_attention", "linear_activated"}
+    elsewhere = {"aside", "conv2d", "flash_attention", "linear_activated", "memoize"}
     assert public - elsewhere == set(OVERRIDES)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_convolution(dtype, on_cpu):
+    check(on_cpu, "conv2d", dtype)
 
 
 def test_the_attention_weights_are_kept(on_cpu):

@@ -13,7 +13,7 @@ from clipseg_np import (
     CLIPSegVisionModel,
 )
 from clipseg_np.ops import Ops
-from clipseg_np.weights import Scope
+from clipseg_np.scope import Scope
 
 TEXT = CLIPSegTextConfig(
     vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, eos_token_id=2
@@ -132,7 +132,7 @@ def parameters(reduce_dim: int, refined: bool) -> tuple[int, int]:
         use_complex_transposed_convolution=refined,
     )
     model = CLIPSegForImageSegmentation(config, Scope(Counted(), Ops(), np.float32))
-    sizes = {name: array.size for name, array in model.at.arrays.items()}
+    sizes = {name: array.size for name, array in model.scope.arrays.items()}
     return sum(sizes.values()), sum(n for name, n in sizes.items() if name.startswith("decoder."))
 
 

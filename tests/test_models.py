@@ -1,6 +1,8 @@
 """The models' behaviour: which shapes go in and come out, what depends on what, and what is refused."""
 
+import gc
 import warnings
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -237,6 +239,31 @@ def test_pictures_and_prompts_are_encoded_in_one_call_as_in_two(threads):
     np.testing.assert_allclose(visual, expected, rtol=0, atol=1e-13)
     with pytest.raises(InputError, match="got neither"):
         model.encode(pixel_values)
+
+
+def test_position_embeddings_are_resized_once_for_each_grid():
+    """To bring a table of weights to a GPU takes longer than to use it, and cannot be recorded."""
+    model = CLIPSegForImageSegmentation.from_pretrained(PLAIN)
+    readable = CLIPSegForImageSegmentation.from_pretrained(PLAIN, backend="numpy-reference")
+    embeddings, expected = (m.clip.vision_model.embeddings for m in (model, readable))
+    for h, w in ((3, 5), (5, 3)):
+        found = embeddings.positions(h, w)
+        assert found.shape[0] == 1 + h * w and embeddings.positions(h, w) is found
+        assert np.array_equal(found, expected.positions(h, w))
+        assert expected.positions(h, w) is not expected.positions(h, w)
+
+
+def test_a_model_that_nobody_holds_is_gone_at_once():
+    """Not at the next collection of cycles: a GPU's memory may be needed before."""
+    model = CLIPSegForImageSegmentation.from_pretrained(PLAIN)
+    model(pixel_values=pictures(model, 1, 24, 40), input_ids=IDS[:1])
+    parts = [weakref.ref(part) for part in (model, model.clip.vision_model.embeddings)]
+    gc.disable()
+    try:
+        del model
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("model", ["plain", "refined"])  # FiLM at the first and the second layer

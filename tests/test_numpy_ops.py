@@ -15,7 +15,7 @@ from clipseg_np.trace import Activations, record, trace
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
-ORDERS = ("each", "aside")  # of work, whatever it is
+ORDERS = ("each", "aside", "memoize")  # of work, whatever it is
 OVERRIDES = [
     name
     for name, part in vars(NumpyOps).items()
@@ -77,6 +77,11 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             )
             for bias, last in ((None, None), (draw(hidden), draw(3)))
             for activation in ("relu", "quick_gelu", "gelu")
+        ],
+        "conv2d": [
+            (x.transpose(0, 2, 1, 3), draw(4, 3, k, k), draw(4))
+            for x in (draw(1, 4, 3, 5), draw(2, 1, 3, 7))
+            for k in (1, 3, 5)
         ],
         "conv_transpose2d": [
             (x.transpose(0, 2, 1, 3), draw(3, D, p, p), draw(D))

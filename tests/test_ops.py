@@ -191,14 +191,6 @@ def test_P04_bicubic_at_the_same_size_changes_nothing(side):
     close(ops.resize_bicubic(grid, (side, side + 1)), grid)
 
 
-def test_the_tables_for_resizing_are_kept():
-    """To bring one to a GPU takes longer than to use it, and cannot be recorded."""
-    for old, new, dtype in ((5, 7, "float32"), (5, 7, "float64"), (7, 5, "float32")):
-        found = ops.bicubic_table(old, new, dtype)
-        np.testing.assert_array_equal(found, bicubic_weights(old, new).astype(dtype))
-        assert found.dtype == dtype and ops.bicubic_table(old, new, np.dtype(dtype)) is found
-
-
 def test_P04_bicubic_by_hand():
     """Doubling: a quarter off each centre, the four weights are those of a = -0.75.
 

@@ -71,12 +71,12 @@ def no_causal_mask(model, patch):
         P = len(attention_mask)
         return np.broadcast_to((attention_mask != 0)[:, None, None, :], (P, 1, T, T))
 
-    patch(model.clip.text_model, "_allowed", padding_only)
+    patch(model.clip.text_model, "_mask", padding_only)
 
 
 def padding_is_looked_at(model, patch):
-    sound_one = model.clip.text_model._allowed
-    patch(model.clip.text_model, "_allowed", lambda mask, T: sound_one(None, T))
+    sound_one = model.clip.text_model._mask
+    patch(model.clip.text_model, "_mask", lambda mask, T: sound_one(None, T))
 
 
 def pooled_at_the_last_token(model, patch):
@@ -98,8 +98,8 @@ def a_square_weight_transposed(model, patch):
 
 
 def no_residual(model, patch):
-    def forward(layer, x, allowed=None, attentions=None):
-        x = layer.self_attn(layer.layer_norm1(x), allowed, attentions)
+    def forward(layer, x, mask=None, attentions=None):
+        x = layer.self_attn(layer.layer_norm1(x), mask, attentions)
         return x + layer.mlp(layer.layer_norm2(x))
 
     patch(EncoderLayer, "forward", forward)
@@ -117,8 +117,8 @@ def post_norm_in_the_towers(model, patch):
     patch(
         EncoderLayer,
         "forward",
-        lambda layer, x, allowed=None, attentions=None: layer.layer_norm2(
-            layer.layer_norm1(x + layer.self_attn(x, allowed)) + layer.mlp(x)
+        lambda layer, x, mask=None, attentions=None: layer.layer_norm2(
+            layer.layer_norm1(x + layer.self_attn(x, mask)) + layer.mlp(x)
         ),
     )
 
@@ -135,8 +135,8 @@ def activations_before_the_layer(model, patch):
 
 
 def activations_in_the_layers_order(model, patch):
-    forward = model.decoder.forward
-    patch(model.decoder, "forward", lambda a, *rest, **record: forward(a[::-1], *rest, **record))
+    reduce = model.decoder.reduce
+    patch(model.decoder, "reduce", lambda activations: reduce(activations[::-1]))
 
 
 def modulated_at_the_wrong_layer(model, patch):
@@ -174,8 +174,6 @@ def a_flipped_kernel(model, patch):
 def a_sharper_cubic_for_the_positions(model, patch):
     sound_one = ops_module.bicubic_weights
     patch(ops_module, "bicubic_weights", lambda old, new: sound_one(old, new, a=-0.5))
-    patch(model.ops, "_tables", {})
-    model.clip.vision_model.embeddings.resized.clear()
 
 
 def no_class_position(model, patch):

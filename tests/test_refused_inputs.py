@@ -28,14 +28,14 @@ def refuses(message, call):
 
 def test_numbers_of_pictures_and_prompts_that_do_not_fit(plain):
     two = pictures(2, 32, 32)
-    refuses("2 pictures and 3 prompts", lambda: plain(pixel_values=two, input_ids=IDS))
-    refuses("2 pictures and 1 prompts", lambda: plain(pixel_values=two, input_ids=IDS[:1]))
+    refuses("2 images and 3 prompts", lambda: plain(pixel_values=two, input_ids=IDS))
+    refuses("2 images and 1 prompts", lambda: plain(pixel_values=two, input_ids=IDS[:1]))
     refuses(
-        "2 pictures and 3 prompts",
+        "2 images and 3 prompts",
         lambda: plain(pixel_values=two, conditional_pixel_values=pictures(3, 32, 32)),
     )
     refuses(
-        "2 pictures and 3 prompts",
+        "2 images and 3 prompts",
         lambda: plain.decode(plain.encode_image(two), np.ones((3, 20))),
     )
     refuses("got 3 prompts; expected 2", lambda: plain.get_conditional_embeddings(2, input_ids=IDS))

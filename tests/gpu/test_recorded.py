@@ -79,7 +79,7 @@ def test_recorded_passes_do_not_disturb_each_other():
 def test_it_keeps_its_model(gpu):
     model, inputs = fresh_model(), drawn(1)
     expected = as_floats(eager_logits(model, *inputs))
-    shapes = [weight.shape for weight in model.at.arrays.values()]
+    shapes = [weight.shape for weight in model.scope.arrays.values()]
     run = recorded(model, *drawn())
     del model
     gc.collect()
