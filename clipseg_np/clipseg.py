@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .batched import in_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
 from .input_checks import (
@@ -147,18 +148,10 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         self.clip = CLIPSegModel(config, self.scope / "clip")
         self.decoder = Decoder(self.scope / "decoder", config)
 
-    def encode(self, pixel_values: Array, **prompts: Any) -> tuple[ImageFeatures, Array]:
-        """What `encode_image` returns of the images, and `get_conditional_embeddings` of the prompts.
-
-        As calling them one after the other; NumPy reads texts beside the image.
-        """
-        embeddings = self.ops.aside(lambda: self.get_conditional_embeddings(**prompts))
-        return self.encode_image(pixel_values), embeddings()
-
     def encode_image(self, pixel_values: Array) -> ImageFeatures:
         """(B,C,H,W) to what the decoder needs: the vision tower as far as the last extracted layer.
 
-        A few images at a time, `ops.pictures_at_once`; a trace then holds what the tower returned each time.
+        A few images at a time, `ops.images_per_slice`; a trace then holds what the tower returned each time.
         """
         vision = self.clip.vision_model
         pixel_values = checked_pixels(self.floats(pixel_values), vision.config)
@@ -166,7 +159,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         def activations(images: slice) -> list[Array]:
             return vision.tokens(pixel_values[images], only=self.config.extract_layers)
 
-        parts = self.ops.each(activations, len(pixel_values), self.ops.pictures_at_once)
+        parts = in_slices(self.ops, activations, len(pixel_values), self.ops.images_per_slice)
         return ImageFeatures(
             tuple(self._joined(part) for part in zip(*parts)), vision.grid(pixel_values)
         )
@@ -194,7 +187,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
     def decode(self, features: ImageFeatures, conditional_embeddings: Array) -> Array:
         """One image with P prompts, or B images with B prompts.  (P,projection_dim) -> logits (P,H,W)
 
-        The decoder gets a few prompts at a time, `ops.prompts_at_once`, so that memory does not grow with their
+        The decoder gets a few prompts at a time, `ops.prompts_per_slice`, so that memory does not grow with their
         number; a trace then holds what it returned each time.
         """
         B = len(features.activations[0])
@@ -206,7 +199,9 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             tokens = reduced if B == 1 else [part[prompts] for part in reduced]
             return self.decoder(tokens, embeddings[prompts], features.grid).logits
 
-        return self._joined(self.ops.each(logits, len(embeddings), self.ops.prompts_at_once))
+        return self._joined(
+            in_slices(self.ops, logits, len(embeddings), self.ops.prompts_per_slice)
+        )
 
     def _joined(self, parts: Sequence[Array]) -> Array:
         return parts[0] if len(parts) == 1 else self.ops.xp.concatenate(parts)

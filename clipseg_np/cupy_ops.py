@@ -9,7 +9,7 @@ Before its first use on a GPU each override is compared with the method that it 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,8 @@ import numpy
 
 from .cublas import Cublas, address
 from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, expressions, source
-from .ops import MAX_MEMOIZED, Array, Ops
+from .layers import MLP
+from .ops import MAX_MEMOIZED, Array, Ops, T
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
 CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "softmax", "attention", "flash_attention")
@@ -74,22 +75,28 @@ class CupyOps(Ops):
     def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
         return lru_cache(MAX_MEMOIZED)(function)
 
-    def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """While a pass is recorded, begun on the second stream; else done where the result is asked for."""
+    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(layer) is MLP:
+            return self._mlp(layer, *args)
+        return layer.forward(*args, **kwargs)
+
+    def _mlp(self, layer: MLP, x: Array) -> Array:
+        """Bias and activation follow the first product in one pass."""
+        first = layer.fc1
+        return layer.fc2(self.linear_activated(x, first.weight, first.bias, layer.activation))
+
+    def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """While a pass is recorded, the tasks after the first are recorded on the second stream."""
         first, second = self.streams
-        current = self.xp.cuda.get_current_stream
-        if current() is not first:
-            return work
+        if len(tasks) < 2 or self.xp.cuda.get_current_stream() is not first:
+            return super().parallel_for(tasks)
         second.wait_event(first.record())
         with second:
-            result = work()
+            others = super().parallel_for(tasks[1:])
         done = second.record()
-
-        def joined() -> Any:
-            current().wait_event(done)
-            return result
-
-        return joined
+        result = tasks[0]()
+        first.wait_event(done)
+        return [result, *others]
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return self._linear(x, weight, bias, "")
@@ -97,8 +104,9 @@ class CupyOps(Ops):
     def linear_activated(
         self, x: Array, weight: Array, bias: Array | None, activation: str
     ) -> Array:
+        """The activation of a linear map.  (..., in) -> (..., out)"""
         if activation not in self.activations:
-            return super().linear_activated(x, weight, bias, activation)
+            return self.activation(activation, self.linear(x, weight, bias))
         return self._linear(x, weight, bias, activation)
 
     def _linear(self, x: Array, weight: Array, bias: Array | None, activation: str) -> Array:

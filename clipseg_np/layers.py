@@ -1,7 +1,7 @@
 """The layers that the towers and the decoder are built of.
 
 A constructor takes its arrays, and builds its children, from a `Scope`: a place in the checkpoint.
-`forward` is the maths and nothing else; calling the layer runs it and lets a trace see what it returns.
+`forward` is the maths and nothing else; `Layer.__call__` is where a trace and a fast backend come in.
 
 Where the reference has one class for each of these in every model, there is one here for all.
 """
@@ -14,13 +14,15 @@ from .trace import is_traced, record
 
 
 class Layer:
-    """Knows its dotted name and its arithmetic; calling it is `forward`, seen by a trace."""
+    """Knows its dotted name and its arithmetic. To call it is `forward`, by the backend, or seen by a trace."""
 
     def __init__(self, scope: Scope):
         self.name = scope.name
         self.ops = scope.ops
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not is_traced():
+            return self.ops.run(self, *args, **kwargs)
         output = self.forward(*args, **kwargs)
         record(self.name, output)
         return output
@@ -110,12 +112,10 @@ class Attention(Layer):
 
     def forward(self, x: Array, mask: Array | None = None, attentions: list | None = None) -> Array:
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if is_traced():  # and what each returns is to be seen
-            query, key, value = (split_heads(layer(x), self.num_heads) for layer in projections)
-            mixed = joined_heads(self.ops.attention(query, key, value, mask, attentions))
-        else:
-            maps = [(layer.weight, layer.bias) for layer in projections]
-            mixed = self.ops.multi_head_attention(x, maps, self.num_heads, mask, attentions)
+        # (B,T,D) -> (B,N,T,d) each
+        query, key, value = (split_heads(layer(x), self.num_heads) for layer in projections)
+        # (B,N,T,d) -> (B,T,D)
+        mixed = joined_heads(self.ops.attention(query, key, value, mask, attentions))
         return self.out_proj(mixed)
 
 
@@ -129,10 +129,7 @@ class MLP(Layer):
         self.fc2 = Linear(scope / "fc2", intermediate_size, hidden_size)
 
     def forward(self, x: Array) -> Array:
-        if is_traced():  # and what each returns is to be seen
-            return self.fc2(self.ops.activation(self.activation, self.fc1(x)))
-        widen, narrow = ((layer.weight, layer.bias) for layer in (self.fc1, self.fc2))
-        return self.ops.mlp(x, widen, narrow, self.activation)
+        return self.fc2(self.ops.activation(self.activation, self.fc1(x)))
 
 
 class _TransformerLayer(Layer):
@@ -158,13 +155,13 @@ class EncoderLayer(_TransformerLayer):
     """Pre-norm: each branch normalizes its input.  (B,T,D) -> (B,T,D)"""
 
     def forward(self, x: Array, mask: Array | None = None, attentions: list | None = None) -> Array:
-        x = self.ops.residual(x, self.self_attn(self.layer_norm1(x), mask, attentions))
-        return self.ops.residual(x, self.mlp(self.layer_norm2(x)))
+        x = x + self.self_attn(self.layer_norm1(x), mask, attentions)
+        return x + self.mlp(self.layer_norm2(x))
 
 
 class DecoderLayer(_TransformerLayer):
     """Post-norm: each sum is normalized.  (B,T,D) -> (B,T,D)"""
 
     def forward(self, x: Array, attentions: list | None = None) -> Array:
-        x = self.layer_norm1(self.ops.residual(x, self.self_attn(x, None, attentions)))
-        return self.layer_norm2(self.ops.residual(x, self.mlp(x)))
+        x = self.layer_norm1(x + self.self_attn(x, None, attentions))
+        return self.layer_norm2(x + self.mlp(x))

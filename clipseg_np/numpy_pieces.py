@@ -11,6 +11,8 @@ import numpy as np
 
 from .ops import Array
 
+MANY_TOKENS = 32  # from which on they lie in memory features first
+MIN_MULTIPLIES_PER_THREAD = 1 << 23  # fewer are not worth a thread
 FEW, ROWS = 44, 8  # columns at most and rows at least of a matrix that is better not packed
 UNPACKED = 900_000  # multiplications, as many as OpenBLAS does without packing its matrices first
 LARGE = 50.0  # e to it, times any value, is far from overflowing
@@ -37,6 +39,20 @@ def multiply(weight: Array, columns: Array, out: Array) -> None:
 @cache
 def _largest_divisor(number: int, most: int) -> int:
     return max((n for n in range(1, min(number, most) + 1) if number % n == 0), default=0)
+
+
+def bias_as_input(
+    weight: Array, columns: Array, bias: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """The three of weight @ columns + bias; where there are few inputs, the bias as one more, and None in its place.
+
+    To copy the two then takes less than a pass over the result.
+    """
+    (outputs, inputs), n = weight.shape, columns.shape[1]
+    if bias is None or outputs * n <= 4 * inputs * (outputs + n):
+        return weight, columns, None if bias is None else bias[:, None]
+    columns = np.concatenate([columns, np.ones((1, n), columns.dtype)])
+    return np.concatenate([weight, bias[:, None]], axis=1), columns, None
 
 
 def quick_gelu(x: Array, power: Array, out: Array) -> None:

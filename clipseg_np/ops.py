@@ -16,11 +16,12 @@ The letters that stand for axes everywhere in this package:
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 Array = Any  # an array of `xp`: a numpy.ndarray or a cupy.ndarray
+T = TypeVar("T")
 
 MAX_MEMOIZED = 8  # results of a function: position embeddings take 1.5 MB for the official size
 SELU_ALPHA = 1.6732632423543772
@@ -32,7 +33,10 @@ class Ops:
 
     FLOAT_TYPES = ("float32", "float64")  # sums in float16 would lose what they sum
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
-    pictures_at_once = prompts_at_once = 64  # each takes 10 MB or more on its way
+    # Each image, and each prompt, takes 10 MB or more on its way.
+    images_per_slice = prompts_per_slice = 64
+    # How many tasks parallel_for runs at a time.
+    workers = 1
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
@@ -48,19 +52,19 @@ class Ops:
         """The same values as a NumPy array in main memory."""
         return in_main_memory(x)
 
-    # In what order
+    # Layers, and work that is independent of other work
+
+    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        """`layer.forward`. A fast backend may have another way to a whole layer's result."""
+        return layer.forward(*args, **kwargs)
+
+    def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """Run independent tasks and return their results in order. A fast backend runs several at a time."""
+        return [task() for task in tasks]
 
     def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """The function of few different arguments. A fast backend keeps its last results."""
         return function
-
-    def each(self, work: Callable[[slice], Any], length: int, at_once: int) -> list:
-        """What `work` returns for slices that make up 0 to `length`, each `at_once` long or shorter, in order."""
-        return [work(part) for part in slices(0, length, at_once)]
-
-    def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """Work whose result is not needed yet, as a function that returns it: here, one that does it then."""
-        return work
 
     # Linear maps
 
@@ -68,26 +72,6 @@ class Ops:
         """x Wᵀ + b, with the weight as it is stored, (out, in).  (..., in) -> (..., out)"""
         y = x @ weight.T
         return y if bias is None else y + bias
-
-    def linears(self, x: Array, maps: Sequence[tuple[Array, Array | None]]) -> list[Array]:
-        """Several linear maps of the same, each a weight and a bias.  (..., in) -> (..., out) each"""
-        return [self.linear(x, weight, bias) for weight, bias in maps]
-
-    def linear_activated(
-        self, x: Array, weight: Array, bias: Array | None, activation: str
-    ) -> Array:
-        """The activation of a linear map.  (..., in) -> (..., out)"""
-        return self.activation(activation, self.linear(x, weight, bias))
-
-    def mlp(
-        self,
-        x: Array,
-        widen: tuple[Array, Array | None],
-        narrow: tuple[Array, Array | None],
-        activation: str,
-    ) -> Array:
-        """Two linear maps, each a weight and a bias, with an activation between.  (..., D) -> (..., D)"""
-        return self.linear(self.linear_activated(x, *widen, activation), *narrow)
 
     def embedding(self, ids: Array, table: Array) -> Array:
         """One row of the table for each id.  (...), (V, D) -> (..., D)"""
@@ -134,10 +118,6 @@ class Ops:
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
         return blocks.reshape(B, D, h * p, w * p) + bias[:, None, None]
 
-    def residual(self, x: Array, branch: Array) -> Array:
-        """x + branch, in whose place the sum may stand: nobody else may need the branch.  (...), (...) -> (...)"""
-        return x + branch
-
     # Normalization and attention
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -174,21 +154,6 @@ class Ops:
         if attentions is not None:
             attentions.append(weights)
         return weights @ value
-
-    def multi_head_attention(
-        self,
-        x: Array,
-        projections: Sequence[tuple[Array, Array | None]],
-        num_heads: int,
-        mask: Array | None = None,
-        attentions: list | None = None,
-    ) -> Array:
-        """Attention among x's own tokens, by several heads that see D / N features each.  (B,T,in) -> (B,T,D)
-
-        `projections` are the weights (D,in) and biases (D) that make queries, keys and values of x.
-        """
-        query, key, value = (split_heads(y, num_heads) for y in self.linears(x, projections))
-        return joined_heads(self.attention(query, key, value, mask, attentions))
 
     # Activations
 
@@ -291,11 +256,6 @@ def joined_heads(x: Array) -> Array:
     """(B,N,T,d) -> (B,T,N,d) -> (B,T,Nd)"""
     B, N, T, d = x.shape
     return x.transpose(0, 2, 1, 3).reshape(B, T, N * d)
-
-
-def slices(start: int, stop: int, at_once: int) -> list[slice]:
-    """Those that make up `start` to `stop`, in order, so long each or shorter."""
-    return [slice(i, min(i + at_once, stop)) for i in range(start, stop, at_once)]
 
 
 def bicubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:

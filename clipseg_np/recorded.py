@@ -8,6 +8,7 @@ recording put them; what each call is given is copied there.
 """
 
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,9 @@ class RecordedPass:
         self.positions = vision.embeddings.positions(*vision.grid(pixel_values))
 
         def forward(pixel_values: Array, prompts: Array) -> Array:
-            embeddings = ops.aside(lambda: embedded(model, prompts))
-            features = model.encode_image(pixel_values)
-            return model.decode(features, embeddings())
+            # The first task is recorded on the capturing stream, the second on another.
+            tasks = partial(model.encode_image, pixel_values), partial(embedded, model, prompts)
+            return model.decode(*ops.parallel_for(tasks))
 
         self.graph = CudaGraph(ops, forward, pixel_values, prompts)
 

@@ -8,12 +8,13 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from .clipseg import CLIPSegForImageSegmentation
+from .batched import in_parallel
+from .clipseg import CLIPSegForImageSegmentation, ImageFeatures
 from .config import LEGACY_EOS_TOKEN_ID
 from .cuda_graph import CannotRecord
 from .cupy_ops import CupyOps
@@ -40,9 +41,7 @@ class Query:
     prompts: tuple[Any, ...]
     expressions: tuple[Expression, ...]  # of each prompt
     names: tuple[Hashable, ...]  # of what to look for: a text, or a prompt's number
-    embed: Callable[
-        [], Array
-    ]  # these, (L,projection_dim), at its first call; or waits for what has begun
+    embed: Callable[[], Array]  # returns these, (L,projection_dim), made at its first call
     token_ids: np.ndarray | None = None  # (L,T), where all are texts that are not embedded yet
 
 
@@ -156,13 +155,13 @@ class Segmenter:
         return replace(query, token_ids=None)
 
     def _query(self, prompts: list, expressions: list[Expression]) -> Query:
-        """Read the prompts. To embed them is begun, where that can happen beside other work."""
+        """Read the prompts, which are embedded beside the first image."""
         names = tuple(dict.fromkeys(name for one in expressions for name in one.prompts))
         things = [name if isinstance(name, str) else prompts[name] for name in names]
         texts, pixels = self._read_things(things)
         ids = None if pixels is not None or self.graphs is None else texts["input_ids"]
-        embed = self.model.ops.aside(lambda: self._embedded(things, texts, pixels))
-        return Query(tuple(prompts), tuple(expressions), names, cache(embed), ids)
+        embed = cache(partial(self._embedded, things, texts, pixels))
+        return Query(tuple(prompts), tuple(expressions), names, embed, ids)
 
     def _found(self, picture: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
         size = picture.shape[:2]
@@ -186,16 +185,19 @@ class Segmenter:
 
     def _logits(self, picture: np.ndarray, query: Query) -> Array:
         """The decoder's maps of one picture as a whole: (P,h,w)."""
-        pixels = self._pixel_values([picture])
         if self.graphs is not None and not is_traced():
+            pixels = self._pixel_values([picture])
             prompts = query.embed() if query.token_ids is None else query.token_ids
             try:
                 return self.graphs(pixels, prompts)
             except CannotRecord as error:
                 warnings.warn(f"passes are not recorded: {error}", stacklevel=6)
                 self.graphs = None
-        features = self.model.encode_image(pixels)
-        return self.model.decode(features, query.embed())
+
+        def features() -> ImageFeatures:
+            return self.model.encode_image(self._pixel_values([picture]))
+
+        return self.model.decode(*in_parallel(self.model.ops, [features, query.embed]))
 
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""

@@ -8,14 +8,16 @@ keep the processor busy for a while: here a product belongs to one thread, and w
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
+
+T = TypeVar("T")
 
 
 @cache
@@ -27,6 +29,11 @@ def usual_count() -> int:
 def evenly(length: int, count: int) -> list[slice]:
     """So many slices that make up 0 to `length`, as long as each other or one longer."""
     return between(length * part // count for part in range(count + 1))
+
+
+def slices(length: int, size: int) -> list[slice]:
+    """Consecutive slices of range(length), each `size` long but for the last."""
+    return between([*range(0, length, size), length])
 
 
 def between(ends: Iterable[int]) -> list[slice]:
@@ -60,42 +67,53 @@ class Threads:
         """
         threads = min(self.free, length // least) if length >= 2 * least else 1
         count = max(threads, -(-length // most) if most else 1)
-        slices = deque(evenly(length, count))
+        self._take_in_turn(work, deque(evenly(length, count)), threads)
 
-        def some() -> None:
-            while slices:
+    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """Run the tasks, each in the caller's context, and return their results in order.
+
+        As many threads as there are take the next task that is left; one that is busy now takes part once it is free. What
+        a task would share out, its thread does alone, or with those that have nothing to do. After an error no task
+        begins, and when all that had begun have ended, the error of the first of those that failed is raised.
+        """
+        results: list = [None] * len(tasks)
+        errors: dict[int, BaseException] = {}
+        left = deque((number, copy_context(), task) for number, task in enumerate(tasks))
+
+        def run_one(item: tuple) -> None:
+            number, context, task = item
+            try:
+                results[number] = context.run(task)
+            except BaseException as error:  # noqa: BLE001  (raised below)
+                errors[number] = error
+                left.clear()
+
+        self._take_in_turn(run_one, left, min(self.count, len(tasks)))
+        if errors:
+            raise errors[min(errors)]
+        return results
+
+    def _take_in_turn(self, work: Callable[[Any], None], items: deque, threads: int) -> None:
+        """Call `work` for each item, by so many threads, each taking the next that is left."""
+
+        def take() -> None:
+            while items:
                 try:
-                    part = slices.popleft()
+                    item = items.popleft()
                 except IndexError:  # another thread was first
                     return
-                work(part)
+                work(item)
 
         with one_blas_thread:
-            others = [self._hand_over(lambda: _busy(some)) for _ in range(threads - 1)]
+            others = [self._hand_over(lambda: _busy(take)) for _ in range(threads - 1)]
             try:
-                _busy(some)
+                _busy(take)
             finally:  # whoever has not begun yet finds nothing left to do
                 begun = [other for other in others if not other.withdraw()]
                 for other in begun:
                     other.wait()
         for other in begun:
             other.result()
-
-    def aside(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """Begin `work` on another thread, if one is free; what is returned waits for its result, or does it now.
-
-        What `work` would share out, its thread does alone, or with those that have nothing to do.
-        """
-        if self.free == 1:
-            return work
-
-        def alone() -> Any:
-            with one_blas_thread:
-                return _busy(work)
-
-        context = copy_context()
-        begun = self._hand_over(lambda: context.run(alone))
-        return lambda: work() if begun.withdraw() else begun.result()
 
     def _hand_over(self, work: Callable[[], Any]) -> "_Turn":
         turn = _Turn(work)

@@ -15,6 +15,7 @@ from clipseg_np import (
     CLIPSegTextModel,
     CLIPSegVisionModel,
 )
+from clipseg_np.batched import encode
 from clipseg_np.errors import InputError
 from clipseg_np.trace import trace
 
@@ -204,7 +205,7 @@ def test_one_picture_with_many_prompts_is_as_many_copies_of_it(model, kind, requ
 @pytest.mark.parametrize("backend, at_once", [("numpy", (2, 5)), ("numpy-reference", (64, 64))])
 def test_many_pictures_and_prompts_are_taken_a_few_at_a_time(backend, at_once, count):
     model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend=backend, dtype="float64")
-    assert (model.ops.pictures_at_once, model.ops.prompts_at_once) == at_once
+    assert (model.ops.images_per_slice, model.ops.prompts_per_slice) == at_once
     rng = np.random.default_rng(0)
     pixel_values = rng.normal(size=(count, 3, 32, 24))
     embeddings = rng.normal(size=(12, model.config.projection_dim))
@@ -229,16 +230,16 @@ def test_pictures_and_prompts_are_encoded_in_one_call_as_in_two(threads):
     pixel_values = rng.normal(size=(5, 3, 32, 24))
     ids = rng.integers(3, model.config.text_config.vocab_size, (4, 7))
     ids[:, -1] = model.config.text_config.eos_token_id
-    features, embeddings = model.encode(pixel_values, input_ids=ids)
+    features, embeddings = encode(model, pixel_values, input_ids=ids)
     expected = model.get_conditional_embeddings(input_ids=ids)
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-13)
     for found, alone in zip(features.activations, model.encode_image(pixel_values).activations):
         np.testing.assert_allclose(found, alone, rtol=0, atol=1e-12 * np.abs(alone).max())
-    visual = model.encode(pixel_values, conditional_pixel_values=pixel_values)[1]
+    visual = encode(model, pixel_values, conditional_pixel_values=pixel_values)[1]
     expected = model.get_conditional_embeddings(conditional_pixel_values=pixel_values)
     np.testing.assert_allclose(visual, expected, rtol=0, atol=1e-13)
     with pytest.raises(InputError, match="got neither"):
-        model.encode(pixel_values)
+        encode(model, pixel_values)
 
 
 def test_position_embeddings_are_resized_once_for_each_grid():

@@ -1,8 +1,6 @@
 """Each override of the NumPy backend against the readable method that it replaces."""
 
 import inspect
-import threading
-import time
 from copy import deepcopy
 
 import numpy as np
@@ -10,16 +8,16 @@ import pytest
 
 from clipseg_np.backends import ops_for
 from clipseg_np.numpy_ops import NumpyOps
+from clipseg_np.numpy_pieces import ELEMENTWISE
 from clipseg_np.ops import Ops
-from clipseg_np.trace import Activations, record, trace
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
-ORDERS = ("each", "aside", "memoize")  # of work, whatever it is
+ORDERS = ("run", "parallel_for", "memoize")  # of work, whatever it is
 OVERRIDES = [
     name
     for name, part in vars(NumpyOps).items()
-    if callable(part) and not name.startswith("_") and name not in ORDERS
+    if callable(part) and hasattr(Ops, name) and not name.startswith("_") and name not in ORDERS
 ]
 
 
@@ -51,33 +49,6 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (draw(20, 700), draw(509, 700)),
             (features_first(draw(2, 40, 700)), draw(70, 700), draw(70)),
         ],
-        "linears": [
-            (x, [(draw(width, 8), draw(width)), (draw(width, 8), None), (draw(5, 8), draw(5))])
-            for x in (draw(2, 5, 8), draw(3, 100, 8), features_first(draw(3, 100, 8)))
-            for width in (7, 900)
-        ],
-        "linear_activated": [
-            (*shapes, activation)
-            for activation in ("quick_gelu", "relu", "gelu")
-            for shapes in (
-                (draw(2, 5, 8), draw(3, 8), draw(3)),
-                (draw(3, 100, 8), draw(7, 8), draw(7)),
-                (features_first(draw(3, 100, 8)), draw(900, 8), draw(900)),
-                (1e3 * draw(3, 100, 8), draw(900, 8), None),
-            )
-        ],
-        "mlp": [
-            (order(draw(*tokens, D)), (draw(hidden, D), bias), (draw(3, hidden), last), activation)
-            for *tokens, D, hidden, order in (
-                (2, 5, 4, 99, np.asarray),
-                (2, 20, 4, 99, features_first),
-                (2, 20, 4, 20, np.asarray),
-                (2100, 4, 300, np.asarray),
-                (1000, 150, 1200, np.asarray),
-            )
-            for bias, last in ((None, None), (draw(hidden), draw(3)))
-            for activation in ("relu", "quick_gelu", "gelu")
-        ],
         "conv2d": [
             (x.transpose(0, 2, 1, 3), draw(4, 3, k, k), draw(4))
             for x in (draw(1, 4, 3, 5), draw(2, 1, 3, 7))
@@ -87,10 +58,6 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (x.transpose(0, 2, 1, 3), draw(3, D, p, p), draw(D))
             for x in (draw(1, 4, 3, 5), draw(2, 9, 3, 7))
             for D, p in ((1, 4), (2, 1), (5, 3))
-        ],
-        "residual": [
-            (draw(2, 5, 8), draw(2, 5, 8)),
-            (features_first(draw(2, 50, 8)), draw(2, 50, 8)),
         ],
         "relu": [
             (draw(3, 4, 5, 6),),
@@ -117,36 +84,12 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             (*many, np.tri(150, dtype=bool)[None, None]),
             (*many, np.zeros((2, 1, 150, 150), bool)),
         ],
-        "multi_head_attention": [
-            (
-                draw(2, T, 96),
-                [(0.1 * draw(120, 96), bias) for bias in (draw(120), None, draw(120))],
-                heads,
-                *more,
-            )
-            for T, heads, *more in (
-                (7, 3, causal),
-                (7, 3, padded),
-                (150, 3),
-                (150, 5),
-                (150, 5, np.arange(150) < np.array([[[[99]]], [[[150]]]])),
-            )
-        ],
         "quick_gelu": [
             (draw(4, 9) * 5,),
             (draw(50, 3000),),
             (np.array([-1e30, -800, 0, 800, 1e30], dtype),),
         ],
     }[name]
-
-
-def joined(y: np.ndarray | list) -> np.ndarray:
-    return np.concatenate(y, axis=-1) if isinstance(y, list) else y
-
-
-def leaves(given: object) -> list:
-    nested = isinstance(given, (tuple, list))
-    return [leaf for part in given for leaf in leaves(part)] if nested else [given]
 
 
 @pytest.mark.filterwarnings("error")
@@ -157,14 +100,38 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, name, dtype):
     fast = NumpyOps(threads)
     for given in arguments(name, dtype):
         before = deepcopy(given)
-        found, expected = joined(getattr(fast, name)(*given)), joined(getattr(plain, name)(*before))
+        found, expected = getattr(fast, name)(*given), getattr(plain, name)(*before)
         assert found.dtype == expected.dtype == dtype and found.shape == expected.shape
         finite = np.isfinite(expected)
         scale = np.abs(expected[finite]).max(initial=1e-30)
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
-        kept = 1 if name == "residual" else None  # the branch's place is the sum's
-        for part, was in zip(leaves(given)[:kept], leaves(before)[:kept], strict=True):
+        for part, was in zip(given, before, strict=True):
             np.testing.assert_array_equal(part, was)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", (3, 7, 900))
+@pytest.mark.parametrize("activation", (None, "quick_gelu", "relu"))
+@pytest.mark.parametrize("threads", (1, 2, 5))
+def test_several_linear_maps_of_the_same(threads, activation, width, dtype):
+    rng, fast = np.random.default_rng(0), NumpyOps(threads)
+    for shape, scale in (((2, 5, 8), 1), ((3, 100, 8), 1), ((3, 100, 8), 1e3)):
+        for order in (np.asarray, features_first):
+            x = order(scale * rng.normal(size=shape).astype(dtype))
+            weights = [rng.normal(size=(n, 8)).astype(dtype) for n in (width, width, 5)]
+            biases = [rng.normal(size=width).astype(dtype), None, rng.normal(size=5).astype(dtype)]
+            maps, before = list(zip(weights, biases)), x.copy()
+            found = fast.linears(x, maps, ELEMENTWISE.get(activation))
+            for y, (weight, bias) in zip(found, maps, strict=True):
+                expected = plain.linear(x, weight, bias)
+                expected = (
+                    expected if activation is None else plain.activation(activation, expected)
+                )
+                assert y.dtype == dtype and y.shape == expected.shape
+                atol = TOLERANCE[dtype] * np.abs(expected).max()
+                np.testing.assert_allclose(y, expected, rtol=0, atol=atol)
+            np.testing.assert_array_equal(x, before)
 
 
 @pytest.mark.parametrize("name", ["relu", "quick_gelu", "layer_norm", "linear"])
@@ -192,82 +159,29 @@ def test_what_an_activation_returns_lies_in_memory_as_what_it_was_given(axes):
     assert NumpyOps(2).relu(x).strides == x.strides
 
 
-@pytest.mark.parametrize("at_once", (1, 2, 5))
-@pytest.mark.parametrize("length", (0, 1, 2, 5, 6, 17))
-@pytest.mark.parametrize("threads", (1, 2, 3))
-def test_each_part_is_done_once_and_the_results_are_in_order(threads, length, at_once):
-    parts = NumpyOps(threads).each(lambda part: part, length, at_once)
-    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(length))
-    assert all(part.stop - part.start <= at_once for part in parts)
-
-
-def test_parts_are_done_at_the_same_time():
-    meeting = threading.Barrier(3, timeout=20)  # breaks if one waits for another to end
-    NumpyOps(3).each(lambda part: meeting.wait(), 6, 2)
-
-
-def test_who_is_done_with_fewer_parts_helps_with_more():
-    """Of 3 parts, two threads take 2 and 1; as a rule the caller is first, and takes 2."""
-    fast, meeting, mine = NumpyOps(2), threading.Barrier(2, timeout=20), []
-
-    def work(part):
-        length = part.stop - part.start
-        if threading.current_thread() is threading.main_thread():
-            mine.append(length)
-        meeting.wait()  # so that each has its own
-        end = time.monotonic() + 20
-        while length == mine[-1] == 2 and fast.threads.free == 1 and time.monotonic() < end:
-            time.sleep(0.001)
-        if length == mine[-1] == 2:
-            fast.threads.share(lambda _: meeting.wait(), 2)
-
-    for _ in range(5):
-        fast.each(work, 3, 2)
-    assert 2 in mine
-
-
-def test_a_trace_sees_parts_in_their_order_and_work_aside_when_it_is_asked_for():
-    fast, seen = NumpyOps(2), Activations()
-    with trace(seen):
-        fast.each(lambda part: record("part", part.start), 6, 2)
-        aside = fast.aside(lambda: record("aside", threading.get_ident()))
-        time.sleep(0.1)  # for a thread that must not begin
-        assert "aside" not in seen
-        aside()
-    assert seen.all == {"part": [0, 2, 4], "aside": [threading.get_ident()]}
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("allowed", [None, np.tri(150, dtype=bool)[None, None]])
+@pytest.mark.parametrize("mask", [None, np.tri(150, dtype=bool)[None, None]])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("factor, shift", [(300, 0), (-1, -200), (1e-30, 0)])
-def test_attention_where_powers_would_overflow_or_vanish(factor, shift, dtype, allowed):
+def test_attention_where_powers_would_overflow_or_vanish(factor, shift, dtype, mask):
     """Unless the largest is subtracted from them first; some queries alone, or all, or none."""
     rng = np.random.default_rng(0)
     query, key, value = (rng.normal(size=(2, 3, 150, 4)).astype(dtype) for _ in range(3))
     query[:, :, ::2] = factor * abs(query[:, :, ::2]) + shift
-    found = NumpyOps(2).attention(query, abs(key), value, allowed)
-    expected = plain.attention(query, abs(key), value, allowed)
+    found = NumpyOps(2).attention(query, abs(key), value, mask)
+    expected = plain.attention(query, abs(key), value, mask)
     scores = abs(query).max() * abs(key).max() * 2  # their rounding is the result's
     atol = TOLERANCE[dtype] * max(1, scores / 100)
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
-def test_a_sum_stands_in_its_branchs_place_unless_a_trace_holds_the_branch():
-    x, branch = np.ones((2, 5, 8)), np.ones((2, 5, 8))
-    with trace():
-        NumpyOps().residual(x, branch)
-    assert (branch == 1).all()
-    assert NumpyOps().residual(x, branch) is branch
-
-
 @pytest.mark.parametrize("number", range(7))
 def test_the_attention_weights_are_the_same(number):
     given = arguments("attention", "float64")[number]
-    allowed = given[3] if len(given) > 3 else None
+    mask = given[3] if len(given) > 3 else None
     found, expected = [], []
-    NumpyOps().attention(*given[:3], allowed, found)
-    plain.attention(*given[:3], allowed, expected)
+    NumpyOps().attention(*given[:3], mask, found)
+    plain.attention(*given[:3], mask, expected)
     assert len(found) == 1
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-13, atol=1e-15)
 

@@ -148,39 +148,53 @@ def test_a_thread_that_was_given_a_turn_is_not_free_though_it_has_not_begun(monk
     assert Threads(3).free == 3
 
 
-def test_work_aside_is_done_beside():
-    begun, asked = threading.Event(), threading.Event()
+def test_tasks_are_done_at_the_same_time_and_their_results_are_in_order():
+    meeting = threading.Barrier(2, timeout=20)
 
-    def work():
-        begun.set()
-        return asked.wait(20), threading.get_ident()
+    def task(number):
+        meeting.wait()
+        return number, threading.get_ident()
 
-    result = Threads(2).aside(work)
-    assert begun.wait(20)
-    asked.set()
-    was_asked, thread = result()
-    assert was_asked and thread != threading.get_ident()
-    assert result() == (True, thread)  # asked again, not done again
+    first, second = Threads(2).run([lambda: task(1), lambda: task(2)])
+    assert (first[0], second[0]) == (1, 2) and first[1] != second[1]
 
 
-def test_work_aside_that_no_thread_has_begun_is_done_when_it_is_asked_for():
+def test_tasks_that_no_other_thread_has_begun_are_the_callers():
+    me = threading.get_ident()
     with both_threads_busy():
-        assert Threads(2).aside(threading.get_ident)() == threading.get_ident()
-    assert Threads(1).aside(threading.get_ident)() == threading.get_ident()
+        assert Threads(2).run([threading.get_ident] * 3) == [me] * 3
+    assert Threads(1).run([threading.get_ident] * 3) == [me] * 3
 
 
-def test_work_aside_sees_the_callers_context():
+def test_a_thread_that_becomes_free_takes_part():
+    """Though none was when the tasks were handed out."""
+    threads, seen = Threads(2), set()
+
+    def task():
+        seen.add(threading.get_ident())
+        end = time.monotonic() + 20
+        while len(seen) < 2 and time.monotonic() < end:
+            time.sleep(0.001)
+
+    with both_threads_busy():
+        first = threading.Thread(target=lambda: threads.run([task] * 4))
+        first.start()
+        while not seen:
+            time.sleep(0.001)
+    first.join()
+    assert len(seen) == 2
+
+
+def test_tasks_see_the_callers_context():
     variable = contextvars.ContextVar("variable")
     variable.set("the caller's")
-    begun = threading.Event()
+    meeting = threading.Barrier(2, timeout=20)
 
-    def work():
-        begun.set()
+    def task():
+        meeting.wait()
         return variable.get()
 
-    result = Threads(2).aside(work)
-    assert begun.wait(20)
-    assert result() == "the caller's"
+    assert Threads(2).run([task, task]) == ["the caller's"] * 2
 
 
 def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
@@ -205,23 +219,27 @@ def test_what_is_done_is_not_held_until_there_is_more_to_do():
     assert seen() is None
 
 
-def test_an_error_aside_is_raised_where_the_result_is_asked_for():
-    result = Threads(2).aside(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        result()
+@pytest.mark.parametrize("count", (1, 2))
+def test_the_first_tasks_error_is_raised_and_no_task_begins_after_it(count):
+    begun, meeting = [], threading.Barrier(count, timeout=20)
+
+    def task(number):
+        begun.append(number)
+        if number < 2:
+            meeting.wait()
+            raise ValueError(f"task {number}")
+
+    for _ in range(5):
+        begun.clear()
+        with pytest.raises(ValueError, match="task 0"):
+            Threads(count).run([lambda number=number: task(number) for number in range(5)])
+        assert sorted(begun) == list(range(count))
 
 
 @needs_blas
-def test_work_aside_has_one_thread_of_blas():
-    before, begun = blas_threads(), threading.Event()
-
-    def work():
-        begun.set()
-        return blas_threads()
-
-    result = Threads(2).aside(work)
-    assert begun.wait(20)
-    assert result() == [1] * len(before)
+def test_tasks_have_one_thread_of_blas():
+    before = blas_threads()
+    assert Threads(2).run([blas_threads] * 2) == [[1] * len(before)] * 2
     assert blas_threads() == before
 
 
