@@ -19,7 +19,10 @@ from .weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 
 
 class PretrainedModel(Layer):
-    """A model with a config. Its arrays come from a checkpoint, from a larger model, or are drawn by `seed`."""
+    """A model with a config. Its arrays come from a checkpoint, from a larger model, or are drawn by `seed`.
+
+    Its arithmetic is that of a backend, by name, or `ops`.
+    """
 
     config_class: type = CLIPSegConfig
     landmark: str  # a key that this model certainly has
@@ -33,13 +36,14 @@ class PretrainedModel(Layer):
         seed: int = 0,
         backend: str = "numpy",
         dtype: str = "float32",
+        ops: Ops | None = None,
     ):
         if not isinstance(config, self.config_class):
             raise InputError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}; got {type(config).__name__}"
             )
         if scope is None:
-            ops = ops_for(backend)
+            ops = ops or ops_for(backend)
             scope = Scope(RandomStart(config, seed), ops, float_type(dtype, ops))
         super().__init__(scope)
         self.config = config
@@ -64,17 +68,19 @@ class PretrainedModel(Layer):
         dtype: str = "float32",
         threads: int | None = None,
         local_files_only: bool = False,
+        ops: Ops | None = None,
     ) -> "PretrainedModel":
         """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
 
         A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it. With
         `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it is not. `threads` share
-        out the work of the backend "numpy"; by default, as many as there are cores.
+        out the work of the backend "numpy"; by default, as many as there are cores. `ops` is the arithmetic itself, in
+        place of a backend's name: Ops(jax.numpy) runs the readable code on JAX.
 
         Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
         weights.py), InputError for an unknown backend or dtype, and what checkpoint_folder raises for a hub id.
         """
-        ops = ops_for(backend, threads)
+        ops = ops or ops_for(backend, threads)
         dtype = float_type(dtype, ops)
         path = checkpoint_path(folder_or_hub_id, local_files_only=local_files_only, needed=MODEL)
         config = cls.config_class.from_pretrained(path)
