@@ -21,12 +21,12 @@ import clipseg_np
 def one_pass(model, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Token ids (P,T), pixel values (B,C,H,W) -> logits (P,H,W). Equal prompts are embedded once."""
     different, place = np.unique(ids, axis=0, return_inverse=True)
-    # `encode` reads the prompts beside the image. A version without it reads them after the image.
-    if hasattr(model, "encode"):
+    if hasattr(model, "encode"):  # as version 0.1.0 had it
         features, embeddings = model.encode(pixels, input_ids=different)
     else:
-        features = model.encode_image(pixels)
-        embeddings = model.get_conditional_embeddings(input_ids=different)
+        from clipseg_np.batched import encode
+
+        features, embeddings = encode(model, pixels, input_ids=different)
     return model.decode(features, embeddings[place.ravel()])
 
 

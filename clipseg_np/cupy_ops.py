@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy
 
 from .cublas import Cublas, address
 from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, expressions, source
-from .layers import MLP
+from .cupy_layers import WHOLE_LAYERS
 from .ops import MAX_MEMOIZED, Array, Ops, T
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
@@ -36,6 +37,8 @@ class CupyOps(Ops):
         has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
         self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
         self.activations = {*ACTIVATIONS}
+        self.whole_layers = WHOLE_LAYERS
+        self.packed: WeakKeyDictionary = WeakKeyDictionary()
         for name in CHECKED:
             reason = self._fault(name)
             if reason:
@@ -49,8 +52,8 @@ class CupyOps(Ops):
             self.activations.remove(name)
         else:
             setattr(self, name, getattr(Ops(self.xp), name))
-            if name == "linear":  # whose kernel activates too
-                self.activations.clear()
+            if name == "linear":
+                self.whole_layers = {}  # which are made of it
 
     @cached_property
     def _kernels(self) -> dict:
@@ -75,16 +78,6 @@ class CupyOps(Ops):
     def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
         return lru_cache(MAX_MEMOIZED)(function)
 
-    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(layer) is MLP:
-            return self._mlp(layer, *args)
-        return layer.forward(*args, **kwargs)
-
-    def _mlp(self, layer: MLP, x: Array) -> Array:
-        """Bias and activation follow the first product in one pass."""
-        first = layer.fc1
-        return layer.fc2(self.linear_activated(x, first.weight, first.bias, layer.activation))
-
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """While a pass is recorded, the tasks after the first are recorded on the second stream."""
         first, second = self.streams
@@ -98,38 +91,70 @@ class CupyOps(Ops):
         first.wait_event(done)
         return [result, *others]
 
+    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        whole_layer = self.whole_layers.get(type(layer))
+        if whole_layer is None:
+            return layer.forward(*args, **kwargs)
+        return whole_layer(self, layer, *args, **kwargs)
+
+    def packed_projections(self, layer: Any) -> tuple[Array, Array]:
+        """The weights of an Attention's queries, keys and values as one, (3D,D), and their biases, (3D); made once."""
+        if layer not in self.packed:
+            projections = layer.q_proj, layer.k_proj, layer.v_proj
+            # Not from the pool of a pass that is being recorded: it may go before the layer does.
+            with self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
+                weight = self.xp.concatenate([part.weight for part in projections])
+                biases = (
+                    self.xp.zeros(len(part.weight), weight.dtype)
+                    if part.bias is None
+                    else part.bias
+                    for part in projections
+                )
+                bias = self.xp.concatenate([*biases])
+            self.packed[layer] = weight, bias
+        return self.packed[layer]
+
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        return self._linear(x, weight, bias, "")
+        return self.fused_linear(x, weight, bias)
 
-    def linear_activated(
-        self, x: Array, weight: Array, bias: Array | None, activation: str
+    def fused_linear(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        residual: Array | None = None,
+        activation: str = "",
     ) -> Array:
-        """The activation of a linear map.  (..., in) -> (..., out)"""
+        """activation(x Wᵀ + b) + residual: a product, and one pass over its result.  (..., in) -> (..., out)"""
         if activation not in self.activations:
-            return self.activation(activation, self.linear(x, weight, bias))
-        return self._linear(x, weight, bias, activation)
-
-    def _linear(self, x: Array, weight: Array, bias: Array | None, activation: str) -> Array:
+            y = self.activation(activation, self.fused_linear(x, weight, bias))
+            return y if residual is None else y + residual
         y = self.xp.empty((1, x.size // x.shape[-1], len(weight)), x.dtype)
         rows = self.xp.ascontiguousarray(x).reshape(1, -1, x.shape[-1])
         if not weight.T.flags.c_contiguous:
             weight = self.xp.ascontiguousarray(weight)
         self._cublas.product(rows, weight.T[None], y)
-        if bias is not None or activation:
-            self._finish(y, bias, activation)
+        if bias is not None or activation or residual is not None:
+            self._finish(y, bias, activation, residual)
         return y.reshape(*x.shape[:-1], len(weight))
 
-    def _finish(self, y: Array, bias: Array | None, activation: str) -> None:
-        """Add a bias and activate, in place: the last of a linear map."""
-        width, null, together = y.shape[-1], numpy.intp(0), 16 // y.itemsize
-        arrays = y, null if bias is None else self.xp.ascontiguousarray(bias), null
+    def _finish(
+        self, y: Array, bias: Array | None, activation: str, residual: Array | None
+    ) -> None:
+        """What follows a product, in place."""
+        arrays = y, *(self._contiguous(part) for part in (bias, residual))
+        width, together = y.shape[-1], 16 // y.itemsize
         at_once = width % together == 0 and _are_aligned(*arrays)
         numbers = ACTIVATIONS.index(activation), at_once, width
         sizes = *(numpy.int32(n) for n in numbers), numpy.uint64(y.size)
         self._launch("finish", y.dtype, y.size // (together if at_once else 1), *arrays, *sizes)
 
+    def _contiguous(self, x: Array | None) -> Any:
+        """As the kernels take an array that may be missing."""
+        return numpy.intp(0) if x is None else self.xp.ascontiguousarray(x)
+
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """The neighbors of each cell are a view of the padded array, copied once: fewer launches."""
+        """Each cell's neighbors are a view of the padded array, copied once: two launches instead of five."""
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
         margin = k // 2
         padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
@@ -152,39 +177,37 @@ class CupyOps(Ops):
     def softmax(self, x: Array) -> Array:
         return self._softmax(self.xp.array(x, order="C"), None)
 
-    def _softmax(self, x: Array, allowed: Array | None) -> Array:
+    def _softmax(self, x: Array, mask: Array | None) -> Array:
         """Masked and normalized along the last axis, in place: (B,H,queries,keys)."""
         heads, queries = (x.shape[1], x.shape[2]) if x.ndim == 4 else (1, 1)
         rows = x.size // x.shape[-1]
         sizes = [numpy.int32(number) for number in (heads, queries, x.shape[-1], rows)]
-        self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(allowed), *sizes)
+        self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(mask), *sizes)
         return x
 
-    def _mask(self, allowed: Array | None) -> tuple[Any, numpy.int32]:
+    def _mask(self, mask: Array | None) -> tuple[Any, numpy.int32]:
         """As the kernels take it, and whether it is one for all images."""
-        if allowed is None:
-            return numpy.intp(0), numpy.int32(0)
-        return self.xp.ascontiguousarray(allowed), numpy.int32(len(allowed) == 1)
+        return self._contiguous(mask), numpy.int32(mask is not None and len(mask) == 1)
 
     def attention(
         self,
         query: Array,
         key: Array,
         value: Array,
-        allowed: Array | None = None,
+        mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
         B, H, T, d = query.shape
-        if allowed is not None:
-            allowed = self.xp.broadcast_to(allowed, (len(allowed), 1, T, T))
+        if mask is not None:
+            mask = self.xp.broadcast_to(mask, (len(mask), 1, T, T))
         if attentions is None and query.dtype == "float16" and d in self.head_sizes:
-            return self.flash_attention(query, key, value, allowed)
+            return self.flash_attention(query, key, value, mask)
         # Heads of one image are read, and written, where they lie; those of several are copied together.
         query, key, value = (x.reshape(B * H, T, d) for x in (query, key, value))
         weights = self.xp.empty((B * H, T, T), query.dtype)
         # Scaled before it is rounded: in float16 it could overflow.
         self._cublas.product(query, key.swapaxes(1, 2), weights, alpha=d**-0.5)
-        weights = self._softmax(weights.reshape(B, H, T, T), allowed)
+        weights = self._softmax(weights.reshape(B, H, T, T), mask)
         if attentions is not None:
             attentions.append(weights)
         if B == 1:
@@ -195,7 +218,7 @@ class CupyOps(Ops):
         return mixed.reshape(B, H, T, d)
 
     def flash_attention(
-        self, query: Array, key: Array, value: Array, allowed: Array | None = None
+        self, query: Array, key: Array, value: Array, mask: Array | None = None
     ) -> Array:
         """Attention in float16 whose scores never leave the chip, for heads of HEAD_SIZES features."""
         B, H, T, d = query.shape
@@ -207,7 +230,7 @@ class CupyOps(Ops):
         mixed = self.xp.empty((B, T, H, d), query.dtype)
         blocks = B * H * -(-T // (THREADS // 2))  # 16 queries for each warp of 32
         sizes = numpy.int32(H), numpy.int32(T), *steps, numpy.float32(d**-0.5)
-        arrays = query, key, value, mixed, *self._mask(allowed)
+        arrays = query, key, value, mixed, *self._mask(mask)
         self._launch("attention", d, THREADS * blocks, *arrays, *sizes)
         return mixed.transpose(0, 2, 1, 3)
 
@@ -221,7 +244,7 @@ class CupyOps(Ops):
         if name not in self.activations:
             return getattr(Ops, name)(self, x)
         out = self.xp.array(x, order="C")
-        self._finish(out, None, name)
+        self._finish(out, None, name, None)
         return out
 
     def _fault(self, name: str) -> str | None:
@@ -233,17 +256,22 @@ class CupyOps(Ops):
         shapes = {
             "linear": [(2, 5, 8), (3, 8), (3,)],
             "layer_norm": [(2, 5, 200), (200,), (200,)],
+            "softmax": [(2, 3, 7, 200)],
             "attention": [(2, 3, 7, 4)] * 3,
-            "flash_attention": [(2, 1, 70, 16)]
-            * 3,  # more tokens than it has on the chip at a time
-        }.get(name, [(2, 3, 7, 200)])
-        order = numpy.tri(shapes[0][-2]) > 0
-        masks = numpy.stack([order, order.T])[:, None]
-        more = {"layer_norm": [1e-5], "attention": [masks], "flash_attention": [masks]}.get(
-            name, []
-        )
-        ours = partial(self._activated, name) if name in ACTIVATIONS else getattr(self, name)
-        readable = getattr(READABLE, name.removeprefix("flash_"))
+            # More tokens than it has on the chip at a time.
+            "flash_attention": [(2, 1, 70, 16)] * 3,
+        }.get(name, [(2, 5, 8), (16, 8), (16,), (2, 5, 16)])
+        more = []
+        if name == "layer_norm":
+            more = [1e-5]
+        elif name.endswith("attention"):
+            order = numpy.tri(shapes[0][2]) > 0
+            more = [numpy.stack([order, order.T])[:, None]]
+        if name in ACTIVATIONS:
+            ours = partial(self.fused_linear, activation=name)
+            readable = partial(_fused_linear, activation=name)
+        else:
+            ours, readable = getattr(self, name), getattr(READABLE, name.removeprefix("flash_"))
         for dtype, tolerance in TOLERANCES.items():
             if name == "flash_attention" and (dtype != "float16" or not self.head_sizes):
                 continue
@@ -254,7 +282,8 @@ class CupyOps(Ops):
                     self.asarray(a) if isinstance(a, numpy.ndarray) else a for a in (*given, *more)
                 ]
                 found = self.to_numpy(ours(*there))
-                if dtype == "float32" and name in ("linear", "attention") and self._cublas.tf32:
+                is_product = name in ("linear", "attention", *ACTIVATIONS)
+                if dtype == "float32" and is_product and self._cublas.tf32:
                     tolerance = TOLERANCES["float16"]  # as few bits of each number
             except Exception as error:  # noqa: BLE001  (of compiler, driver or launch)
                 return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -264,6 +293,10 @@ class CupyOps(Ops):
             ):
                 return f"ours deviates in {dtype}"
         return None
+
+
+def _fused_linear(x: Array, weight: Array, bias: Array, residual: Array, activation: str) -> Array:
+    return READABLE.activation(activation, READABLE.linear(x, weight, bias)) + residual
 
 
 def _are_aligned(*arrays: Any) -> bool:

@@ -9,6 +9,7 @@ barriers where they are needed; it says nothing of a GPU's speed, memory or comp
 import ctypes
 import re
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,6 +247,7 @@ class CpuCupy:
         self.cuda = SimpleNamespace(
             runtime=runtime,
             get_current_stream=lambda: self.stream,
+            using_allocator=lambda malloc: nullcontext(),
             Device=lambda: SimpleNamespace(compute_capability=compute_capability),
             Stream=lambda non_blocking: Stream(),
         )

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, cublas, cupy_kernels, pretrained
+from clipseg_np.cupy_kernels import ACTIVATIONS
+from clipseg_np.cupy_layers import WHOLE_LAYERS
 from clipseg_np.cupy_ops import TOLERANCES, CupyOps
 from clipseg_np.errors import InputError
+from clipseg_np.layers import Attention
 from clipseg_np.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
 from .cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks
+from .test_numpy_layers import CASES, built
 from .test_numpy_ops import arguments
 
 OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
@@ -101,29 +105,65 @@ def test_attention_of_older_gpus_is_cublas_and_softmax(on_cpu):
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "relu", "selu"])
-def test_a_linear_map_and_its_activation(activation, dtype, on_cpu):
+def test_a_linear_map_and_what_follows_it(activation, dtype, on_cpu):
     rng = np.random.default_rng(0)
     for out in (24, 7):
         x, w, b = (rng.normal(size=s).astype(dtype) for s in ((2, 5, 8), (out, 8), (out,)))
         for bias in (b, None):
-            found = on_cpu.linear_activated(x, w, bias, activation)
-            exact = [None if a is None else a.astype("float64") for a in (x, w, bias)]
-            expected = Ops().activation(activation, Ops().linear(*exact))
-            assert found.dtype == dtype
-            error = np.abs(found - expected).max()
-            assert error <= TOLERANCES[dtype] * np.abs(expected).max()
+            for residual in (None, rng.normal(size=(2, 5, out)).astype(dtype)):
+                found = on_cpu.fused_linear(x, w, bias, residual, activation)
+                exact = [None if a is None else a.astype("float64") for a in (x, w, bias)]
+                expected = Ops().activation(activation, Ops().linear(*exact))
+                expected = expected if residual is None else expected + residual
+                assert found.dtype == dtype
+                error = np.abs(found - expected).max()
+                assert error <= TOLERANCES[dtype] * np.abs(expected).max()
 
 
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
-    elsewhere = {"conv2d", "flash_attention", "linear_activated", "memoize"}
-    elsewhere |= {"parallel_for", "run"}
-    assert public - elsewhere == set(OVERRIDES)
+    # The others are tested below, in test_recorded.py and in test_models.py.
+    others = {"conv2d", "flash_attention", "fused_linear", "packed_projections", "run"}
+    assert public - others - {"parallel_for", "memoize"} == set(OVERRIDES)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_a_convolution(dtype, on_cpu):
     check(on_cpu, "conv2d", dtype)
+
+
+def test_there_is_a_case_for_every_whole_layer():
+    assert set(WHOLE_LAYERS) <= set(CASES)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("layer", WHOLE_LAYERS)
+def test_a_whole_layer_is_its_formula(layer, dtype, on_cpu):
+    for shape, sizes, *more in [c for c in CASES[layer] if np.prod(c[0]) < 500]:
+        scale = shape[-1] ** -0.5
+        fast = built(layer, on_cpu, dtype, *sizes, scale=scale)
+        exact = built(layer, Ops(), "float64", *sizes, scale=scale)
+        for part in (fast, exact) if layer is Attention else ():
+            part.k_proj.bias = None
+        x = np.random.default_rng(1).normal(size=shape).astype(dtype)
+        before = x.copy()
+        found, expected = fast(x, *more), exact(x.astype("float64"), *more)
+        assert found.dtype == dtype and found.shape == expected.shape
+        error = np.abs(found - expected).max()
+        assert error <= 2 * TOLERANCES[dtype] * np.abs(expected).max()
+        assert np.array_equal(x, before)
+
+
+def test_projections_are_packed_once_and_go_with_their_layer(on_cpu):
+    layer = built(Attention, on_cpu, "float32", 12, 3)
+    x = np.ones((1, 7, 12), "float32")
+    layer(x)
+    packed = on_cpu.packed[layer]
+    layer(x)
+    assert on_cpu.packed[layer] is packed
+    count = len(on_cpu.packed)
+    del layer
+    assert len(on_cpu.packed) == count - 1
 
 
 def test_the_attention_weights_are_kept(on_cpu):
@@ -176,7 +216,7 @@ def test_a_gpu_that_makes_all_of_it_zero_is_noticed(tmp_path, monkeypatch):
     cupy.empty = np.zeros
     with pytest.warns(UserWarning, match=f"the GPU's .* {LEFT_OUT}") as warned:
         CupyOps(cupy)
-    assert {str(w.message).split()[2] for w in warned} == {"linear", "attention"}
+    assert {str(w.message).split()[2] for w in warned} == {"linear", "attention", *ACTIVATIONS[1:]}
 
 
 def test_tf32_is_as_good_as_its_bits(tmp_path, monkeypatch, recwarn):
@@ -217,6 +257,7 @@ def test_kernels_that_do_not_compile_are_left_out():
         "layer_norm",
         "softmax",
         "attention",
+        *ACTIVATIONS[1:],
     }
     for name in OVERRIDES:
         check(ops, name, "float64")
