@@ -30,25 +30,69 @@ __device__ A over_warp(A value, bool largest) {
     return value;
 }
 
-// A warp for each row of x, (rows, width).
+// 16 bytes, which a thread reads and writes at once.
+template <typename T> struct alignas(16) Pack {
+    static const int N = 16 / sizeof(T);
+    T values[N];
+};
+
+// x += bias + residual, where there are such, and the norm of that: a warp for each row of x, (rows, width). Rows of up to
+// 1024 numbers may be read `at_once`, and stay in registers.
 template <typename T>
-__global__ void layer_norm(const T* x, const T* weight, const T* bias, T* out, int rows, int width, double eps) {
+__global__ void layer_norm(T* x, const T* bias, const T* residual, const T* scale, const T* shift, T* out,
+                           int at_once, int rows, int width, double eps) {
     typedef typename Wide<T>::type A;
+    const int N = Pack<T>::N;
     int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     x += (size_t)row * width;
     out += (size_t)row * width;
-    A sum = 0;
-    for (int i = lane; i < width; i += WARP) sum += (A)x[i];
+    if (residual) residual += (size_t)row * width;
+    A sum = 0, square = 0;
+    if (at_once) {
+        Pack<T> own[1024 / WARP / N];
+        for (int p = 0; p < 1024 / WARP / N; p++) {
+            int i = (p * WARP + lane) * N;
+            if (i >= width) continue;
+            own[p] = *(Pack<T>*)(x + i);
+            for (int n = 0; n < N; n++) {
+                A value = own[p].values[n];
+                if (bias) value += (A)bias[i + n];
+                if (residual) value += (A)residual[i + n];
+                own[p].values[n] = (T)value;
+                sum += (A)own[p].values[n];
+            }
+            if (bias || residual) *(Pack<T>*)(x + i) = own[p];
+        }
+        A mean = over_warp(sum, false) / width;
+        for (int p = 0; p < 1024 / WARP / N; p++)
+            for (int n = 0; n < N; n++) {
+                A centered = (A)own[p].values[n] - mean;
+                if ((p * WARP + lane) * N < width) square += centered * centered;
+            }
+        A deviation = sqrt(over_warp(square, false) / width + (A)eps);
+        for (int p = 0; p < 1024 / WARP / N; p++) {
+            int i = (p * WARP + lane) * N;
+            if (i >= width) continue;
+            Pack<T> a = *(const Pack<T>*)(scale + i), b = *(const Pack<T>*)(shift + i);
+            for (int n = 0; n < N; n++)
+                a.values[n] = (T)(((A)own[p].values[n] - mean) / deviation * (A)a.values[n] + (A)b.values[n]);
+            *(Pack<T>*)(out + i) = a;
+        }
+        return;
+    }
+    for (int i = lane; i < width; i += WARP) {
+        if (bias || residual) x[i] = (T)((A)x[i] + (bias ? (A)bias[i] : 0) + (residual ? (A)residual[i] : 0));
+        sum += (A)x[i];
+    }
     A mean = over_warp(sum, false) / width;
-    sum = 0;
     for (int i = lane; i < width; i += WARP) {
         A centered = (A)x[i] - mean;
-        sum += centered * centered;
+        square += centered * centered;
     }
-    A deviation = sqrt(over_warp(sum, false) / width + (A)eps);
+    A deviation = sqrt(over_warp(square, false) / width + (A)eps);
     for (int i = lane; i < width; i += WARP)
-        out[i] = (T)(((A)x[i] - mean) / deviation * (A)weight[i] + (A)bias[i]);
+        out[i] = (T)(((A)x[i] - mean) / deviation * (A)scale[i] + (A)shift[i]);
 }
 
 // In place, a warp for each row of x, (B,N,queries,width). `mask` is (B,1,queries,width), (1,1,queries,width) for all images
@@ -84,27 +128,27 @@ __device__ A activated(A x, int activation) {
     return x;
 }
 
-// What follows a product: its bias (width) if there is one, the activation, and what is added to that, (rows, width), if
-// anything is. In place. A thread for one number, or for the 16 bytes that it reads `at_once`.
+// What follows a product: its bias (width) if there is one, the activation, and the residual that is added to that, (rows,
+// width), if there is one. In place. A thread for one number, or for those that it reads `at_once`.
 template <typename T>
-__global__ void finish(T* y, const T* bias, const T* more, int activation, int at_once, int width, size_t count) {
+__global__ void finish(T* y, const T* bias, const T* residual, int activation, int at_once, int width, size_t count) {
     typedef typename Wide<T>::type A;
-    const int N = 16 / sizeof(T);
-    struct alignas(16) Pack { T values[N]; };
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    const int N = Pack<T>::N;
+    size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * (at_once ? N : 1);
+    if (i >= count) return;
     if (!at_once) {
-        if (i < count)
-            y[i] = (T)(activated((A)y[i] + (bias ? (A)bias[i % width] : 0), activation) + (more ? (A)more[i] : 0));
+        A value = activated((A)y[i] + (bias ? (A)bias[i % width] : 0), activation);
+        y[i] = (T)(value + (residual ? (A)residual[i] : 0));
         return;
     }
-    i *= N;
-    if (i >= count) return;
-    Pack a = *(Pack*)(y + i), b, c;
-    if (bias) b = *(const Pack*)(bias + i % width);
-    if (more) c = *(const Pack*)(more + i);
-    for (int n = 0; n < N; n++)
-        a.values[n] = (T)(activated((A)a.values[n] + (bias ? (A)b.values[n] : 0), activation) + (more ? (A)c.values[n] : 0));
-    *(Pack*)(y + i) = a;
+    Pack<T> a = *(Pack<T>*)(y + i), b, c;
+    if (bias) b = *(const Pack<T>*)(bias + i % width);
+    if (residual) c = *(const Pack<T>*)(residual + i);
+    for (int n = 0; n < N; n++) {
+        A value = activated((A)a.values[n] + (bias ? (A)b.values[n] : 0), activation);
+        a.values[n] = (T)(value + (residual ? (A)c.values[n] : 0));
+    }
+    *(Pack<T>*)(y + i) = a;
 }
 
 #ifndef ON_CPU

@@ -1,8 +1,8 @@
-"""Whole layers on a GPU, where launches can be joined: one product for queries, keys and values, and what is added to a
-branch in the same pass as its bias.
+"""Whole layers on a GPU, where launches can be joined: one product for queries, keys and values; bias, activation, residual
+and the next layer norm in one pass over a product.
 
-A layer's `forward` is the formula; a function here has its arguments, after the backend's and the layer's own, and
-`residual`, which is added to the result. Each equals the formula, but for rounding (tests/test_cupy_kernels.py).
+A layer's `forward` is the formula; a function here has its arguments, after the backend's and the layer's own. Each
+equals the formula, but for rounding (tests/test_cupy_kernels.py).
 """
 
 from typing import TYPE_CHECKING
@@ -20,19 +20,28 @@ def attention(
     x: Array,
     mask: Array | None = None,
     attentions: list | None = None,
-    residual: Array | None = None,
 ) -> Array:
+    return layer.out_proj(attended(ops, layer, x, mask, attentions))
+
+
+def attended(
+    ops: "CupyOps", layer: Attention, x: Array, mask: Array | None, attentions: list | None
+) -> Array:
+    """What the heads return, side by side.  (B,T,D) -> (B,T,D)"""
     (B, T, D), N = x.shape, layer.num_heads
     weight, bias = ops.packed_projections(layer)
     packed = ops.fused_linear(x, weight, bias).reshape(B, T, 3, N, D // N)
     query, key, value = packed.transpose(2, 0, 3, 1, 4)  # (B,N,T,d) each, where they lie
-    mixed = joined_heads(ops.attention(query, key, value, mask, attentions))
-    return ops.fused_linear(mixed, layer.out_proj.weight, layer.out_proj.bias, residual)
+    return joined_heads(ops.attention(query, key, value, mask, attentions))
 
 
-def mlp(ops: "CupyOps", layer: MLP, x: Array, residual: Array | None = None) -> Array:
-    x = ops.fused_linear(x, layer.fc1.weight, layer.fc1.bias, activation=layer.activation)
-    return ops.fused_linear(x, layer.fc2.weight, layer.fc2.bias, residual)
+def widened(ops: "CupyOps", layer: MLP, x: Array) -> Array:
+    """The middle of an MLP, activated."""
+    return ops.fused_linear(x, layer.fc1.weight, layer.fc1.bias, activation=layer.activation)
+
+
+def mlp(ops: "CupyOps", layer: MLP, x: Array) -> Array:
+    return layer.fc2(widened(ops, layer, x))
 
 
 def encoder_layer(
@@ -42,15 +51,19 @@ def encoder_layer(
     mask: Array | None = None,
     attentions: list | None = None,
 ) -> Array:
-    x = attention(ops, layer.self_attn, layer.layer_norm1(x), mask, attentions, residual=x)
-    return mlp(ops, layer.mlp, layer.layer_norm2(x), residual=x)
+    mixed = attended(ops, layer.self_attn, layer.layer_norm1(x), mask, attentions)
+    x, normalized = ops.linear_and_norm(mixed, layer.self_attn.out_proj, x, layer.layer_norm2)
+    last = layer.mlp.fc2
+    return ops.fused_linear(widened(ops, layer.mlp, normalized), last.weight, last.bias, x)
 
 
 def decoder_layer(
     ops: "CupyOps", layer: DecoderLayer, x: Array, attentions: list | None = None
 ) -> Array:
-    x = layer.layer_norm1(attention(ops, layer.self_attn, x, None, attentions, residual=x))
-    return layer.layer_norm2(mlp(ops, layer.mlp, x, residual=x))
+    mixed = attended(ops, layer.self_attn, x, None, attentions)
+    _, x = ops.linear_and_norm(mixed, layer.self_attn.out_proj, x, layer.layer_norm1)
+    _, x = ops.linear_and_norm(widened(ops, layer.mlp, x), layer.mlp.fc2, x, layer.layer_norm2)
+    return x
 
 
 WHOLE_LAYERS = {

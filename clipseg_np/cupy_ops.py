@@ -129,13 +129,28 @@ class CupyOps(Ops):
         if activation not in self.activations:
             y = self.activation(activation, self.fused_linear(x, weight, bias))
             return y if residual is None else y + residual
+        y = self._product(x, weight)
+        if bias is not None or activation or residual is not None:
+            self._finish(y, bias, activation, residual)
+        return y
+
+    def linear_and_norm(
+        self, x: Array, linear: Any, residual: Array, norm: Any
+    ) -> tuple[Array, Array]:
+        """x Wᵀ + b + residual, and its layer norm, in one pass over the product.  (..., in) -> (..., out) twice
+
+        `linear` and `norm` are layers.
+        """
+        y = self._product(x, linear.weight)
+        return y, self._norm(y, norm.weight, norm.bias, norm.eps, linear.bias, residual)
+
+    def _product(self, x: Array, weight: Array) -> Array:
+        """x Wᵀ.  (..., in) -> (..., out)"""
         y = self.xp.empty((1, x.size // x.shape[-1], len(weight)), x.dtype)
         rows = self.xp.ascontiguousarray(x).reshape(1, -1, x.shape[-1])
         if not weight.T.flags.c_contiguous:
             weight = self.xp.ascontiguousarray(weight)
         self._cublas.product(rows, weight.T[None], y)
-        if bias is not None or activation or residual is not None:
-            self._finish(y, bias, activation, residual)
         return y.reshape(*x.shape[:-1], len(weight))
 
     def _finish(
@@ -148,6 +163,23 @@ class CupyOps(Ops):
         numbers = ACTIVATIONS.index(activation), at_once, width
         sizes = *(numpy.int32(n) for n in numbers), numpy.uint64(y.size)
         self._launch("finish", y.dtype, y.size // (together if at_once else 1), *arrays, *sizes)
+
+    def _norm(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        eps: float,
+        *added: Array | None,
+    ) -> Array:
+        """The layer norm of x, to which a bias and a residual are added before, in place."""
+        out, width = self.xp.empty_like(x), x.shape[-1]
+        added = [self._contiguous(part) for part in added or (None, None)]
+        arrays = x, *added, *map(self.xp.ascontiguousarray, (weight, bias)), out
+        at_once = width % (16 // x.itemsize) == 0 and width <= 1024 and _are_aligned(*arrays)
+        sizes = *(numpy.int32(n) for n in (at_once, x.size // width, width)), numpy.float64(eps)
+        self._launch("layer_norm", x.dtype, WARP * (x.size // width), *arrays, *sizes)
+        return out
 
     def _contiguous(self, x: Array | None) -> Any:
         """As the kernels take an array that may be missing."""
@@ -167,12 +199,7 @@ class CupyOps(Ops):
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        x = self.xp.ascontiguousarray(x)
-        out, width = self.xp.empty_like(x), x.shape[-1]
-        rows = x.size // width
-        sizes = numpy.int32(rows), numpy.int32(width), numpy.float64(eps)
-        self._launch("layer_norm", x.dtype, WARP * rows, x, weight, bias, out, *sizes)
-        return out
+        return self._norm(self.xp.ascontiguousarray(x), weight, bias, eps)
 
     def softmax(self, x: Array) -> Array:
         return self._softmax(self.xp.array(x, order="C"), None)

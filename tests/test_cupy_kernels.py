@@ -123,7 +123,8 @@ def test_a_linear_map_and_what_follows_it(activation, dtype, on_cpu):
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
     # The others are tested below, in test_recorded.py and in test_models.py.
-    others = {"conv2d", "flash_attention", "fused_linear", "packed_projections", "run"}
+    others = {"conv2d", "flash_attention", "fused_linear", "linear_and_norm"}
+    others |= {"packed_projections", "run"}
     assert public - others - {"parallel_for", "memoize"} == set(OVERRIDES)
 
 
@@ -177,7 +178,8 @@ def test_the_attention_weights_are_kept(on_cpu):
 @pytest.mark.parametrize(
     "name, mistake",
     [
-        ("layer_norm", ("/ width + (A)eps", "/ (width - 1) + (A)eps")),
+        ("layer_norm", ("square, false) / width", "square, false) / (width - 1)")),
+        ("layer_norm", ("+= (A)own[p]", "= (A)own[p]")),
         ("attention", ("/ queries / heads", "/ queries")),
         ("quick_gelu", ("-1.702", "-1.7")),
         ("gelu", ("(A)0.5 *", "(A)0.6 *")),
