@@ -8,7 +8,9 @@ ldmatrix).
 
 THREADS = 128  # of a block: four warps
 WARP = 32  # threads of a warp, as all GPUs have it
-KEYS = 64  # of attention that are on the chip at a time
+# Of attention, on the chip at a time. On an H200, 32 take 1.3 times as long for 32 images, and 128 take 4.6 times; blocks of 64 or
+# 256 threads take 1.2 and 1.04 times.
+KEYS = 64
 TYPES = {"float16": "__half", "float32": "float", "float64": "double"}
 HEAD_SIZES = (16, 32, 64)  # that `attention` is compiled for
 ACTIVATIONS = ("", "quick_gelu", "gelu", "relu")  # that `finish` knows, by their numbers there
