@@ -101,6 +101,7 @@ def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
     import cupy
     from systems import example
 
+    from clipseg_np.batched import encode
     from clipseg_np.recorded import recorded
 
     model = our_model(dtype)
@@ -109,7 +110,7 @@ def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
     graph = recorded(model, pixels, ids) if record else None
 
     def run():
-        logits = graph(pixels, ids) if graph else model.decode(*model.encode(pixels, input_ids=ids))
+        logits = graph(pixels, ids) if graph else model.decode(*encode(model, pixels, input_ids=ids))
         cupy.cuda.get_current_stream().synchronize()
         return logits
 
@@ -361,13 +362,14 @@ def threads(errors: dict, count: int) -> dict:
     from threadpoolctl import threadpool_limits
 
     from clipseg_np import CLIPSegForImageSegmentation
+    from clipseg_np.batched import encode
 
     torch.set_num_threads(count)
     ids, pixels = example(1, side=SIDE)
     model = CLIPSegForImageSegmentation.from_pretrained(checkpoint_folder(), threads=count)
     multiply = products(product_work(1) / (100 if REHEARSE else 1))
     given = torch.from_numpy(ids), torch.from_numpy(pixels)
-    calls = {"clipseg_np": lambda: model.decode(*model.encode(pixels, input_ids=ids))}
+    calls = {"clipseg_np": lambda: model.decode(*encode(model, pixels, input_ids=ids))}
     with noted(errors, "torch"):
         their = Logits(checkpoint_folder())
         calls["torch"] = torch.inference_mode()(lambda: their(*given))
