@@ -282,7 +282,10 @@ class CLIPSegModel(PretrainedModel):
         `return_loss` asks for the contrastive loss, which takes image i and text i for a pair and needs B = P.
         As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
         """
-        asked = dict(output_attentions=output_attentions, output_hidden_states=output_hidden_states)
+        asked = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+        }
         vision = self.vision_model(pixel_values, interpolate_pos_encoding, **asked)
         text = self.text_model(input_ids, attention_mask, position_ids, **asked)
         vision.pooler_output = self.visual_projection(vision.pooler_output)
