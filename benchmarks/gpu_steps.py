@@ -110,7 +110,9 @@ def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
     graph = recorded(model, pixels, ids) if record else None
 
     def run():
-        logits = graph(pixels, ids) if graph else model.decode(*encode(model, pixels, input_ids=ids))
+        logits = (
+            graph(pixels, ids) if graph else model.decode(*encode(model, pixels, input_ids=ids))
+        )
         cupy.cuda.get_current_stream().synchronize()
         return logits
 
