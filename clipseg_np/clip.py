@@ -76,15 +76,9 @@ class Encoder(Layer):
 
     def __init__(self, scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
         super().__init__(scope)
+        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
         self.layers = [
-            EncoderLayer(
-                scope / "layers" / i,
-                hidden_size=config.hidden_size,
-                num_heads=config.num_attention_heads,
-                intermediate_size=config.intermediate_size,
-                activation=config.hidden_act,
-                eps=config.layer_norm_eps,
-            )
+            EncoderLayer(scope / "layers" / i, *sizes, config.hidden_act, config.layer_norm_eps)
             for i in range(config.num_hidden_layers)
         ]
 
@@ -288,12 +282,12 @@ class CLIPSegModel(PretrainedModel):
         `return_loss` asks for the contrastive loss, which takes image i and text i for a pair and needs B = P.
         As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
         """
-        outputs = {
+        asked = {
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
         }
-        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **outputs)
-        text = self.text_model(input_ids, attention_mask, position_ids, **outputs)
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **asked)
+        text = self.text_model(input_ids, attention_mask, position_ids, **asked)
         vision.pooler_output = self.visual_projection(vision.pooler_output)
         text.pooler_output = self.text_projection(text.pooler_output)
         image_embeds = self._unit(vision.pooler_output)

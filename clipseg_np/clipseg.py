@@ -8,33 +8,17 @@ may meet any number of prompts and is then encoded once; a prompt in two forms a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from . import input_checks
 from .batched import in_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
-from .input_checks import (
-    checked_embeddings,
-    checked_labels,
-    checked_pixels,
-    require_batch_size,
-    require_inputs,
-    require_one_kind_of_prompt,
-)
 from .layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
 from .ops import Array
-from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput
+from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
 from .pretrained import PretrainedModel
 from .scope import Scope
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """All that the decoder needs of B images: tokens after each extracted layer, and the grid's (h, w)."""
-
-    activations: tuple[Array, ...]  # (B,1+hw,D) each, in the order of config.extract_layers
-    grid: tuple[int, int]
 
 
 class RefinedHead(Layer):
@@ -75,15 +59,9 @@ class Decoder(Layer):
         self.film_mul = Linear(scope / "film_mul", config.projection_dim, D)
         self.film_add = Linear(scope / "film_add", config.projection_dim, D)
         self.reduces = [Linear(scope / "reduces" / i, vision.hidden_size, D) for i in range(depth)]
+        sizes = D, config.decoder_num_attention_heads, config.decoder_intermediate_size
         self.layers = [
-            DecoderLayer(
-                scope / "layers" / i,
-                hidden_size=D,
-                num_heads=config.decoder_num_attention_heads,
-                intermediate_size=config.decoder_intermediate_size,
-                activation="relu",
-                eps=vision.layer_norm_eps,
-            )
+            DecoderLayer(scope / "layers" / i, *sizes, "relu", vision.layer_norm_eps)
             for i in range(depth)
         ]
         head = scope / "transposed_convolution"
@@ -154,7 +132,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         A few images at a time, `ops.images_per_slice`; a trace then holds what the tower returned each time.
         """
         vision = self.clip.vision_model
-        pixel_values = checked_pixels(self.floats(pixel_values), vision.config)
+        pixel_values = input_checks.checked_pixels(self.floats(pixel_values), vision.config)
 
         def activations(images: slice) -> list[Array]:
             return vision.tokens(pixel_values[images], only=self.config.extract_layers)
@@ -176,12 +154,12 @@ class CLIPSegForImageSegmentation(PretrainedModel):
 
         Raises InputError where there is no prompt, or both kinds, or not `batch_size` of them (if given).
         """
-        require_one_kind_of_prompt(input_ids, conditional_pixel_values)
+        input_checks.require_one_kind_of_prompt(input_ids, conditional_pixel_values)
         if input_ids is not None:
             embeddings = self.clip.get_text_features(input_ids, attention_mask, position_ids)
         else:
             embeddings = self.clip.get_image_features(conditional_pixel_values)
-        require_batch_size(embeddings, batch_size)
+        input_checks.require_batch_size(embeddings, batch_size)
         return embeddings
 
     def decode(self, features: ImageFeatures, conditional_embeddings: Array) -> Array:
@@ -191,7 +169,9 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         number; a trace then holds what it returned each time.
         """
         B = len(features.activations[0])
-        embeddings = checked_embeddings(self.floats(conditional_embeddings), B, self.config)
+        embeddings = input_checks.checked_embeddings(
+            self.floats(conditional_embeddings), B, self.config
+        )
         reduced = self.decoder.reduce(features.activations)
 
         def logits(prompts: slice) -> Array:
@@ -227,7 +207,9 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         `loss`. `pooled_output` is each image's projected vector, for which the whole vision tower runs;
         `encode_image` and `decode` do without it. Raises InputError for shapes that do not fit.
         """
-        require_inputs(pixel_values, conditional_embeddings, input_ids, conditional_pixel_values)
+        input_checks.require_inputs(
+            pixel_values, conditional_embeddings, input_ids, conditional_pixel_values
+        )
         pixel_values = self.floats(pixel_values)
         vision = self.clip.vision_model(
             pixel_values,
@@ -244,7 +226,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             conditional_embeddings = self.get_conditional_embeddings(
                 None, input_ids, attention_mask, position_ids, conditional_pixel_values
             )
-        conditional_embeddings = checked_embeddings(
+        conditional_embeddings = input_checks.checked_embeddings(
             self.floats(conditional_embeddings), len(activations[0]), self.config
         )
         decoded = self.decoder(
@@ -264,5 +246,5 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         )
 
     def _loss(self, logits: Array, labels: Array) -> Array:
-        labels = checked_labels(self.floats(labels), logits)
+        labels = input_checks.checked_labels(self.floats(labels), logits)
         return self.ops.binary_cross_entropy(logits, labels)

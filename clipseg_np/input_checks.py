@@ -48,7 +48,7 @@ def checked_texts(
         warnings.warn(
             f"a text without the end token {eos} (eos_token_id) is pooled at its first token; "
             f"expected ids that the checkpoint's own tokenizer made",
-            stacklevel=5,
+            stacklevel=6,
         )
     if attention_mask is not None:
         attention_mask = in_main_memory(attention_mask)

@@ -1,4 +1,4 @@
-"""All the arithmetic of CLIPSeg, once, in terms of an array module `xp`: NumPy, or CuPy on a GPU.
+"""All the arithmetic of CLIPSeg, once, in terms of an array module `xp`: NumPy, CuPy on a GPU, or jax.numpy.
 
 This is the readable truth. A backend that can do better overrides single methods in a subclass, with
 the same name, signature and result. Nothing here knows a layer, a config or a weight's name.

@@ -104,3 +104,11 @@ class CLIPSegImageSegmentationOutput(Output):
     pooled_output: Array | None = None  # (B,projection_dim)
     vision_model_output: BaseModelOutputWithPooling | None = None
     decoder_output: CLIPSegDecoderOutput | None = None
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """All that the decoder needs of B images: tokens after each extracted layer, and the grid's (h, w)."""
+
+    activations: tuple[Array, ...]  # (B,1+hw,D) each, in the order of config.extract_layers
+    grid: tuple[int, int]
