@@ -5,11 +5,11 @@ from .clipseg import CLIPSegForImageSegmentation
 from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError, MissingExtra
 from .image import ViTImageProcessor
+from .nn.trace import trace
 from .processor import CLIPSegProcessor
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .tokenizer import CLIPTokenizer
-from .trace import trace
 from .version import __version__
 from .visual_prompt import VisualPrompt
 

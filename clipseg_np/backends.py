@@ -10,8 +10,8 @@ from types import ModuleType
 
 from .cupy_ops import CupyOps
 from .errors import InputError, MissingExtra
+from .nn.ops import Ops
 from .numpy_ops import NumpyOps
-from .ops import Ops
 
 NAMES = ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")
 INSTEAD = "or use backend='numpy'"

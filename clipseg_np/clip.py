@@ -12,11 +12,11 @@ from typing import Any
 
 from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .input_checks import checked_pixels, checked_texts, require_own_size, require_pairs
-from .layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
-from .ops import Array
+from .nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
+from .nn.ops import Array
+from .nn.scope import Scope
 from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
 from .pretrained import PretrainedModel
-from .scope import Scope
 
 
 class TextEmbeddings(Layer):

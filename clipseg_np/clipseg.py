@@ -14,11 +14,11 @@ from . import input_checks
 from .batched import in_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
-from .layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
-from .ops import Array
+from .nn.layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
+from .nn.ops import Array
+from .nn.scope import Scope
 from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
 from .pretrained import PretrainedModel
-from .scope import Scope
 
 
 class RefinedHead(Layer):

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import InputError, naming
 from .files import checkpoint_folder, read_json, write_json
 from .hub import CONFIG
-from .ops import Ops
+from .nn.ops import Ops
 
 CONFIG_NAME = "config.json"
 LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e30  # more is a mistake, and overflows

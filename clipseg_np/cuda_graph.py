@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from .errors import InputError
-from .ops import Array, Ops, in_main_memory
+from .nn.ops import Array, Ops, in_main_memory
 
 
 class CannotRecord(InputError):

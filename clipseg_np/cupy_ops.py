@@ -20,7 +20,7 @@ import numpy
 from .cublas import Cublas, address
 from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, expressions, source
 from .cupy_layers import WHOLE_LAYERS
-from .ops import MAX_MEMOIZED, Array, Ops, T
+from .nn.ops import MAX_MEMOIZED, Array, Ops, T
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
 CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "softmax", "attention", "flash_attention")

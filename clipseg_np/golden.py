@@ -28,8 +28,8 @@ from .compare import compare, report, scale
 from .config import is_number
 from .errors import InputError
 from .files import written_whole
+from .nn.trace import trace
 from .pretrained import PretrainedModel
-from .trace import trace
 from .version import __version__
 
 INPUT = "input."

@@ -25,7 +25,7 @@ import numpy as np
 from .errors import InputError, naming
 from .files import checkpoint_folder, read_json, write_json
 from .hub import PICTURES
-from .ops import Ops
+from .nn.ops import Ops
 from .outputs import Features
 from .picture import LAYOUTS, is_unit_float, load_image
 from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear

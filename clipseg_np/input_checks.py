@@ -12,7 +12,7 @@ from .config import (
     CLIPSegVisionConfig,
 )
 from .errors import InputError
-from .ops import Array, in_main_memory
+from .nn.ops import Array, in_main_memory
 
 
 def checked_texts(

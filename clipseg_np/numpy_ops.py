@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .memory import Memory
+from .nn.ops import MAX_MEMOIZED, Array, Ops, T
 from .numpy_layers import WHOLE_LAYERS
 from .numpy_pieces import (
     ELEMENTWISE,
@@ -27,7 +28,6 @@ from .numpy_pieces import (
     bias_as_input,
     multiply,
 )
-from .ops import MAX_MEMOIZED, Array, Ops, T
 from .threads import Threads, between, evenly, one_blas_thread, slices
 
 NORMALISED = 192  # features at a time

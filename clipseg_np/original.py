@@ -25,7 +25,7 @@ from .convert import TOKENIZER_FILES, Written, copy_files, write_checkpoint
 from .errors import InputError
 from .files import folder_written_whole, what_to_do
 from .image import ViTImageProcessor
-from .scope import Scope
+from .nn.scope import Scope
 from .tokenizer import CLIPTokenizer
 from .torch_archive import read_archive
 from .vocabulary import END, START

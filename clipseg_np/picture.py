@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bands import by_bands
 from .errors import InputError
-from .ops import in_main_memory
+from .nn.ops import in_main_memory
 
 LAYOUTS = ("channels_first", "channels_last")
 # Pixels on a side of a file's picture, as in JPEG. A line of 80 million zips to nothing, and to

@@ -12,9 +12,9 @@ from .errors import InputError
 from .files import checkpoint_path, written_whole
 from .hub import MODEL
 from .initialise import RandomStart
-from .layers import Layer
-from .ops import Ops
-from .scope import Scope
+from .nn.layers import Layer
+from .nn.ops import Ops
+from .nn.scope import Scope
 from .weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 
 

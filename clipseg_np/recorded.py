@@ -16,7 +16,7 @@ import numpy as np
 from .clipseg import CLIPSegForImageSegmentation
 from .cuda_graph import CudaGraph
 from .input_checks import checked_pixels, checked_texts
-from .ops import Array
+from .nn.ops import Array
 
 MAX_GRAPHS = 4  # that a cache keeps
 

@@ -11,7 +11,7 @@ from .bands import bands
 from .errors import InputError
 from .expression import Expression
 from .image import REFERENCE, probabilities_at
-from .ops import Array, Ops
+from .nn.ops import Array, Ops
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from .cupy_ops import CupyOps
 from .errors import InputError, naming
 from .expression import Expression, parse
 from .files import checkpoint_path, demo_folder
-from .ops import Array
+from .nn.ops import Array
+from .nn.trace import is_traced
 from .outputs import Features
 from .picture import load_image
 from .processor import CLIPSegProcessor
 from .recorded import RecordedPasses
 from .segmentation import Segmentation
-from .trace import is_traced
 from .visual_prompt import VisualPrompt
 from .windows import checked_scales, join, mean_of_scales, windows
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from .errors import InputError
 from .files import read_json, unfinished_download, what_to_do, written_whole
-from .ops import Array
+from .nn.ops import Array
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .ops import Array, Ops
+from .nn.ops import Array, Ops
 from .resize import resize_bilinear
 
 LARGEST_SCALE = 16

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from clipseg_np.batched import in_parallel, in_slices
+from clipseg_np.nn.ops import Ops
+from clipseg_np.nn.trace import Activations, record, trace
 from clipseg_np.numpy_ops import NumpyOps
-from clipseg_np.ops import Ops
-from clipseg_np.trace import Activations, record, trace
 
 
 @pytest.mark.parametrize("size", (1, 2, 5))

@@ -8,7 +8,7 @@ import pytest
 
 from clipseg_np.cuda_graph import CannotRecord, CudaGraph
 from clipseg_np.errors import InputError
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 
 from .recording_device import RecordingModule
 

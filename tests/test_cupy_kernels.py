@@ -10,8 +10,8 @@ from clipseg_np.cupy_kernels import ACTIVATIONS
 from clipseg_np.cupy_layers import WHOLE_LAYERS
 from clipseg_np.cupy_ops import TOLERANCES, CupyOps
 from clipseg_np.errors import InputError
-from clipseg_np.layers import Attention
-from clipseg_np.ops import Ops
+from clipseg_np.nn.layers import Attention
+from clipseg_np.nn.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
 from .cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks

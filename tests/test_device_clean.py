@@ -5,7 +5,7 @@ import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter, ViTImageProcessor
 from clipseg_np import pretrained as pretrained_module
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
 from .device_array import DeviceArray, DeviceModule

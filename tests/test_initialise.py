@@ -12,8 +12,8 @@ from clipseg_np import (
     CLIPSegVisionConfig,
     CLIPSegVisionModel,
 )
-from clipseg_np.ops import Ops
-from clipseg_np.scope import Scope
+from clipseg_np.nn.ops import Ops
+from clipseg_np.nn.scope import Scope
 
 TEXT = CLIPSegTextConfig(
     vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, eos_token_id=2

@@ -5,7 +5,7 @@ import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation
 from clipseg_np.clipseg import ImageFeatures
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 
 from .checkpoints import PLAIN, REFINED
 

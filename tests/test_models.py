@@ -17,7 +17,7 @@ from clipseg_np import (
 )
 from clipseg_np.batched import encode
 from clipseg_np.errors import InputError
-from clipseg_np.trace import trace
+from clipseg_np.nn.trace import trace
 
 from .checkpoints import PLAIN, REFINED
 

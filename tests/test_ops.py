@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from clipseg_np.ops import Ops, bicubic_weights
+from clipseg_np.nn.ops import Ops, bicubic_weights
 
 ops = Ops()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import InputError, Segmenter
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 from clipseg_np.windows import checked_scales, join, mean_of_scales, windows
 
 rng = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import numpy as np
 from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation
 from clipseg_np.backends import ops_for
 from clipseg_np.compare import as_floats, scale
-from clipseg_np.ops import Array, Ops
-from clipseg_np.scope import Scope, Source
+from clipseg_np.nn.ops import Array, Ops
+from clipseg_np.nn.scope import Scope, Source
 
 # Of the largest number: against float64 on the host, and of a recorded pass against the eager one.
 EXACT = {"float16": 2e-2, "float32": 1e-5, "float64": 1e-12}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 from clipseg_np.recorded import recorded
 
 from ..checkpoints import PLAIN, REFINED, stored_arrays

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from clipseg_np.image import ViTImageProcessor, probabilities_at
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 from clipseg_np.resize import resize_bilinear, vertical_first
 
 pytestmark = pytest.mark.oracle

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
 import clipseg_np
-from clipseg_np.ops import Ops
+from clipseg_np.nn.ops import Ops
 
 from .reference import compare, worst
 
