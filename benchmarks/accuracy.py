@@ -13,8 +13,8 @@ import numpy as np
 
 from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, InputError
 from clipseg_np.backends import NAMES
+from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.errors import MissingExtra
-from clipseg_np.files import demo_folder
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "shapes.png"
 PROMPTS = ["a red thing", "the large red circle", "a purple ring"]

@@ -63,7 +63,7 @@ def save_checkpoint_without_torch(folder: Path) -> None:
 
 
 def save_processor(folder: Path) -> None:
-    processor = clipseg_np.CLIPSegProcessor.from_pretrained(clipseg_np.files.demo_folder())
+    processor = clipseg_np.CLIPSegProcessor.from_pretrained(clipseg_np.checkpoints.locate.demo_folder())
     processor.image_processor = clipseg_np.ViTImageProcessor(size=SIDE)
     processor.save_pretrained(folder)
 

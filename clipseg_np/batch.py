@@ -24,10 +24,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from .checkpoints.hub import CHECKPOINT_FILES
+from .checkpoints.locate import NOT_UTF8, checkpoint_path, demo_folder, written_whole
 from .errors import InputError
 from .expression import parse
-from .files import NOT_UTF8, checkpoint_path, demo_folder, written_whole
-from .hub import CHECKPOINT_FILES
 from .picture import load_image
 from .results import KINDS, CleanUp, write_results
 from .segmentation import checked_threshold

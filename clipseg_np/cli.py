@@ -10,6 +10,7 @@ import warnings
 from typing import NoReturn
 
 from .backends import NAMES
+from .checkpoints.locate import NOT_UTF8
 from .commands import (
     run_batch_command,
     run_compare,
@@ -22,7 +23,6 @@ from .commands import (
 )
 from .convert import STORED_AS
 from .errors import InputError, MissingExtra
-from .files import NOT_UTF8
 from .results import KINDS
 from .version import __version__
 

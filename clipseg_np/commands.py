@@ -15,13 +15,13 @@ import numpy as np
 
 from .backends import ops_for
 from .batch import REPORT, Job, run_batch
+from .checkpoints.hub import download
+from .checkpoints.locate import checkpoint_path, demo_folder, written_together
 from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .convert import convert
 from .errors import InputError
-from .files import checkpoint_path, demo_folder, written_together
 from .golden import Golden, write_golden
-from .hub import download
 from .original import convert_original
 from .picture import load_image
 from .processor import CLIPSegProcessor

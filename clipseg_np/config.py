@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .checkpoints.hub import CONFIG
+from .checkpoints.locate import checkpoint_folder, read_json, write_json
 from .errors import InputError, naming
-from .files import checkpoint_folder, read_json, write_json
-from .hub import CONFIG
 from .nn.ops import Ops
 
 CONFIG_NAME = "config.json"

@@ -18,11 +18,8 @@ from pathlib import Path
 
 import numpy
 
-from .config import CONFIG_NAME
-from .errors import InputError
-from .files import checkpoint_path, folder_written_whole, read_json, write_json
-from .torch_archive import read_archive
-from .weights import (
+from .checkpoints.locate import checkpoint_path, folder_written_whole, read_json, write_json
+from .checkpoints.weights import (
     IGNORED_ENDINGS,
     INDEX_NAME,
     ITEM_SIZES,
@@ -32,6 +29,9 @@ from .weights import (
     give_back,
     stored_tensors,
 )
+from .config import CONFIG_NAME
+from .errors import InputError
+from .torch_archive import read_archive
 
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 TOKENIZER_FILES = (

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from .checkpoints.locate import written_whole
 from .compare import compare, report, scale
 from .config import is_number
 from .errors import InputError
-from .files import written_whole
 from .nn.trace import trace
 from .pretrained import PretrainedModel
 from .version import __version__

@@ -22,9 +22,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from .checkpoints.hub import PICTURES
+from .checkpoints.locate import checkpoint_folder, read_json, write_json
 from .errors import InputError, naming
-from .files import checkpoint_folder, read_json, write_json
-from .hub import PICTURES
 from .nn.ops import Ops
 from .outputs import Features
 from .picture import LAYOUTS, is_unit_float, load_image

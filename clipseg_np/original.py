@@ -19,17 +19,17 @@ import numpy
 
 from .backends import ops_for
 from .byte_pairs import BYTE_SYMBOLS, END_OF_WORD
+from .checkpoints.locate import folder_written_whole, what_to_do
+from .checkpoints.weights import Raw
 from .clipseg import CLIPSegForImageSegmentation
 from .config import CLIPSegConfig
 from .convert import TOKENIZER_FILES, Written, copy_files, write_checkpoint
 from .errors import InputError
-from .files import folder_written_whole, what_to_do
 from .image import ViTImageProcessor
 from .nn.scope import Scope
 from .tokenizer import CLIPTokenizer
 from .torch_archive import read_archive
 from .vocabulary import END, START
-from .weights import Raw
 
 EXTRACT_LAYERS = (3, 6, 9)
 WIDTH_OF_HEAD = 64
@@ -219,7 +219,7 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
 
 
 class _Fitting:
-    """A Source (see weights.py) that looks at names and shapes alone, before anything is written."""
+    """A Source (see checkpoints/weights.py) that looks at names and shapes alone, before anything is written."""
 
     def __init__(self, tensors: dict[str, Raw]):
         self.left = dict(tensors)

@@ -7,15 +7,15 @@ from typing import Any
 import numpy
 
 from .backends import ops_for
+from .checkpoints.hub import MODEL
+from .checkpoints.locate import checkpoint_path, written_whole
+from .checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError
-from .files import checkpoint_path, written_whole
-from .hub import MODEL
 from .initialise import RandomStart
 from .nn.layers import Layer
 from .nn.ops import Ops
 from .nn.scope import Scope
-from .weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 
 
 class PretrainedModel(Layer):
@@ -78,7 +78,7 @@ class PretrainedModel(Layer):
         place of a backend's name: Ops(jax.numpy) runs the readable code on JAX.
 
         Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
-        weights.py), InputError for an unknown backend or dtype, and what checkpoint_folder raises for a hub id.
+        checkpoints/weights.py), InputError for an unknown backend or dtype, and what checkpoint_folder raises for a hub id.
         """
         ops = ops or ops_for(backend, threads)
         dtype = float_type(dtype, ops)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .bands import by_bands
-from .files import write_json, written_whole
+from .checkpoints.locate import write_json, written_whole
 from .masks import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
 from .overlay import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
 from .segmentation import Segmentation, checked_threshold

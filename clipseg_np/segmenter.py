@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from .batched import in_parallel
+from .checkpoints.locate import checkpoint_path, demo_folder
 from .clipseg import CLIPSegForImageSegmentation, ImageFeatures
 from .config import LEGACY_EOS_TOKEN_ID
 from .cuda_graph import CannotRecord
 from .cupy_ops import CupyOps
 from .errors import InputError, naming
 from .expression import Expression, parse
-from .files import checkpoint_path, demo_folder
 from .nn.ops import Array
 from .nn.trace import is_traced
 from .outputs import Features

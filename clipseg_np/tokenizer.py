@@ -22,9 +22,9 @@ import numpy as np
 import regex
 
 from .byte_pairs import END_OF_WORD, bytes_of, join_pairs, symbols_of
+from .checkpoints.hub import TEXTS
+from .checkpoints.locate import checkpoint_folder
 from .errors import InputError, naming
-from .files import checkpoint_folder
-from .hub import TEXTS
 from .outputs import Features
 from .unicode_text import normalise, pieces
 from .vocabulary import (

@@ -11,8 +11,8 @@ import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, backends
 from clipseg_np.backends import NAMES, ops_for
+from clipseg_np.checkpoints.locate import checkpoint_folder, read_json, write_json, written_whole
 from clipseg_np.errors import InputError, MissingExtra, optional
-from clipseg_np.files import checkpoint_folder, read_json, write_json, written_whole
 from clipseg_np.nn.ops import Ops
 from clipseg_np.numpy_ops import NumpyOps
 

@@ -16,9 +16,9 @@ from clipseg_np import (
     ViTImageProcessor,
 )
 from clipseg_np.batch import Job, job_mark
+from clipseg_np.checkpoints.hub import CHECKPOINT_FILES, download, lacking
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError, MissingExtra
-from clipseg_np.hub import CHECKPOINT_FILES, download, lacking
 
 HUB_ID = "CIDAS/clipseg-rd64-refined"
 

@@ -9,10 +9,10 @@ from PIL import Image, ImageFont
 
 from clipseg_np import CLIPSegConfig, CLIPTokenizer, ViTImageProcessor
 from clipseg_np.batch import file_hash
+from clipseg_np.checkpoints.locate import read_json, write_json, written_together, written_whole
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError, naming
 from clipseg_np.expression import parse
-from clipseg_np.files import read_json, write_json, written_together, written_whole
 from clipseg_np.golden import Golden
 from clipseg_np.image import output_size, probabilities_at
 from clipseg_np.masks import grow

@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
 import clipseg_np
+from clipseg_np.checkpoints.weights import Raw
 from clipseg_np.convert import convert, stored_as
-from clipseg_np.weights import Raw
 
 pytestmark = pytest.mark.oracle
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from .errors import InputError, optional
+from ..errors import InputError, optional
 
 # What a checkpoint's folder may hold that this package reads; weights of other frameworks stay on the hub, and so do
 # folders inside, which hold other weights.

@@ -22,9 +22,9 @@ import numpy
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .errors import InputError
-from .files import read_json, unfinished_download, what_to_do, written_whole
-from .nn.ops import Array
+from ..errors import InputError
+from ..nn.ops import Array
+from .locate import read_json, unfinished_download, what_to_do, written_whole
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, MissingExtra
+from ..errors import InputError, MissingExtra
 from .hub import WHOLE, from_hub, is_hub_id
 
 NOT_UTF8 = "backslashreplace"  # file names may hold bytes that are no UTF-8; \\udcff is how JSON writes one
@@ -19,7 +19,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 def demo_folder() -> Path:
     """The demonstration checkpoint: beside the installed package, or in a checkout's weights/."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here / "demo", here.parent / "weights" / "demo"):
         if (folder / "config.json").is_file():
             return folder
@@ -48,7 +48,7 @@ def checkpoint_folder(
     """A folder as it is; anything else of the form "owner/name" is a checkpoint of the Hugging Face hub.
 
     That comes from the hub's cache where all that is `needed` lies there, and is fetched only where it does not, with
-    `local_files_only` never (see hub.py).
+    `local_files_only` never (see checkpoints/hub.py).
 
     For one .safetensors file, it is the folder around it, where config.json and the other files lie.
 
