@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, InputError
-from clipseg_np.backends import NAMES
+from clipseg_np.backends.select import NAMES
 from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.errors import MissingExtra
 

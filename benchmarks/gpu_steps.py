@@ -281,7 +281,7 @@ def operations(errors: dict, dtype: str, batch: int, systems: list[str]) -> dict
     import torch
     from torch.nn import functional as F
 
-    from clipseg_np.backends import ops_for
+    from clipseg_np.backends.select import ops_for
 
     B, T, D, H, W = batch, TOKENS, WIDTH, HEADS, HIDDEN
     shapes = {

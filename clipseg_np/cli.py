@@ -9,7 +9,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from .backends import NAMES
+from .backends.select import NAMES
 from .checkpoints.locate import NOT_UTF8
 from .commands import (
     run_batch_command,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends import ops_for
+from .backends.select import ops_for
+from .backends.threads import usual_count
 from .batch import REPORT, Job, run_batch
 from .checkpoints.hub import download
 from .checkpoints.locate import checkpoint_path, demo_folder, written_together
@@ -28,7 +29,6 @@ from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
 from .segmentation import checked_threshold
 from .segmenter import Segmenter
-from .threads import usual_count
 from .version import __version__
 from .visual_prompt import VisualPrompt
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy
 
-from .backends import ops_for
+from .backends.select import ops_for
 from .byte_pairs import BYTE_SYMBOLS, END_OF_WORD
 from .checkpoints.locate import folder_written_whole, what_to_do
 from .checkpoints.weights import Raw

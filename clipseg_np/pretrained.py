@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from .backends import ops_for
+from .backends.select import ops_for
 from .checkpoints.hub import MODEL
 from .checkpoints.locate import checkpoint_path, written_whole
 from .checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights

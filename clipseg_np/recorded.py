@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .backends.cuda_graph import CudaGraph
 from .clipseg import CLIPSegForImageSegmentation
-from .cuda_graph import CudaGraph
 from .input_checks import checked_pixels, checked_texts
 from .nn.ops import Array
 

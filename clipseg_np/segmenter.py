@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from .backends.cuda_graph import CannotRecord
+from .backends.cupy_ops import CupyOps
 from .batched import in_parallel
 from .checkpoints.locate import checkpoint_path, demo_folder
 from .clipseg import CLIPSegForImageSegmentation, ImageFeatures
 from .config import LEGACY_EOS_TOKEN_ID
-from .cuda_graph import CannotRecord
-from .cupy_ops import CupyOps
 from .errors import InputError, naming
 from .expression import Expression, parse
 from .nn.ops import Array

@@ -17,7 +17,7 @@ from clipseg_np import (
     Segmenter,
     ViTImageProcessor,
 )
-from clipseg_np.backends import working_cupy
+from clipseg_np.backends.select import working_cupy
 from clipseg_np.byte_pairs import symbols_of
 from clipseg_np.errors import MissingExtra
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy
 
-from clipseg_np import cupy_kernels, cupy_ops
+from clipseg_np.backends import cupy_kernels, cupy_ops
 
 SHIM = """
 #include <barrier>

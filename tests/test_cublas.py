@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from clipseg_np import cublas
-from clipseg_np.cublas import Cublas
+from clipseg_np.backends import cublas
+from clipseg_np.backends.cublas import Cublas
 
 from .cuda_on_cpu import CpuCublas, CpuCupy, Stream
 

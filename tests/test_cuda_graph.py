@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from clipseg_np.cuda_graph import CannotRecord, CudaGraph
+from clipseg_np.backends.cuda_graph import CannotRecord, CudaGraph
 from clipseg_np.errors import InputError
 from clipseg_np.nn.ops import Ops
 

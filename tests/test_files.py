@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, backends
-from clipseg_np.backends import NAMES, ops_for
+from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.backends import select as backends
+from clipseg_np.backends.numpy_ops import NumpyOps
+from clipseg_np.backends.select import NAMES, ops_for
 from clipseg_np.checkpoints.locate import checkpoint_folder, read_json, write_json, written_whole
 from clipseg_np.errors import InputError, MissingExtra, optional
 from clipseg_np.nn.ops import Ops
-from clipseg_np.numpy_ops import NumpyOps
 
 from .checkpoints import PLAIN
 

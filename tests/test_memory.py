@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from clipseg_np import memory as module
-from clipseg_np.memory import Memory
+from clipseg_np.backends import buffer_pool as module
+from clipseg_np.backends.buffer_pool import Memory
 
 SHAPE = (100, 500)
 

@@ -5,12 +5,12 @@ import inspect
 import numpy as np
 import pytest
 
+from clipseg_np.backends.numpy_layers import WHOLE_LAYERS
+from clipseg_np.backends.numpy_ops import NumpyOps
 from clipseg_np.nn.layers import MLP, Attention, Layer
 from clipseg_np.nn.ops import Ops
 from clipseg_np.nn.scope import Scope
 from clipseg_np.nn.trace import trace
-from clipseg_np.numpy_layers import WHOLE_LAYERS
-from clipseg_np.numpy_ops import NumpyOps
 
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
 CAUSAL = np.tri(7, dtype=bool)[None, None]

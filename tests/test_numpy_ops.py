@@ -6,10 +6,10 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
-from clipseg_np.backends import ops_for
+from clipseg_np.backends.numpy_kernels import ELEMENTWISE
+from clipseg_np.backends.numpy_ops import NumpyOps
+from clipseg_np.backends.select import ops_for
 from clipseg_np.nn.ops import Ops
-from clipseg_np.numpy_ops import NumpyOps
-from clipseg_np.numpy_pieces import ELEMENTWISE
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}

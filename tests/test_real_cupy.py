@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import clipseg_np
-from clipseg_np import cupy_kernels
-from clipseg_np.cupy_ops import CupyOps
+from clipseg_np.backends import cupy_kernels
+from clipseg_np.backends.cupy_ops import CupyOps
 
 cupy = pytest.importorskip("cupy")
 from cupy._core import core

@@ -7,9 +7,10 @@ import weakref
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, Segmenter, cublas, trace
+from clipseg_np import CLIPSegForImageSegmentation, Segmenter, trace
 from clipseg_np import pretrained as pretrained_module
-from clipseg_np.cupy_ops import CupyOps
+from clipseg_np.backends import cublas
+from clipseg_np.backends.cupy_ops import CupyOps
 from clipseg_np.errors import InputError
 from clipseg_np.recorded import MAX_GRAPHS, recorded
 

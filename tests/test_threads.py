@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from clipseg_np.backends import ops_for
-from clipseg_np.threads import Threads, _busy, one_blas_thread
+from clipseg_np.backends.select import ops_for
+from clipseg_np.backends.threads import Threads, _busy, one_blas_thread
 
 
 def blas_threads() -> list[int]:
@@ -143,7 +143,7 @@ def test_what_shared_work_shares_out_threads_that_have_nothing_to_do_take_too():
 def test_a_thread_that_was_given_a_turn_is_not_free_though_it_has_not_begun(monkeypatch):
     turns, idle = SimpleQueue(), ["one", "another"]
     turns.put("a turn")
-    monkeypatch.setattr("clipseg_np.threads._waiting", lambda count: (turns, idle))
+    monkeypatch.setattr("clipseg_np.backends.threads._waiting", lambda count: (turns, idle))
     assert _busy(lambda: Threads(3).free) == 2
     assert Threads(3).free == 3
 
@@ -246,7 +246,7 @@ def test_tasks_have_one_thread_of_blas():
 @needs_blas
 def test_by_default_as_many_as_blas_would_take():
     """Asked in a process of its own: BLAS reads the variables when it is loaded."""
-    code = "from clipseg_np.threads import Threads; print(Threads().count)"
+    code = "from clipseg_np.backends.threads import Threads; print(Threads().count)"
     variables = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", code],

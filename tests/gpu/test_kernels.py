@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clipseg_np.backends import ops_for
-from clipseg_np.cublas import Cublas
+from clipseg_np.backends.cublas import Cublas
+from clipseg_np.backends.select import ops_for
 
 from ..test_cublas import SHAPES, TURNED, check_products
 from ..test_cublas import TOLERANCE as PRODUCTS
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 # CuPy reads CUPY_TF32 when it is imported. A number then has 10 bits after the point.
 WITH_TF32 = """
 import warnings
-from clipseg_np.backends import working_cupy
+from clipseg_np.backends.select import working_cupy
 from clipseg_np.recorded import recorded
 from tests.checkpoints import PLAIN, REFINED
 from tests.gpu.agreement import assert_near, eager_logits, loaded

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, InputError
+from clipseg_np.backends.cuda_graph import CudaGraph
 from clipseg_np.compare import as_floats
-from clipseg_np.cuda_graph import CudaGraph
 from clipseg_np.recorded import recorded
 
 from ..checkpoints import REFINED

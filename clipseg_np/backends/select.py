@@ -1,16 +1,16 @@
 """A backend's name to its arithmetic. The only place that looks for CuPy.
 
-"numpy-reference" and "cupy-reference" run the readable `Ops`; "numpy" and "cupy" the overrides of `numpy_ops.py` and
-`cupy_ops.py`. "auto" is "cupy" where a GPU is there and working, and "numpy" elsewhere.
+"numpy-reference" and "cupy-reference" run the readable `Ops`; "numpy" and "cupy" the overrides of `backends/numpy_ops.py` and
+`backends/cupy_ops.py`. "auto" is "cupy" where a GPU is there and working, and "numpy" elsewhere.
 """
 
 import warnings
 from functools import cache
 from types import ModuleType
 
+from ..errors import InputError, MissingExtra
+from ..nn.ops import Ops
 from .cupy_ops import CupyOps
-from .errors import InputError, MissingExtra
-from .nn.ops import Ops
 from .numpy_ops import NumpyOps
 
 NAMES = ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")

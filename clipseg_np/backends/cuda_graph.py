@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .errors import InputError
-from .nn.ops import Array, Ops, in_main_memory
+from ..errors import InputError
+from ..nn.ops import Array, Ops, in_main_memory
 
 
 class CannotRecord(InputError):

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from .nn.ops import Array
+from ..nn.ops import Array
 
 MANY_TOKENS = 32  # from which on they lie in memory features first
 MIN_MULTIPLIES_PER_THREAD = 1 << 23  # fewer are not worth a thread

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .nn.layers import MLP, Attention
-from .nn.ops import Array, joined_heads, split_heads
-from .numpy_pieces import ELEMENTWISE, MANY_TOKENS, MIN_MULTIPLIES_PER_THREAD, bias_as_input
+from ..nn.layers import MLP, Attention
+from ..nn.ops import Array, joined_heads, split_heads
+from .numpy_kernels import ELEMENTWISE, MANY_TOKENS, MIN_MULTIPLIES_PER_THREAD, bias_as_input
 from .threads import evenly, slices
 
 if TYPE_CHECKING:

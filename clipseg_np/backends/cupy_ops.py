@@ -1,10 +1,10 @@
-"""What a GPU can do faster than the readable `Ops` does: one kernel where CuPy would launch several (cupy_kernels.py).
+"""What a GPU can do faster than the readable `Ops` does: one kernel where CuPy would launch several (backends/cupy_kernels.py).
 
-A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's (cublas.py); in float32 they
+A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's (backends/cublas.py); in float32 they
 stay in float32: CuPy uses the shorter TF32 only where the environment says CUPY_TF32=1, and so does this. In float16,
 attention is a kernel of its own, where the GPU has tensor cores that it knows (compute capability 8.0 and up).
 
-Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be recorded (cuda_graph.py).
+Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be recorded (backends/cuda_graph.py).
 Before its first use on a GPU each override is compared with the method that it replaces, and left out where they differ.
 """
 
@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 import numpy
 
+from ..nn.ops import MAX_MEMOIZED, Array, Ops, T
 from .cublas import Cublas, address
 from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, expressions, source
 from .cupy_layers import WHOLE_LAYERS
-from .nn.ops import MAX_MEMOIZED, Array, Ops, T
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
 CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "softmax", "attention", "flash_attention")

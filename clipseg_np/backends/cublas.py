@@ -11,7 +11,7 @@ from ctypes import c_double, c_float, c_int, c_longlong, c_void_p
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
-from .nn.ops import Array
+from ..nn.ops import Array
 
 # Of cuBLAS's documentation: cublasOperation_t, cudaDataType_t, cublasComputeType_t, cublasGemmAlgo_t
 AS_IT_IS, TRANSPOSED = 0, 1

@@ -7,8 +7,8 @@ equals the formula, but for rounding (tests/test_cupy_kernels.py).
 
 from typing import TYPE_CHECKING
 
-from .nn.layers import MLP, Attention, DecoderLayer, EncoderLayer
-from .nn.ops import Array, joined_heads
+from ..nn.layers import MLP, Attention, DecoderLayer, EncoderLayer
+from ..nn.ops import Array, joined_heads
 
 if TYPE_CHECKING:
     from .cupy_ops import CupyOps
