@@ -101,8 +101,8 @@ def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
     import cupy
     from systems import example
 
-    from clipseg_np.batched import encode
-    from clipseg_np.recorded import recorded
+    from clipseg_np.model.batched import encode
+    from clipseg_np.model.recorded import recorded
 
     model = our_model(dtype)
     ids, pixels = example(batch, batch, SIDE)
@@ -250,7 +250,7 @@ def launches(errors: dict, dtype: str) -> dict:
     import cupy
     from systems import example
 
-    from clipseg_np.recorded import recorded
+    from clipseg_np.model.recorded import recorded
 
     ids, pixels = example(1, side=SIDE)
     run = recorded(our_model(dtype), cupy.asarray(pixels, dtype=dtype), ids)
@@ -364,7 +364,7 @@ def threads(errors: dict, count: int) -> dict:
     from threadpoolctl import threadpool_limits
 
     from clipseg_np import CLIPSegForImageSegmentation
-    from clipseg_np.batched import encode
+    from clipseg_np.model.batched import encode
 
     torch.set_num_threads(count)
     ids, pixels = example(1, side=SIDE)

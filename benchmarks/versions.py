@@ -22,7 +22,7 @@ def one_pass(model, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Token ids (P,T), pixel values (B,C,H,W) -> logits (P,H,W). Equal prompts are embedded once."""
     different, place = np.unique(ids, axis=0, return_inverse=True)
     # `encode` reads the prompts beside the image. In older versions it is the model's.
-    encode = getattr(model, "encode", None) or partial(clipseg_np.batched.encode, model)
+    encode = getattr(model, "encode", None) or partial(clipseg_np.model.batched.encode, model)
     features, embeddings = encode(pixels, input_ids=different)
     return model.decode(features, embeddings[place.ravel()])
 

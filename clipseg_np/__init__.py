@@ -1,10 +1,10 @@
 """CLIPSeg, segmentation of a picture by a text or picture prompt, written by hand on NumPy."""
 
-from .clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
-from .clipseg import CLIPSegForImageSegmentation
-from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .errors import InputError, MissingExtra
 from .image import ViTImageProcessor
+from .model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
+from .model.clipseg import CLIPSegForImageSegmentation
+from .model.config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .nn.trace import trace
 from .processor import CLIPSegProcessor
 from .segmentation import Segmentation

@@ -18,11 +18,11 @@ from .backends.threads import usual_count
 from .batch import REPORT, Job, run_batch
 from .checkpoints.hub import download
 from .checkpoints.locate import checkpoint_path, demo_folder, written_together
-from .clipseg import CLIPSegForImageSegmentation
 from .compare import compare, report
 from .convert import convert
 from .errors import InputError
 from .golden import Golden, write_golden
+from .model.clipseg import CLIPSegForImageSegmentation
 from .original import convert_original
 from .picture import load_image
 from .processor import CLIPSegProcessor

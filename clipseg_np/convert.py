@@ -29,8 +29,8 @@ from .checkpoints.weights import (
     give_back,
     stored_tensors,
 )
-from .config import CONFIG_NAME
 from .errors import InputError
+from .model.config import CONFIG_NAME
 from .torch_archive import read_archive
 
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -26,10 +26,10 @@ from safetensors import safe_open
 
 from .checkpoints.locate import written_whole
 from .compare import compare, report, scale
-from .config import is_number
 from .errors import InputError
+from .model.config import is_number
+from .model.pretrained import PretrainedModel
 from .nn.trace import trace
-from .pretrained import PretrainedModel
 from .version import __version__
 
 INPUT = "input."

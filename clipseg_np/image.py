@@ -25,8 +25,8 @@ import numpy as np
 from .checkpoints.hub import PICTURES
 from .checkpoints.locate import checkpoint_folder, read_json, write_json
 from .errors import InputError, naming
+from .model.outputs import Features
 from .nn.ops import Ops
-from .outputs import Features
 from .picture import LAYOUTS, is_unit_float, load_image
 from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
 

@@ -21,11 +21,11 @@ from .backends.select import ops_for
 from .byte_pairs import BYTE_SYMBOLS, END_OF_WORD
 from .checkpoints.locate import folder_written_whole, what_to_do
 from .checkpoints.weights import Raw
-from .clipseg import CLIPSegForImageSegmentation
-from .config import CLIPSegConfig
 from .convert import TOKENIZER_FILES, Written, copy_files, write_checkpoint
 from .errors import InputError
 from .image import ViTImageProcessor
+from .model.clipseg import CLIPSegForImageSegmentation
+from .model.config import CLIPSegConfig
 from .nn.scope import Scope
 from .tokenizer import CLIPTokenizer
 from .torch_archive import read_archive

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import InputError
 from .image import DEFAULTS, ViTImageProcessor
-from .outputs import Features
+from .model.outputs import Features
 from .tokenizer import CLIPTokenizer
 
 TEXT_OPTIONS = {

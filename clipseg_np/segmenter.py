@@ -15,18 +15,18 @@ import numpy as np
 
 from .backends.cuda_graph import CannotRecord
 from .backends.cupy_ops import CupyOps
-from .batched import in_parallel
 from .checkpoints.locate import checkpoint_path, demo_folder
-from .clipseg import CLIPSegForImageSegmentation, ImageFeatures
-from .config import LEGACY_EOS_TOKEN_ID
 from .errors import InputError, naming
 from .expression import Expression, parse
+from .model.batched import in_parallel
+from .model.clipseg import CLIPSegForImageSegmentation, ImageFeatures
+from .model.config import LEGACY_EOS_TOKEN_ID
+from .model.outputs import Features
+from .model.recorded import RecordedPasses
 from .nn.ops import Array
 from .nn.trace import is_traced
-from .outputs import Features
 from .picture import load_image
 from .processor import CLIPSegProcessor
-from .recorded import RecordedPasses
 from .segmentation import Segmentation
 from .visual_prompt import VisualPrompt
 from .windows import checked_scales, join, mean_of_scales, windows
@@ -48,7 +48,7 @@ class Query:
 class Segmenter:
     """A model with its processor.
 
-    With the backend "cupy", a pass of each combination of shapes is recorded as a CUDA graph once (recorded.py) and
+    With the backend "cupy", a pass of each combination of shapes is recorded as a CUDA graph once (model/recorded.py) and
     launched from then on; `record=False` turns that off. Raises InputError where the tokenizer's ids do not fit the
     model's vocabulary.
     """

@@ -25,7 +25,7 @@ from .byte_pairs import END_OF_WORD, bytes_of, join_pairs, symbols_of
 from .checkpoints.hub import TEXTS
 from .checkpoints.locate import checkpoint_folder
 from .errors import InputError, naming
-from .outputs import Features
+from .model.outputs import Features
 from .unicode_text import normalise, pieces
 from .vocabulary import (
     END,

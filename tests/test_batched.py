@@ -7,7 +7,7 @@ import time
 import pytest
 
 from clipseg_np.backends.numpy_ops import NumpyOps
-from clipseg_np.batched import in_parallel, in_slices
+from clipseg_np.model.batched import in_parallel, in_slices
 from clipseg_np.nn.ops import Ops
 from clipseg_np.nn.trace import Activations, record, trace
 

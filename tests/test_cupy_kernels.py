@@ -5,12 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, pretrained
+from clipseg_np import CLIPSegForImageSegmentation
 from clipseg_np.backends import cublas, cupy_kernels
 from clipseg_np.backends.cupy_kernels import ACTIVATIONS
 from clipseg_np.backends.cupy_layers import WHOLE_LAYERS
 from clipseg_np.backends.cupy_ops import TOLERANCES, CupyOps
 from clipseg_np.errors import InputError
+from clipseg_np.model import pretrained
 from clipseg_np.nn.layers import Attention
 from clipseg_np.nn.ops import Ops
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter, ViTImageProcessor
-from clipseg_np import pretrained as pretrained_module
+from clipseg_np.model import pretrained as pretrained_module
 from clipseg_np.nn.ops import Ops
 
 from .checkpoints import PLAIN, REFINED

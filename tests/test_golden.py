@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from clipseg_np import CLIPSegForImageSegmentation
 from clipseg_np.compare import compare, report
+from clipseg_np.model.outputs import Output
 from clipseg_np.nn.trace import trace
-from clipseg_np.outputs import Output
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.golden"))

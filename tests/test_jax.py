@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation
-from clipseg_np.clipseg import ImageFeatures
+from clipseg_np.model.clipseg import ImageFeatures
 from clipseg_np.nn.ops import Ops
 
 from .checkpoints import PLAIN, REFINED

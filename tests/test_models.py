@@ -15,8 +15,8 @@ from clipseg_np import (
     CLIPSegTextModel,
     CLIPSegVisionModel,
 )
-from clipseg_np.batched import encode
 from clipseg_np.errors import InputError
+from clipseg_np.model.batched import encode
 from clipseg_np.nn.trace import trace
 
 from .checkpoints import PLAIN, REFINED

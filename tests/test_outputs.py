@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation
-from clipseg_np.outputs import BaseModelOutputWithPooling, Features
+from clipseg_np.model.outputs import BaseModelOutputWithPooling, Features
 
 from .checkpoints import PLAIN
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, Segmenter, trace
-from clipseg_np import pretrained as pretrained_module
 from clipseg_np.backends import cublas
 from clipseg_np.backends.cupy_ops import CupyOps
 from clipseg_np.errors import InputError
-from clipseg_np.recorded import MAX_GRAPHS, recorded
+from clipseg_np.model import pretrained as pretrained_module
+from clipseg_np.model.recorded import MAX_GRAPHS, recorded
 
 from .checkpoints import PLAIN, REFINED
 from .cuda_on_cpu import smaller_blocks

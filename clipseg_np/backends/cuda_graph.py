@@ -1,7 +1,7 @@
 """Work of fixed shapes, recorded once on the GPU and from then on started by one call.
 
 A forward pass is some hundred kernels. For one image the GPU is done with each before Python has asked for the next; a
-CUDA graph asks for all of them at once. What a pass records is in recorded.py.
+CUDA graph asks for all of them at once. What a pass records is in model/recorded.py.
 """
 
 import sys

@@ -8,7 +8,7 @@ from .ops import Array, Ops
 
 
 class Source(Protocol):
-    """Where a Scope gets its arrays: a checkpoint (checkpoints/weights.py) or a random start (initialise.py)."""
+    """Where a Scope gets its arrays: a checkpoint (checkpoints/weights.py) or a random start (model/random_init.py)."""
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray: ...
 

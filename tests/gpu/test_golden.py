@@ -7,7 +7,7 @@ import pytest
 from clipseg_np import trace
 from clipseg_np.compare import compare, report
 from clipseg_np.golden import Golden, assert_matches
-from clipseg_np.recorded import recorded
+from clipseg_np.model.recorded import recorded
 
 from ..checkpoints import PLAIN, REFINED
 from ..test_device_clean import flat

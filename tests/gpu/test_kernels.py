@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 WITH_TF32 = """
 import warnings
 from clipseg_np.backends.select import working_cupy
-from clipseg_np.recorded import recorded
+from clipseg_np.model.recorded import recorded
 from tests.checkpoints import PLAIN, REFINED
 from tests.gpu.agreement import assert_near, eager_logits, loaded
 from tests.gpu.test_shapes import SHAPES, drawn_inputs

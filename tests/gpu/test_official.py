@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegConfig
-from clipseg_np.recorded import recorded
+from clipseg_np.model.recorded import recorded
 
 from .agreement import EXACT, assert_near, eager_logits, model_of
 

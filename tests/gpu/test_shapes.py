@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from clipseg_np.model.recorded import recorded
 from clipseg_np.nn.ops import Ops
-from clipseg_np.recorded import recorded
 
 from ..checkpoints import PLAIN, REFINED, stored_arrays
 from ..test_device_clean import flat

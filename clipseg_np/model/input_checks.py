@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
+from ..nn.ops import Array, in_main_memory
 from .config import (
     LEGACY_EOS_TOKEN_ID,
     CLIPSegConfig,
     CLIPSegTextConfig,
     CLIPSegVisionConfig,
 )
-from .errors import InputError
-from .nn.ops import Array, in_main_memory
 
 
 def checked_texts(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .nn.ops import Array
+from ..nn.ops import Array
 
 
 class Features(dict):

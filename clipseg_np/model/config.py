@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.hub import CONFIG
-from .checkpoints.locate import checkpoint_folder, read_json, write_json
-from .errors import InputError, naming
-from .nn.ops import Ops
+from ..checkpoints.hub import CONFIG
+from ..checkpoints.locate import checkpoint_folder, read_json, write_json
+from ..errors import InputError, naming
+from ..nn.ops import Ops
 
 CONFIG_NAME = "config.json"
 LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e30  # more is a mistake, and overflows
@@ -137,7 +137,7 @@ class _Config:
 
 @dataclass(frozen=True)
 class CLIPSegTextConfig(_Config):
-    """The text tower. `eos_token_id` says where a text is pooled; 2 is the old checkpoints' way (see clip.py)."""
+    """The text tower. `eos_token_id` says where a text is pooled; 2 is the old checkpoints' way (see model/clip.py)."""
 
     model_type = "clipseg_text_model"
     base_config_key = "text_config"

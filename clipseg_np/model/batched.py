@@ -8,8 +8,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from .nn.ops import Array, Ops
-from .nn.trace import is_traced
+from ..nn.ops import Array, Ops
+from ..nn.trace import is_traced
 
 T = TypeVar("T")
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy
 
-from .backends.select import ops_for
-from .checkpoints.hub import MODEL
-from .checkpoints.locate import checkpoint_path, written_whole
-from .checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
+from ..backends.select import ops_for
+from ..checkpoints.hub import MODEL
+from ..checkpoints.locate import checkpoint_path, written_whole
+from ..checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
+from ..errors import InputError
+from ..nn.layers import Layer
+from ..nn.ops import Ops
+from ..nn.scope import Scope
 from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
-from .errors import InputError
-from .initialise import RandomStart
-from .nn.layers import Layer
-from .nn.ops import Ops
-from .nn.scope import Scope
+from .random_init import RandomStart
 
 
 class PretrainedModel(Layer):

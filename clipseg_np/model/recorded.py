@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .backends.cuda_graph import CudaGraph
+from ..backends.cuda_graph import CudaGraph
+from ..nn.ops import Array
 from .clipseg import CLIPSegForImageSegmentation
 from .input_checks import checked_pixels, checked_texts
-from .nn.ops import Array
 
 MAX_GRAPHS = 4  # that a cache keeps
 

@@ -10,13 +10,13 @@ may meet any number of prompts and is then encoded once; a prompt in two forms a
 from collections.abc import Sequence
 from typing import Any
 
+from ..nn.layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
+from ..nn.ops import Array
+from ..nn.scope import Scope
 from . import input_checks
 from .batched import in_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
-from .nn.layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
-from .nn.ops import Array
-from .nn.scope import Scope
 from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
 from .pretrained import PretrainedModel
 

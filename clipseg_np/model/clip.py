@@ -10,11 +10,11 @@ Deviations: images whose height and width differ are as welcome as square ones; 
 from collections.abc import Sequence
 from typing import Any
 
+from ..nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
+from ..nn.ops import Array
+from ..nn.scope import Scope
 from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .input_checks import checked_pixels, checked_texts, require_own_size, require_pairs
-from .nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
-from .nn.ops import Array
-from .nn.scope import Scope
 from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
 from .pretrained import PretrainedModel
 
