@@ -9,7 +9,7 @@ from .nn.trace import trace
 from .processor import CLIPSegProcessor
 from .segmentation import Segmentation
 from .segmenter import Segmenter
-from .tokenizer import CLIPTokenizer
+from .text.tokenizer import CLIPTokenizer
 from .version import __version__
 from .visual_prompt import VisualPrompt
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy
 
 from .backends.select import ops_for
-from .byte_pairs import BYTE_SYMBOLS, END_OF_WORD
 from .checkpoints.locate import folder_written_whole, what_to_do
 from .checkpoints.weights import Raw
 from .convert import TOKENIZER_FILES, Written, copy_files, write_checkpoint
@@ -27,9 +26,10 @@ from .image import ViTImageProcessor
 from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig
 from .nn.scope import Scope
-from .tokenizer import CLIPTokenizer
+from .text.bpe import BYTE_SYMBOLS, END_OF_WORD
+from .text.tokenizer import CLIPTokenizer
+from .text.tokenizer_files import END, START
 from .torch_archive import read_archive
-from .vocabulary import END, START
 
 EXTRACT_LAYERS = (3, 6, 9)
 WIDTH_OF_HEAD = 64

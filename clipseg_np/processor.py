@@ -11,7 +11,7 @@ from typing import Any
 from .errors import InputError
 from .image import DEFAULTS, ViTImageProcessor
 from .model.outputs import Features
-from .tokenizer import CLIPTokenizer
+from .text.tokenizer import CLIPTokenizer
 
 TEXT_OPTIONS = {
     "padding",

@@ -18,8 +18,8 @@ from clipseg_np import (
     ViTImageProcessor,
 )
 from clipseg_np.backends.select import working_cupy
-from clipseg_np.byte_pairs import symbols_of
 from clipseg_np.errors import MissingExtra
+from clipseg_np.text.bpe import symbols_of
 
 from .command import FIGURES
 

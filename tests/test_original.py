@@ -13,10 +13,10 @@ from clipseg_np import (
     Segmenter,
     ViTImageProcessor,
 )
-from clipseg_np.byte_pairs import BYTE_SYMBOLS
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError
 from clipseg_np.original import _write_tokenizer, convert_original
+from clipseg_np.text.bpe import BYTE_SYMBOLS
 
 from .archives import write_module, write_state_dict
 from .test_tokenizer import CLIP_MERGES

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipseg_np import byte_pairs, tokenizer, unicode_text
-from clipseg_np.byte_pairs import BYTE_SYMBOLS
 from clipseg_np.errors import InputError
-from clipseg_np.tokenizer import CLIPTokenizer
+from clipseg_np.text import bpe as byte_pairs
+from clipseg_np.text import normalize as unicode_text
+from clipseg_np.text import tokenizer
+from clipseg_np.text.bpe import BYTE_SYMBOLS
+from clipseg_np.text.tokenizer import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = [("t", "h"), ("th", "e</w>"), ("a", "t</w>"), ("c", "at</w>")]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from clipseg_np.byte_pairs import BYTE_SYMBOLS
 from clipseg_np.errors import InputError
-from clipseg_np.tokenizer import CLIPTokenizer
+from clipseg_np.text.bpe import BYTE_SYMBOLS
+from clipseg_np.text.tokenizer import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = ["t h", "th e</w>"]

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from clipseg_np.byte_pairs import BYTE_SYMBOLS, END_OF_WORD
+from clipseg_np.text.bpe import BYTE_SYMBOLS, END_OF_WORD
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -9,9 +9,9 @@ import pytest
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
-from clipseg_np.byte_pairs import BYTE_SYMBOLS
-from clipseg_np.tokenizer import CLIPTokenizer
-from clipseg_np.unicode_text import normalise, pieces
+from clipseg_np.text.bpe import BYTE_SYMBOLS
+from clipseg_np.text.normalize import normalise, pieces
+from clipseg_np.text.tokenizer import CLIPTokenizer
 
 pytestmark = pytest.mark.oracle
 

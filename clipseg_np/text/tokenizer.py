@@ -1,8 +1,8 @@
 """CLIP's tokenizer: a text becomes the ids of byte pairs, and ids become text again.
 
-A text is normalised and cut into pieces (unicode_text.py). A piece's UTF-8 bytes are written as one printable
+A text is normalised and cut into pieces (text/normalize.py). A piece's UTF-8 bytes are written as one printable
 symbol each, the last with "</w>". The pair of neighbours that stands first in the merge table becomes one symbol,
-again and again, until no pair is in the table (byte_pairs.py); what is left are the tokens. `explain` shows each step.
+again and again, until no pair is in the table (text/bpe.py); what is left are the tokens. `explain` shows each step.
 
 Ids and decoded text equal those of transformers' CLIPTokenizer (5.23, with tokenizers 0.23). Deviations:
 - A folder that does not say how long a text may be gets 77, CLIP's length; transformers then never truncates.
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import regex
 
-from .byte_pairs import END_OF_WORD, bytes_of, join_pairs, symbols_of
-from .checkpoints.hub import TEXTS
-from .checkpoints.locate import checkpoint_folder
-from .errors import InputError, naming
-from .model.outputs import Features
-from .unicode_text import normalise, pieces
-from .vocabulary import (
+from ..checkpoints.hub import TEXTS
+from ..checkpoints.locate import checkpoint_folder
+from ..errors import InputError, naming
+from ..model.outputs import Features
+from .bpe import END_OF_WORD, bytes_of, join_pairs, symbols_of
+from .normalize import normalise, pieces
+from .tokenizer_files import (
     END,
     SPECIAL_NAMES,
     START,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .byte_pairs import END_OF_WORD
-from .checkpoints.locate import read_json, write_json, written_whole
-from .errors import InputError
+from ..checkpoints.locate import read_json, write_json, written_whole
+from ..errors import InputError
+from .bpe import END_OF_WORD
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL_NAMES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}

@@ -1,0 +1,1 @@
+"""A string to ids, and back."""
