@@ -1,7 +1,7 @@
 """CLIPSeg, segmentation of a picture by a text or picture prompt, written by hand on NumPy."""
 
 from .errors import InputError, MissingExtra
-from .image import ViTImageProcessor
+from .image.image_processor import ViTImageProcessor
 from .model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
 from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig

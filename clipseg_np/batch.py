@@ -28,7 +28,7 @@ from .checkpoints.hub import CHECKPOINT_FILES
 from .checkpoints.locate import NOT_UTF8, checkpoint_path, demo_folder, written_whole
 from .errors import InputError
 from .expression import parse
-from .picture import load_image
+from .image.load_image import load_image
 from .results import KINDS, CleanUp, write_results
 from .segmentation import checked_threshold
 from .segmenter import Query, Segmenter

@@ -22,9 +22,9 @@ from .compare import compare, report
 from .convert import convert
 from .errors import InputError
 from .golden import Golden, write_golden
+from .image.load_image import load_image
 from .model.clipseg import CLIPSegForImageSegmentation
 from .original import convert_original
-from .picture import load_image
 from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
 from .segmentation import checked_threshold

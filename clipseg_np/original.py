@@ -22,7 +22,7 @@ from .checkpoints.locate import folder_written_whole, what_to_do
 from .checkpoints.weights import Raw
 from .convert import TOKENIZER_FILES, Written, copy_files, write_checkpoint
 from .errors import InputError
-from .image import ViTImageProcessor
+from .image.image_processor import ViTImageProcessor
 from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig
 from .nn.scope import Scope

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from .errors import InputError
-from .image import DEFAULTS, ViTImageProcessor
+from .image.image_processor import DEFAULTS, ViTImageProcessor
 from .model.outputs import Features
 from .text.tokenizer import CLIPTokenizer
 

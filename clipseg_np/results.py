@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .bands import by_bands
 from .checkpoints.locate import write_json, written_whole
+from .image.row_blocks import by_bands
 from .masks import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
 from .overlay import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
 from .segmentation import Segmentation, checked_threshold

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .bands import bands
 from .errors import InputError
 from .expression import Expression
-from .image import REFERENCE, probabilities_at
+from .image.image_processor import REFERENCE, probabilities_at
+from .image.row_blocks import bands
 from .nn.ops import Array, Ops
 
 

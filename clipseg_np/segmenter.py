@@ -18,6 +18,7 @@ from .backends.cupy_ops import CupyOps
 from .checkpoints.locate import checkpoint_path, demo_folder
 from .errors import InputError, naming
 from .expression import Expression, parse
+from .image.load_image import load_image
 from .model.batched import in_parallel
 from .model.clipseg import CLIPSegForImageSegmentation, ImageFeatures
 from .model.config import LEGACY_EOS_TOKEN_ID
@@ -25,7 +26,6 @@ from .model.outputs import Features
 from .model.recorded import RecordedPasses
 from .nn.ops import Array
 from .nn.trace import is_traced
-from .picture import load_image
 from .processor import CLIPSegProcessor
 from .segmentation import Segmentation
 from .visual_prompt import VisualPrompt

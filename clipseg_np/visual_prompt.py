@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .image.load_image import as_array, load_image
 from .masks import grow
-from .picture import as_array, load_image
 
 KERNEL = 15  # side of the blur's window, pixels
 RED = (255, 0, 0)

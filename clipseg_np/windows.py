@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .image.resize import resize_bilinear
 from .nn.ops import Array, Ops
-from .resize import resize_bilinear
 
 LARGEST_SCALE = 16
 

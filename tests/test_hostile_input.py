@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipseg_np.cli import main
 from clipseg_np.golden import Golden
-from clipseg_np.picture import load_image
+from clipseg_np.image.load_image import load_image
 
 from . import mutations
 from .checkpoints import sharded, stored_arrays

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np.errors import InputError
-from clipseg_np.image import ViTImageProcessor, output_size, probabilities_at
+from clipseg_np.image.image_processor import ViTImageProcessor, output_size, probabilities_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = {"image_mean": MEAN, "image_std": STD}

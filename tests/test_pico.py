@@ -201,7 +201,7 @@ def run_demo(folder, *arguments):
 
 
 def test_the_example_finds_what_the_segmenter_finds(tmp_path):
-    """Both enlarge the logits bilinearly; by Pillow and by resize.py, which may round differently."""
+    """Both enlarge the logits bilinearly; by Pillow and by image/resize.py, which may round differently."""
     said = run_demo(tmp_path)
     assert said.count("\n") == 1 and "pico_mask.png" in said
     mask = np.asarray(Image.open(tmp_path / "pico_mask.png"))

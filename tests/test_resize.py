@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np.errors import InputError
-from clipseg_np.resize import resize, resize_bilinear, vertical_first
+from clipseg_np.image.resize import resize, resize_bilinear, vertical_first
 
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
 RESAMPLINGS = [0, 1, 2, 3]

@@ -20,7 +20,7 @@ from .checkpoints import checkpoint, stored_arrays
 
 def expected_probabilities(segmenter, picture, **prompt):
     """One prompt through the model's own forward, at the picture's own size."""
-    from clipseg_np.image import resize_bilinear
+    from clipseg_np.image.image_processor import resize_bilinear
 
     inputs = segmenter.processor(images=picture, return_tensors="np", **prompt)
     logits = segmenter.model(**inputs).logits

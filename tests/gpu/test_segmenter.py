@@ -8,8 +8,8 @@ from PIL import Image
 
 from clipseg_np import CLIPSegProcessor, Segmenter, VisualPrompt, ViTImageProcessor, trace
 from clipseg_np.compare import as_floats
+from clipseg_np.image.resize import RESAMPLINGS
 from clipseg_np.model.recorded import MAX_GRAPHS
-from clipseg_np.resize import RESAMPLINGS
 
 from .agreement import EAGER, EXACT, assert_near, model_of
 

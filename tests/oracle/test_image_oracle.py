@@ -12,9 +12,9 @@ import PIL
 from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from clipseg_np.image import ViTImageProcessor, probabilities_at
+from clipseg_np.image.image_processor import ViTImageProcessor, probabilities_at
+from clipseg_np.image.resize import resize_bilinear, vertical_first
 from clipseg_np.nn.ops import Ops
-from clipseg_np.resize import resize_bilinear, vertical_first
 
 pytestmark = pytest.mark.oracle
 

@@ -17,9 +17,9 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .bands import by_bands
-from .errors import InputError
-from .nn.ops import in_main_memory
+from ..errors import InputError
+from ..nn.ops import in_main_memory
+from .row_blocks import by_bands
 
 LAYOUTS = ("channels_first", "channels_last")
 # Pixels on a side of a file's picture, as in JPEG. A line of 80 million zips to nothing, and to

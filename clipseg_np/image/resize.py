@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 # Pillow's numbers for its filters, as preprocessor_config.json stores them.
 NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3

@@ -22,12 +22,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from .checkpoints.hub import PICTURES
-from .checkpoints.locate import checkpoint_folder, read_json, write_json
-from .errors import InputError, naming
-from .model.outputs import Features
-from .nn.ops import Ops
-from .picture import LAYOUTS, is_unit_float, load_image
+from ..checkpoints.hub import PICTURES
+from ..checkpoints.locate import checkpoint_folder, read_json, write_json
+from ..errors import InputError, naming
+from ..model.outputs import Features
+from ..nn.ops import Ops
+from .load_image import LAYOUTS, is_unit_float, load_image
 from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
 
 REFERENCE = Ops()

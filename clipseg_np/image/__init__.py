@@ -1,0 +1,1 @@
+"""An image to numbers, and logits to its size."""
