@@ -18,10 +18,10 @@ from .backends.threads import usual_count
 from .batch import REPORT, Job, run_batch
 from .checkpoints.hub import download
 from .checkpoints.locate import checkpoint_path, demo_folder, written_together
-from .compare import compare, report
 from .convert import convert
 from .errors import InputError
-from .golden import Golden, write_golden
+from .golden.compare import compare, report
+from .golden.traces import Golden, write_golden
 from .image.load_image import load_image
 from .model.clipseg import CLIPSegForImageSegmentation
 from .original import convert_original

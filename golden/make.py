@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_np import CLIPSegForImageSegmentation
-from clipseg_np.golden import write_golden
+from clipseg_np.golden.traces import write_golden
 
 FOLDER = Path(__file__).parent
 CHECKPOINTS = FOLDER.parent / "tests" / "golden"

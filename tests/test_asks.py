@@ -14,7 +14,8 @@ import PIL.Image
 import pytest
 
 import clipseg_np
-from clipseg_np import Segmenter, golden, trace
+from clipseg_np import Segmenter, trace
+from clipseg_np.golden import traces as golden
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 HEAD = "| you want | on the command line | in Python |\n|---|---|---|\n"

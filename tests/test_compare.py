@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipseg_np.compare import MEASURED, TOLERANCES, compare, report
+from clipseg_np.golden.compare import MEASURED, TOLERANCES, compare, report
 
 rng = np.random.default_rng(0)
 EXPECTED = rng.normal(size=(2, 3, 5)) * 4

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from clipseg_np import CLIPSegForImageSegmentation
-from clipseg_np.compare import compare, report
+from clipseg_np.golden.compare import compare, report
 from clipseg_np.model.outputs import Output
 from clipseg_np.nn.trace import trace
 

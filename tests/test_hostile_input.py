@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np.cli import main
-from clipseg_np.golden import Golden
+from clipseg_np.golden.traces import Golden
 from clipseg_np.image.load_image import load_image
 
 from . import mutations

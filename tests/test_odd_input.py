@@ -13,7 +13,7 @@ from clipseg_np.checkpoints.locate import read_json, write_json, written_togethe
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError, naming
 from clipseg_np.expression import parse
-from clipseg_np.golden import Golden
+from clipseg_np.golden.traces import Golden
 from clipseg_np.image.image_processor import output_size, probabilities_at
 from clipseg_np.image.load_image import load_image
 from clipseg_np.masks import grow

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation, Segmenter, pico
-from clipseg_np.golden import Golden
+from clipseg_np.golden.traces import Golden
 
 ROOT = Path(__file__).parents[1]
 PAGE = Path(pico.__file__)

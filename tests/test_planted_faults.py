@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, trace
-from clipseg_np.compare import compare
-from clipseg_np.golden import assert_matches, numbered
+from clipseg_np.golden.compare import compare
+from clipseg_np.golden.traces import assert_matches, numbered
 from clipseg_np.nn import ops as ops_module
 from clipseg_np.nn.layers import DecoderLayer, EncoderLayer
 

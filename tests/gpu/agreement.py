@@ -10,7 +10,7 @@ import numpy as np
 
 from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation
 from clipseg_np.backends.select import ops_for
-from clipseg_np.compare import as_floats, scale
+from clipseg_np.golden.compare import as_floats, scale
 from clipseg_np.nn.ops import Array, Ops
 from clipseg_np.nn.scope import Scope, Source
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from clipseg_np import trace
-from clipseg_np.compare import compare, report
-from clipseg_np.golden import Golden, assert_matches
+from clipseg_np.golden.compare import compare, report
+from clipseg_np.golden.traces import Golden, assert_matches
 from clipseg_np.model.recorded import recorded
 
 from ..checkpoints import PLAIN, REFINED

@@ -8,7 +8,7 @@ import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation, InputError
 from clipseg_np.backends.cuda_graph import CudaGraph
-from clipseg_np.compare import as_floats
+from clipseg_np.golden.compare import as_floats
 from clipseg_np.model.recorded import recorded
 
 from ..checkpoints import REFINED

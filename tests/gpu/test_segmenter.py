@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import CLIPSegProcessor, Segmenter, VisualPrompt, ViTImageProcessor, trace
-from clipseg_np.compare import as_floats
+from clipseg_np.golden.compare import as_floats
 from clipseg_np.image.resize import RESAMPLINGS
 from clipseg_np.model.recorded import MAX_GRAPHS
 

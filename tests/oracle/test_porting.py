@@ -12,8 +12,8 @@ from transformers import CLIPSegConfig
 
 from clipseg_np import CLIPSegForImageSegmentation
 from clipseg_np.cli import main
-from clipseg_np.compare import compare
-from clipseg_np.golden import Golden, write_golden
+from clipseg_np.golden.compare import compare
+from clipseg_np.golden.traces import Golden, write_golden
 
 from ..checkpoints import PLAIN, REFINED
 from .reference import reference_model

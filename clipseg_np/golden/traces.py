@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from .checkpoints.locate import written_whole
+from ..checkpoints.locate import written_whole
+from ..errors import InputError
+from ..model.config import is_number
+from ..model.pretrained import PretrainedModel
+from ..nn.trace import trace
+from ..version import __version__
 from .compare import compare, report, scale
-from .errors import InputError
-from .model.config import is_number
-from .model.pretrained import PretrainedModel
-from .nn.trace import trace
-from .version import __version__
 
 INPUT = "input."
 STORED = {  # NumPy's types that safetensors knows
