@@ -11,8 +11,8 @@ from PIL import Image
 
 from .checkpoints.locate import write_json, written_whole
 from .image.row_blocks import by_bands
-from .masks import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
-from .overlay import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
+from .masks.draw import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
+from .masks.morphology import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
 from .segmentation import Segmentation, checked_threshold
 
 

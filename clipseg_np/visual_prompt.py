@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import InputError
 from .image.load_image import as_array, load_image
-from .masks import grow
+from .masks.morphology import grow
 
 KERNEL = 15  # side of the blur's window, pixels
 RED = (255, 0, 0)

@@ -11,8 +11,8 @@ from clipseg_np import Segmenter
 from clipseg_np.image import row_blocks as bands
 from clipseg_np.image.load_image import load_image
 from clipseg_np.image.resize import resize_bilinear
-from clipseg_np.masks import grow, regions
-from clipseg_np.overlay import heat, highlighted
+from clipseg_np.masks.draw import heat, highlighted
+from clipseg_np.masks.morphology import grow, regions
 
 rng = np.random.default_rng(0)
 PICTURE = rng.integers(0, 256, (41, 30, 3), np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np.errors import InputError
-from clipseg_np.masks import (
+from clipseg_np.masks.morphology import (
     contour,
     cut_out,
     feather,

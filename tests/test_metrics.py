@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import InputError
-from clipseg_np.metrics import THRESHOLDS, Metrics, count, picture_iou, simpson
+from clipseg_np.masks.metrics import THRESHOLDS, Metrics, count, picture_iou, simpson
 
 # scipy.integrate.simps(y, x) of SciPy 1.10.1 for n points x = sorted uniform, y = uniform, of default_rng(n)
 SIMPS = {

@@ -16,8 +16,8 @@ from clipseg_np.expression import parse
 from clipseg_np.golden.traces import Golden
 from clipseg_np.image.image_processor import output_size, probabilities_at
 from clipseg_np.image.load_image import load_image
-from clipseg_np.masks import grow
-from clipseg_np.overlay import fitting
+from clipseg_np.masks.draw import fitting
+from clipseg_np.masks.morphology import grow
 
 from .command import hurry
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import ImageFont
 
-from clipseg_np.overlay import (
+from clipseg_np.masks.draw import (
     LINE,
     MARGIN,
     OUTLINE,

@@ -9,7 +9,7 @@ from PIL import Image
 from clipseg_np import InputError, Segmenter
 from clipseg_np.cli import main
 from clipseg_np.expression import Expression
-from clipseg_np.masks import grow, label_map, without_crumbs
+from clipseg_np.masks.morphology import grow, label_map, without_crumbs
 from clipseg_np.results import KINDS, CleanUp, write_results
 from clipseg_np.segmentation import Segmentation
 

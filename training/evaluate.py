@@ -26,9 +26,9 @@ from phrases import HELD_OUT, Phrase, absent_phrase, phrase_of
 from scenes import draw_scene
 
 from clipseg_np import Segmenter, VisualPrompt
-from clipseg_np.masks import grow
-from clipseg_np.metrics import Metrics, picture_iou
-from clipseg_np.overlay import highlighted, sheet
+from clipseg_np.masks.draw import highlighted, sheet
+from clipseg_np.masks.metrics import Metrics, picture_iou
+from clipseg_np.masks.morphology import grow
 
 EVALUATION = 977  # first word of the seeds
 EMPTY = 0.002

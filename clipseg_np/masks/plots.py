@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import optional
-from .overlay import heat
+from ..errors import optional
+from .draw import heat
 
 __all__ = ["heat", "show"]
 

@@ -5,9 +5,9 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .image.resize import resize_bilinear
-from .image.row_blocks import by_bands
-from .masks import contour, grow
+from ..image.resize import resize_bilinear
+from ..image.row_blocks import by_bands
+from .morphology import contour, grow
 
 OUTLINE = (255, 0, 200)  # of a hue that pictures rarely hold
 GLOW = (255, 120, 0)  # of a heat map

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .errors import InputError
-from .image.row_blocks import bands, by_bands
+from ..errors import InputError
+from ..image.row_blocks import bands, by_bands
 
 
 def grow(mask: np.ndarray, pixels: float) -> np.ndarray:

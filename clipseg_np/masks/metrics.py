@@ -1,6 +1,6 @@
 """The paper's measures of how well masks fit, as its authors computed them.
 
-Source: Lüddecke and Ecker (CVPR 2022), section 4, and the metrics.py of the authors' repository. Their choices:
+Source: Lüddecke and Ecker (CVPR 2022), section 4, and the masks/metrics.py of the authors' repository. Their choices:
 
 - Pixels are counted over all pictures together, or over all of a class, and one ratio is formed of the sums: large
   things weigh more than small ones. `picture_iou` is the other kind, in which every picture weighs the same.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 THRESHOLDS = np.linspace(0, 1, 51)[1:-1]
 
