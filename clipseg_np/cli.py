@@ -21,7 +21,7 @@ from .commands import (
     run_trace,
     say,
 )
-from .convert import STORED_AS
+from .convert.checkpoint import STORED_AS
 from .errors import InputError, MissingExtra
 from .results import KINDS
 from .version import __version__

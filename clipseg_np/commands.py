@@ -18,13 +18,13 @@ from .backends.threads import usual_count
 from .batch import REPORT, Job, run_batch
 from .checkpoints.hub import download
 from .checkpoints.locate import checkpoint_path, demo_folder, written_together
-from .convert import convert
+from .convert.checkpoint import convert
+from .convert.from_authors import convert_original
 from .errors import InputError
 from .golden.compare import compare, report
 from .golden.traces import Golden, write_golden
 from .image.load_image import load_image
 from .model.clipseg import CLIPSegForImageSegmentation
-from .original import convert_original
 from .processor import CLIPSegProcessor
 from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
 from .segmentation import checked_threshold

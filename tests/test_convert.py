@@ -12,8 +12,8 @@ from safetensors import safe_open
 from clipseg_np import CLIPSegForImageSegmentation, Segmenter
 from clipseg_np.checkpoints.weights import Raw, stored_tensors
 from clipseg_np.cli import main
-from clipseg_np.convert import convert as converted
-from clipseg_np.convert import stored_as
+from clipseg_np.convert.checkpoint import convert as converted
+from clipseg_np.convert.checkpoint import stored_as
 from clipseg_np.errors import InputError
 
 from .archives import write_state_dict

@@ -14,8 +14,8 @@ from clipseg_np import (
     ViTImageProcessor,
 )
 from clipseg_np.cli import main
+from clipseg_np.convert.from_authors import _write_tokenizer, convert_original
 from clipseg_np.errors import InputError
-from clipseg_np.original import _write_tokenizer, convert_original
 from clipseg_np.text.bpe import BYTE_SYMBOLS
 
 from .archives import write_module, write_state_dict

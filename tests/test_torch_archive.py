@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from clipseg_np.convert.torch_archive import LARGEST_PICKLE, read_archive
 from clipseg_np.errors import InputError
-from clipseg_np.torch_archive import LARGEST_PICKLE, read_archive
 
 from .archives import (
     DICTIONARY,
@@ -161,7 +161,7 @@ def test_a_pickle_that_calls_a_function(protocol, refuses, tmp_path):
         "torch._utils _rebuild_sparse_tensor",
         "torch.storage _load_from_bytes",
         "torch.jit._pickle build_x",
-        "clipseg_np.torch_archive Holder",
+        "clipseg_np.convert.torch_archive Holder",
         "__torch__x y",
         "models.clipseg CLIPDensePredT",
     ],

@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra 'orac
 
 import clipseg_np
 from clipseg_np.checkpoints.weights import Raw
-from clipseg_np.convert import convert, stored_as
+from clipseg_np.convert.checkpoint import convert, stored_as
 
 pytestmark = pytest.mark.oracle
 

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
 import clipseg_np
-from clipseg_np.original import convert_original
+from clipseg_np.convert.from_authors import convert_original
 
 from . import authors_model as authors
 from .reference import worst

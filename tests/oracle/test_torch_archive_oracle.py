@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 
 from torch import nn
 
+from clipseg_np.convert.torch_archive import read_archive
 from clipseg_np.errors import InputError
-from clipseg_np.torch_archive import read_archive
 
 pytestmark = pytest.mark.oracle
 

@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 import numpy
 
-from .checkpoints.locate import what_to_do
-from .checkpoints.weights import Raw
-from .errors import InputError
+from ..checkpoints.locate import what_to_do
+from ..checkpoints.weights import Raw
+from ..errors import InputError
 
 STORAGES = {
     "torch DoubleStorage": ("F64", numpy.float64),

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import numpy
 
-from .backends.select import ops_for
-from .checkpoints.locate import folder_written_whole, what_to_do
-from .checkpoints.weights import Raw
-from .convert import TOKENIZER_FILES, Written, copy_files, write_checkpoint
-from .errors import InputError
-from .image.image_processor import ViTImageProcessor
-from .model.clipseg import CLIPSegForImageSegmentation
-from .model.config import CLIPSegConfig
-from .nn.scope import Scope
-from .text.bpe import BYTE_SYMBOLS, END_OF_WORD
-from .text.tokenizer import CLIPTokenizer
-from .text.tokenizer_files import END, START
+from ..backends.select import ops_for
+from ..checkpoints.locate import folder_written_whole, what_to_do
+from ..checkpoints.weights import Raw
+from ..errors import InputError
+from ..image.image_processor import ViTImageProcessor
+from ..model.clipseg import CLIPSegForImageSegmentation
+from ..model.config import CLIPSegConfig
+from ..nn.scope import Scope
+from ..text.bpe import BYTE_SYMBOLS, END_OF_WORD
+from ..text.tokenizer import CLIPTokenizer
+from ..text.tokenizer_files import END, START
+from .checkpoint import TOKENIZER_FILES, Written, copy_files, write_checkpoint
 from .torch_archive import read_archive
 
 EXTRACT_LAYERS = (3, 6, 9)

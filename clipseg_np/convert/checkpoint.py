@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy
 
-from .checkpoints.locate import checkpoint_path, folder_written_whole, read_json, write_json
-from .checkpoints.weights import (
+from ..checkpoints.locate import checkpoint_path, folder_written_whole, read_json, write_json
+from ..checkpoints.weights import (
     IGNORED_ENDINGS,
     INDEX_NAME,
     ITEM_SIZES,
@@ -29,8 +29,8 @@ from .checkpoints.weights import (
     give_back,
     stored_tensors,
 )
-from .errors import InputError
-from .model.config import CONFIG_NAME
+from ..errors import InputError
+from ..model.config import CONFIG_NAME
 from .torch_archive import read_archive
 
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

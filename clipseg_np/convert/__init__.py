@@ -1,0 +1,1 @@
+"""How are checkpoints made of other files?"""
