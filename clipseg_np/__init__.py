@@ -6,12 +6,12 @@ from .model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
 from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .nn.trace import trace
-from .processor import CLIPSegProcessor
-from .segmentation import Segmentation
-from .segmenter import Segmenter
+from .segment.processor import CLIPSegProcessor
+from .segment.segmentation import Segmentation
+from .segment.segmenter import Segmenter
+from .segment.visual_prompt import VisualPrompt
 from .text.tokenizer import CLIPTokenizer
 from .version import __version__
-from .visual_prompt import VisualPrompt
 
 __all__ = [
     "CLIPSegConfig",

@@ -23,7 +23,7 @@ from .commands import (
 )
 from .convert.checkpoint import STORED_AS
 from .errors import InputError, MissingExtra
-from .results import KINDS
+from .segment.results import KINDS
 from .version import __version__
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from .backends.select import ops_for
 from .backends.threads import usual_count
-from .batch import REPORT, Job, run_batch
 from .checkpoints.hub import download
 from .checkpoints.locate import checkpoint_path, demo_folder, written_together
 from .convert.checkpoint import convert
@@ -25,12 +24,13 @@ from .golden.compare import compare, report
 from .golden.traces import Golden, write_golden
 from .image.load_image import load_image
 from .model.clipseg import CLIPSegForImageSegmentation
-from .processor import CLIPSegProcessor
-from .results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
-from .segmentation import checked_threshold
-from .segmenter import Segmenter
+from .segment.batch import REPORT, Job, run_batch
+from .segment.processor import CLIPSegProcessor
+from .segment.results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
+from .segment.segmentation import checked_threshold
+from .segment.segmenter import Segmenter
+from .segment.visual_prompt import VisualPrompt
 from .version import __version__
-from .visual_prompt import VisualPrompt
 
 LONGEST_LINE = 2000  # characters of a message
 MOST_PIXELS, MOST_WORKERS = 10**9, 1024

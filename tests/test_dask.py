@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np.batch import RECORD, Job, run_batch
+from clipseg_np.segment.batch import RECORD, Job, run_batch
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'dask'")
 PICTURES = 60

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np.errors import InputError
-from clipseg_np.expression import parse
+from clipseg_np.segment.prompt_algebra import parse
 
 
 def shown(expression) -> str:

@@ -15,10 +15,10 @@ from clipseg_np import (
     Segmenter,
     ViTImageProcessor,
 )
-from clipseg_np.batch import Job, job_mark
 from clipseg_np.checkpoints.hub import CHECKPOINT_FILES, download, lacking
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError, MissingExtra
+from clipseg_np.segment.batch import Job, job_mark
 
 HUB_ID = "CIDAS/clipseg-rd64-refined"
 

@@ -8,16 +8,16 @@ import pytest
 from PIL import Image, ImageFont
 
 from clipseg_np import CLIPSegConfig, CLIPTokenizer, ViTImageProcessor
-from clipseg_np.batch import file_hash
 from clipseg_np.checkpoints.locate import read_json, write_json, written_together, written_whole
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError, naming
-from clipseg_np.expression import parse
 from clipseg_np.golden.traces import Golden
 from clipseg_np.image.image_processor import output_size, probabilities_at
 from clipseg_np.image.load_image import load_image
 from clipseg_np.masks.draw import fitting
 from clipseg_np.masks.morphology import grow
+from clipseg_np.segment.batch import file_hash
+from clipseg_np.segment.prompt_algebra import parse
 
 from .command import hurry
 

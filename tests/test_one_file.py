@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter
-from clipseg_np.batch import Job, job_mark
 from clipseg_np.checkpoints.locate import checkpoint_folder, checkpoint_path
 from clipseg_np.cli import main
 from clipseg_np.errors import InputError
+from clipseg_np.segment.batch import Job, job_mark
 
 from .checkpoints import PLAIN, sharded, stored_arrays
 from .checkpoints import checkpoint as made

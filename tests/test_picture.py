@@ -11,7 +11,7 @@ from PIL import Image
 from clipseg_np import ViTImageProcessor
 from clipseg_np.errors import InputError
 from clipseg_np.image.load_image import is_unit_float, load_image
-from clipseg_np.visual_prompt import load_mask
+from clipseg_np.segment.visual_prompt import load_mask
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 ALPHA = np.random.default_rng(1).integers(0, 256, (5, 7, 1), dtype=np.uint8)

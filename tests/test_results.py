@@ -8,10 +8,10 @@ from PIL import Image
 
 from clipseg_np import InputError, Segmenter
 from clipseg_np.cli import main
-from clipseg_np.expression import Expression
 from clipseg_np.masks.morphology import grow, label_map, without_crumbs
-from clipseg_np.results import KINDS, CleanUp, write_results
-from clipseg_np.segmentation import Segmentation
+from clipseg_np.segment.prompt_algebra import Expression
+from clipseg_np.segment.results import KINDS, CleanUp, write_results
+from clipseg_np.segment.segmentation import Segmentation
 
 rng = np.random.default_rng(0)
 PICTURE = rng.integers(0, 256, (30, 40, 3), np.uint8)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from clipseg_np import InputError, Segmenter, VisualPrompt
 from clipseg_np.cli import main
-from clipseg_np.visual_prompt import (
+from clipseg_np.segment.visual_prompt import (
     VARIANTS,
     crop,
     crop_blur_highlight,

@@ -5,7 +5,7 @@ import pytest
 
 from clipseg_np import InputError, Segmenter
 from clipseg_np.nn.ops import Ops
-from clipseg_np.windows import checked_scales, join, mean_of_scales, windows
+from clipseg_np.segment.sliding_window import checked_scales, join, mean_of_scales, windows
 
 rng = np.random.default_rng(0)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .image.load_image import as_array, load_image
-from .masks.morphology import grow
+from ..errors import InputError
+from ..image.load_image import as_array, load_image
+from ..masks.morphology import grow
 
 KERNEL = 15  # side of the blur's window, pixels
 RED = (255, 0, 0)

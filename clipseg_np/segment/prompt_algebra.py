@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-from .nn.ops import Array
+from ..errors import InputError
+from ..nn.ops import Array
 
 # Quoted text; a sign that stands for itself; or a prompt: all up to the next of them.
 MOST_SIGNS = 100  # in one expression: it is read and computed by recursion

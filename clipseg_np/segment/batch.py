@@ -24,15 +24,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from .checkpoints.hub import CHECKPOINT_FILES
-from .checkpoints.locate import NOT_UTF8, checkpoint_path, demo_folder, written_whole
-from .errors import InputError
-from .expression import parse
-from .image.load_image import load_image
+from ..checkpoints.hub import CHECKPOINT_FILES
+from ..checkpoints.locate import NOT_UTF8, checkpoint_path, demo_folder, written_whole
+from ..errors import InputError
+from ..image.load_image import load_image
+from ..version import __version__
+from .prompt_algebra import parse
 from .results import KINDS, CleanUp, write_results
 from .segmentation import checked_threshold
 from .segmenter import Query, Segmenter
-from .version import __version__
 from .visual_prompt import VisualPrompt
 
 RECORD = "record.json"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .expression import Expression
-from .image.image_processor import REFERENCE, probabilities_at
-from .image.row_blocks import bands
-from .nn.ops import Array, Ops
+from ..errors import InputError
+from ..image.image_processor import REFERENCE, probabilities_at
+from ..image.row_blocks import bands
+from ..nn.ops import Array, Ops
+from .prompt_algebra import Expression
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import os
 import warnings
 from typing import Any
 
-from .errors import InputError
-from .image.image_processor import DEFAULTS, ViTImageProcessor
-from .model.outputs import Features
-from .text.tokenizer import CLIPTokenizer
+from ..errors import InputError
+from ..image.image_processor import DEFAULTS, ViTImageProcessor
+from ..model.outputs import Features
+from ..text.tokenizer import CLIPTokenizer
 
 TEXT_OPTIONS = {
     "padding",

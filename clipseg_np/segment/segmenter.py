@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from .backends.cuda_graph import CannotRecord
-from .backends.cupy_ops import CupyOps
-from .checkpoints.locate import checkpoint_path, demo_folder
-from .errors import InputError, naming
-from .expression import Expression, parse
-from .image.load_image import load_image
-from .model.batched import in_parallel
-from .model.clipseg import CLIPSegForImageSegmentation, ImageFeatures
-from .model.config import LEGACY_EOS_TOKEN_ID
-from .model.outputs import Features
-from .model.recorded import RecordedPasses
-from .nn.ops import Array
-from .nn.trace import is_traced
+from ..backends.cuda_graph import CannotRecord
+from ..backends.cupy_ops import CupyOps
+from ..checkpoints.locate import checkpoint_path, demo_folder
+from ..errors import InputError, naming
+from ..image.load_image import load_image
+from ..model.batched import in_parallel
+from ..model.clipseg import CLIPSegForImageSegmentation, ImageFeatures
+from ..model.config import LEGACY_EOS_TOKEN_ID
+from ..model.outputs import Features
+from ..model.recorded import RecordedPasses
+from ..nn.ops import Array
+from ..nn.trace import is_traced
 from .processor import CLIPSegProcessor
+from .prompt_algebra import Expression, parse
 from .segmentation import Segmentation
+from .sliding_window import checked_scales, join, mean_of_scales, windows
 from .visual_prompt import VisualPrompt
-from .windows import checked_scales, join, mean_of_scales, windows
 
 TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
 
@@ -139,7 +139,7 @@ class Segmenter:
         scales: Sequence[int] = (1,),
         input_data_format: str | None = None,
     ) -> Segmentation:
-        """As a call, save that a text may join several: "a cat - a collar" (see expression.py).
+        """As a call, save that a text may join several: "a cat - a collar" (see segment/prompt_algebra.py).
 
         What is named more than once is looked for once. `prompts` may also be what `prepare` returned. Raises
         InputError, besides, for what cannot be read.

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .image.resize import resize_bilinear
-from .nn.ops import Array, Ops
+from ..errors import InputError
+from ..image.resize import resize_bilinear
+from ..nn.ops import Array, Ops
 
 LARGEST_SCALE = 16
 
