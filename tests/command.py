@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 
 PATIENCE = 20  # seconds for one run; the slowest takes a fraction of one
 START = "clipseg-np: "

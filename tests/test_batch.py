@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import InputError, Segmenter, commands
-from clipseg_np.cli import main
+from clipseg_np import InputError, Segmenter
+from clipseg_np.cli import commands
+from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
 from clipseg_np.segment.batch import RECORD, REPORT, Job, pictures_in, run_batch
 from clipseg_np.segment.results import CleanUp

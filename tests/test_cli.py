@@ -11,7 +11,7 @@ from PIL import Image
 
 import clipseg_np
 from clipseg_np import Segmenter, __version__
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.segment.results import slug
 
 

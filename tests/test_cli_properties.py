@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import commands
-from clipseg_np.cli import main
+from clipseg_np.cli import commands
+from clipseg_np.cli.parser import main
 
 from .command import Run, Yard, failing_as
 from .command_lines import drawn_line

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from clipseg_np import CLIPSegForImageSegmentation, Segmenter
 from clipseg_np.checkpoints.weights import Raw, stored_tensors
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.convert.checkpoint import convert as converted
 from clipseg_np.convert.checkpoint import stored_as
 from clipseg_np.errors import InputError

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipseg_np import Segmenter, VisualPrompt
 from clipseg_np.checkpoints.locate import demo_folder
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.masks.metrics import picture_iou
 
 ROOT = Path(__file__).parents[1]

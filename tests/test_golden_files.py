@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from clipseg_np import CLIPSegForImageSegmentation, InputError, trace
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.golden.traces import Golden, assert_matches, golden_file, write_golden
 
 from .checkpoints import PLAIN

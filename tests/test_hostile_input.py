@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.golden.traces import Golden
 from clipseg_np.image.load_image import load_image
 

@@ -19,7 +19,7 @@ LIMIT = 1 << 30  # bytes of address space; 160 MB of them are the interpreter an
 # A first run in which BLAS takes its buffers; then each command line of the file that it is given.
 CHILD = f"""
 import contextlib, io, json, resource, sys
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 lines = json.load(open(sys.argv[1]))
 with contextlib.redirect_stdout(io.StringIO()):
     assert main(lines.pop(0)) == 0

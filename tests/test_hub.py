@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 
 from .hub_server import served
 
@@ -164,7 +164,7 @@ def test_a_file_that_breaks_off_is_not_taken_for_whole(machine, hub):
 
 DOWNLOADS = """
 import sys
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 for hub_id in sys.argv[1:]:
     print(hub_id, main(["download", hub_id, "to-" + hub_id.split("/")[0]]))
 """

@@ -16,7 +16,7 @@ from clipseg_np import (
     ViTImageProcessor,
 )
 from clipseg_np.checkpoints.hub import CHECKPOINT_FILES, download, lacking
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.errors import InputError, MissingExtra
 from clipseg_np.segment.batch import Job, job_mark
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 
 from clipseg_np import CLIPSegConfig, CLIPTokenizer, ViTImageProcessor
 from clipseg_np.checkpoints.locate import read_json, write_json, written_together, written_whole
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.errors import InputError, naming
 from clipseg_np.golden.traces import Golden
 from clipseg_np.image.image_processor import output_size, probabilities_at

@@ -7,7 +7,7 @@ import pytest
 
 from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter
 from clipseg_np.checkpoints.locate import checkpoint_folder, checkpoint_path
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.errors import InputError
 from clipseg_np.segment.batch import Job, job_mark
 

@@ -13,7 +13,7 @@ from clipseg_np import (
     Segmenter,
     ViTImageProcessor,
 )
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.convert.from_authors import _write_tokenizer, convert_original
 from clipseg_np.errors import InputError
 from clipseg_np.text.bpe import BYTE_SYMBOLS

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import InputError, Segmenter
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.masks.morphology import grow, label_map, without_crumbs
 from clipseg_np.segment.prompt_algebra import Expression
 from clipseg_np.segment.results import KINDS, CleanUp, write_results

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import InputError, Segmenter, VisualPrompt
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.segment.visual_prompt import (
     VARIANTS,
     crop,

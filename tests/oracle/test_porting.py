@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 from transformers import CLIPSegConfig
 
 from clipseg_np import CLIPSegForImageSegmentation
-from clipseg_np.cli import main
+from clipseg_np.cli.parser import main
 from clipseg_np.golden.compare import compare
 from clipseg_np.golden.traces import Golden, write_golden
 

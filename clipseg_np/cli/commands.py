@@ -1,4 +1,4 @@
-"""What each command of `clipseg-np` does with its options (cli.py), and how it says so."""
+"""What each command of `clipseg-np` does with its options (cli/parser.py), and how it says so."""
 
 import argparse
 import json
@@ -13,24 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends.select import ops_for
-from .backends.threads import usual_count
-from .checkpoints.hub import download
-from .checkpoints.locate import checkpoint_path, demo_folder, written_together
-from .convert.checkpoint import convert
-from .convert.from_authors import convert_original
-from .errors import InputError
-from .golden.compare import compare, report
-from .golden.traces import Golden, write_golden
-from .image.load_image import load_image
-from .model.clipseg import CLIPSegForImageSegmentation
-from .segment.batch import REPORT, Job, run_batch
-from .segment.processor import CLIPSegProcessor
-from .segment.results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
-from .segment.segmentation import checked_threshold
-from .segment.segmenter import Segmenter
-from .segment.visual_prompt import VisualPrompt
-from .version import __version__
+from ..backends.select import ops_for
+from ..backends.threads import usual_count
+from ..checkpoints.hub import download
+from ..checkpoints.locate import checkpoint_path, demo_folder, written_together
+from ..convert.checkpoint import convert
+from ..convert.from_authors import convert_original
+from ..errors import InputError
+from ..golden.compare import compare, report
+from ..golden.traces import Golden, write_golden
+from ..image.load_image import load_image
+from ..model.clipseg import CLIPSegForImageSegmentation
+from ..segment.batch import REPORT, Job, run_batch
+from ..segment.processor import CLIPSegProcessor
+from ..segment.results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
+from ..segment.segmentation import checked_threshold
+from ..segment.segmenter import Segmenter
+from ..segment.visual_prompt import VisualPrompt
+from ..version import __version__
 
 LONGEST_LINE = 2000  # characters of a message
 MOST_PIXELS, MOST_WORKERS = 10**9, 1024

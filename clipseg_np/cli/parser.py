@@ -9,8 +9,12 @@ import sys
 import warnings
 from typing import NoReturn
 
-from .backends.select import NAMES
-from .checkpoints.locate import NOT_UTF8
+from ..backends.select import NAMES
+from ..checkpoints.locate import NOT_UTF8
+from ..convert.checkpoint import STORED_AS
+from ..errors import InputError, MissingExtra
+from ..segment.results import KINDS
+from ..version import __version__
 from .commands import (
     run_batch_command,
     run_compare,
@@ -21,10 +25,6 @@ from .commands import (
     run_trace,
     say,
 )
-from .convert.checkpoint import STORED_AS
-from .errors import InputError, MissingExtra
-from .segment.results import KINDS
-from .version import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""What does the command take, and do?"""
