@@ -5,7 +5,9 @@ from .image.image_processor import ViTImageProcessor
 from .model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
 from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .model.recorded import recorded
 from .nn.trace import trace
+from .segment.batch import Job, run_batch
 from .segment.processor import CLIPSegProcessor
 from .segment.segmentation import Segmentation
 from .segment.segmenter import Segmenter
@@ -24,11 +26,14 @@ __all__ = [
     "CLIPSegVisionModel",
     "CLIPTokenizer",
     "InputError",
+    "Job",
     "MissingExtra",
     "Segmentation",
     "Segmenter",
     "ViTImageProcessor",
     "VisualPrompt",
     "__version__",
+    "recorded",
+    "run_batch",
     "trace",
 ]
