@@ -2,8 +2,8 @@
 
     python golden/make.py
 
-The checkpoints are tests/golden/plain (plain head, one channel) and tests/golden/refined (refined head, three channels), with every
-parameter drawn; that this package's numbers are transformers' is tested in tests/test_golden.py.
+The checkpoints are tests/data/plain (plain head, one channel) and tests/data/refined (refined head, three channels), with every
+parameter drawn; that this package's numbers are transformers' is tested in tests/data/test_transformers_golden.py.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from clipseg_np import CLIPSegForImageSegmentation
 from clipseg_np.golden.traces import write_golden
 
 FOLDER = Path(__file__).parent
-CHECKPOINTS = FOLDER.parent / "tests" / "golden"
+CHECKPOINTS = FOLDER.parent / "tests" / "data"
 KINDS = ("texts", "pictures", "embeddings")
 
 

@@ -21,7 +21,7 @@ from clipseg_np.backends.select import working_cupy
 from clipseg_np.errors import MissingExtra
 from clipseg_np.text.bpe import symbols_of
 
-from .command import FIGURES
+from .helpers.command import FIGURES
 
 TRAINING = Path(__file__).parents[1] / "training"
 

@@ -158,7 +158,7 @@ def test_the_defaults_of_what_config_json_leaves_out(tmp_path):
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_the_golden_files(path):
     golden = Golden(path)
-    w, config = read(ROOT / "tests" / "golden" / golden.about["checkpoint"])
+    w, config = read(ROOT / "tests" / "data" / golden.about["checkpoint"])
     expected = golden["decoder.transposed_convolution"][:, 0]
     assert_same(pico_logits(w, config, golden.inputs), expected)
 

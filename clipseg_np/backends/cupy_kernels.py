@@ -1,7 +1,7 @@
 """The GPU's kernels, in CUDA's C++: one where CuPy would launch several. backends/cupy_ops.py says when each is used.
 
 Sums are in float32, and in float64 for float64, whatever the type of the array. The kernels are plain C++ but for CUDA's words
-for blocks, threads and warps, and for the two instructions of `attention` that are PTX; tests/test_cupy_kernels.py runs
+for blocks, threads and warps, and for the two instructions of `attention` that are PTX; tests/backends/test_cupy_kernels.py runs
 them on the CPU, with these two by their tables in NVIDIA's documentation ("PTX ISA", matrix fragments for mma.m16n8k16 and
 ldmatrix).
 """

@@ -2,7 +2,7 @@
 and the next layer norm in one pass over a product.
 
 A layer's `forward` is the formula; a function here has its arguments, after the backend's and the layer's own. Each
-equals the formula, but for rounding (tests/test_cupy_kernels.py).
+equals the formula, but for rounding (tests/backends/test_cupy_kernels.py).
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Whole layers on the NumPy backend, where the operations inside can be joined: the same numbers in less time.
 
 A layer's `forward` is the formula; a function here has its arguments, after the backend's and the layer's own. Each
-equals the formula, but for rounding (tests/test_numpy_layers.py). A traced layer does without, so that its children
+equals the formula, but for rounding (tests/backends/test_numpy_layers.py). A traced layer does without, so that its children
 are seen.
 """
 

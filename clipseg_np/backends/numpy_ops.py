@@ -4,7 +4,7 @@ NumPy's elementwise arithmetic runs on one core, and each step of a formula read
 the steps reuse one array, a piece at a time that stays in the processor's cache. Images, prompts, heads and a
 product's features, which are independent of each other, are shared out over threads: the larger what each takes,
 the better, since to wake a thread, and to wait for it, takes as long as ten million multiplications. Each method equals
-the one that it overrides, but for rounding (tests/test_numpy_ops.py); whole layers are in backends/numpy_layers.py.
+the one that it overrides, but for rounding (tests/backends/test_numpy_ops.py); whole layers are in backends/numpy_layers.py.
 
 Many tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). Matrix products are faster on
 these, and so is all that one token's numbers have in common. Shapes are as everywhere.

@@ -1,18 +1,13 @@
-"""Files in and out: a checkpoint's folder from a path or a hub id, JSON, and writing nothing half."""
+"""Where a checkpoint lies: its folder from a path or a hub id, and its JSON."""
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MissingExtra
 from .hub import WHOLE, from_hub, is_hub_id
 
-NOT_UTF8 = "backslashreplace"  # file names may hold bytes that are no UTF-8; \\udcff is how JSON writes one
 DEEPEST = 50  # lists and objects within each other in a JSON file; a checkpoint's have 6
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
@@ -149,79 +144,3 @@ def _neighbours(path: Path) -> str:
         return f"There is no folder {path.parent} either."
     names = sorted(p.name for p in path.parent.iterdir())
     return f"{path.parent} holds: {', '.join(names[:12]) or 'nothing'}{', ...' if len(names) > 12 else ''}."
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write an object as indented JSON with sorted keys, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
-            "utf-8",
-            errors=NOT_UTF8,
-        )
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
-    path = Path(path)
-    if path.exists() and not path.is_file():  # a device would be replaced by a file
-        raise InputError(f"{path} is no file and cannot be written; expected a file's name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; rename it to `folder` on success, remove it on failure.
-
-    Raises InputError where `folder` is a file, or a folder that holds something.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def written_together(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`; move its files to `folder` on success, remove them on failure."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
-            yield Path(part)
-            files = sorted(Path(part).iterdir())
-            for target in (folder / file.name for file in files):
-                if target.exists() and not target.is_file():
-                    raise InputError(f"{target} is no file and cannot be written")
-            for file in files:
-                os.replace(file, folder / file.name)
-    except BaseException:
-        for place in made:  # the innermost first
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

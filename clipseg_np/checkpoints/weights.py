@@ -22,9 +22,10 @@ import numpy
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..atomic_files import written_whole
 from ..errors import InputError
 from ..nn.ops import Array
-from .locate import read_json, unfinished_download, what_to_do, written_whole
+from .locate import read_json, unfinished_download, what_to_do
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import written_together
 from ..backends.select import ops_for
 from ..backends.threads import usual_count
 from ..checkpoints.hub import download
-from ..checkpoints.locate import checkpoint_path, demo_folder, written_together
+from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..convert.checkpoint import convert
 from ..convert.from_authors import convert_original
 from ..errors import InputError

@@ -9,8 +9,8 @@ import sys
 import warnings
 from typing import NoReturn
 
+from ..atomic_files import NOT_UTF8
 from ..backends.select import NAMES
-from ..checkpoints.locate import NOT_UTF8
 from ..convert.checkpoint import STORED_AS
 from ..errors import InputError, MissingExtra
 from ..segment.results import KINDS

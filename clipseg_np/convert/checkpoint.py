@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy
 
-from ..checkpoints.locate import checkpoint_path, folder_written_whole, read_json, write_json
+from ..atomic_files import folder_written_whole, write_json
+from ..checkpoints.locate import checkpoint_path, read_json
 from ..checkpoints.weights import (
     IGNORED_ENDINGS,
     INDEX_NAME,

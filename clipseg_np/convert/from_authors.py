@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy
 
+from ..atomic_files import folder_written_whole
 from ..backends.select import ops_for
-from ..checkpoints.locate import folder_written_whole, what_to_do
+from ..checkpoints.locate import what_to_do
 from ..checkpoints.weights import Raw
 from ..errors import InputError
 from ..image.image_processor import ViTImageProcessor

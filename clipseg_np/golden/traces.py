@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from ..checkpoints.locate import written_whole
+from ..atomic_files import written_whole
 from ..errors import InputError
 from ..model.config import is_number
 from ..model.pretrained import PretrainedModel

@@ -22,8 +22,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..atomic_files import write_json
 from ..checkpoints.hub import PICTURES
-from ..checkpoints.locate import checkpoint_folder, read_json, write_json
+from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
 from ..model.outputs import Features
 from ..nn.ops import Ops

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_json
 from ..checkpoints.hub import CONFIG
-from ..checkpoints.locate import checkpoint_folder, read_json, write_json
+from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
 from ..nn.ops import Ops
 

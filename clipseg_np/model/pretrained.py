@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy
 
+from ..atomic_files import written_whole
 from ..backends.select import ops_for
 from ..checkpoints.hub import MODEL
-from ..checkpoints.locate import checkpoint_path, written_whole
+from ..checkpoints.locate import checkpoint_path
 from ..checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 from ..errors import InputError
 from ..nn.layers import Layer

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..atomic_files import NOT_UTF8, written_whole
 from ..checkpoints.hub import CHECKPOINT_FILES
-from ..checkpoints.locate import NOT_UTF8, checkpoint_path, demo_folder, written_whole
+from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError
 from ..image.load_image import load_image
 from ..version import __version__

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..checkpoints.locate import write_json, written_whole
+from ..atomic_files import write_json, written_whole
 from ..image.row_blocks import by_bands
 from ..masks.draw import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
 from ..masks.morphology import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs

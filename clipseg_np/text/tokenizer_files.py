@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.locate import read_json, write_json, written_whole
+from ..atomic_files import write_json, written_whole
+from ..checkpoints.locate import read_json
 from ..errors import InputError
 from .bpe import END_OF_WORD
 

@@ -9,10 +9,10 @@ from clipseg_np.golden.compare import compare, report
 from clipseg_np.golden.traces import Golden, assert_matches
 from clipseg_np.model.recorded import recorded
 
-from ..checkpoints import PLAIN, REFINED
-from ..test_device_clean import flat
-from ..test_golden import CASES, FOLDER, TOLERANCE
-from ..test_golden import Golden as TransformersGolden
+from ..golden.test_transformers_golden import CASES, FOLDER, TOLERANCE
+from ..golden.test_transformers_golden import Golden as TransformersGolden
+from ..helpers.checkpoints import PLAIN, REFINED
+from ..model.test_device_clean import flat
 from .agreement import EXACT, assert_near, loaded
 
 pytestmark = pytest.mark.gpu

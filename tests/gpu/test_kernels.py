@@ -11,9 +11,9 @@ import pytest
 from clipseg_np.backends.cublas import Cublas
 from clipseg_np.backends.select import ops_for
 
-from ..test_cublas import SHAPES, TURNED, check_products
-from ..test_cublas import TOLERANCE as PRODUCTS
-from ..test_cupy_kernels import OVERRIDES, TOLERANCES, check
+from ..backends.test_cublas import SHAPES, TURNED, check_products
+from ..backends.test_cublas import TOLERANCE as PRODUCTS
+from ..backends.test_cupy_kernels import OVERRIDES, TOLERANCES, check
 from .agreement import gpu_ops
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +23,7 @@ WITH_TF32 = """
 import warnings
 from clipseg_np.backends.select import working_cupy
 from clipseg_np.model.recorded import recorded
-from tests.checkpoints import PLAIN, REFINED
+from tests.helpers.checkpoints import PLAIN, REFINED
 from tests.gpu.agreement import assert_near, eager_logits, loaded
 from tests.gpu.test_shapes import SHAPES, drawn_inputs
 

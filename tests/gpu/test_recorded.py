@@ -11,7 +11,7 @@ from clipseg_np.backends.cuda_graph import CudaGraph
 from clipseg_np.golden.compare import as_floats
 from clipseg_np.model.recorded import recorded
 
-from ..checkpoints import REFINED
+from ..helpers.checkpoints import REFINED
 from .agreement import EAGER, assert_near, eager_logits, loaded
 
 pytestmark = pytest.mark.gpu

@@ -9,8 +9,8 @@ import pytest
 from clipseg_np.model.recorded import recorded
 from clipseg_np.nn.ops import Ops
 
-from ..checkpoints import PLAIN, REFINED, stored_arrays
-from ..test_device_clean import flat
+from ..helpers.checkpoints import PLAIN, REFINED, stored_arrays
+from ..model.test_device_clean import flat
 from .agreement import EXACT, assert_near, eager_logits, loaded, model_of
 
 pytestmark = pytest.mark.gpu

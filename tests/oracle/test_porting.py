@@ -15,7 +15,7 @@ from clipseg_np.cli.parser import main
 from clipseg_np.golden.compare import compare
 from clipseg_np.golden.traces import Golden, write_golden
 
-from ..checkpoints import PLAIN, REFINED
+from ..helpers.checkpoints import PLAIN, REFINED
 from .reference import reference_model
 
 pytestmark = pytest.mark.oracle

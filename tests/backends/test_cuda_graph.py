@@ -1,0 +1,129 @@
+"""Work recorded as a CUDA graph, on a stand-in that follows CUDA's rules. On a GPU: tests/gpu."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from clipseg_np.backends.cuda_graph import CannotRecord, CudaGraph
+from clipseg_np.errors import InputError
+from clipseg_np.nn.ops import Ops
+
+from ..helpers.recording_device import RecordingModule
+
+
+@pytest.fixture
+def ops():
+    """The readable arithmetic on the device that records."""
+    ops = Ops(RecordingModule())
+    ops.streams = tuple(ops.xp.cuda.Stream(non_blocking=True) for _ in range(2))
+    return ops
+
+
+class Doubling:
+    """A function that doubles on the device, and how often Python ran it."""
+
+    runs = 0
+
+    def __call__(self, x):
+        self.runs += 1
+        return x * 2
+
+
+def on_device(ops, *values):
+    return [ops.asarray(np.array(value, "float32")) for value in values]
+
+
+def test_what_is_recorded_is_replayed_for_other_numbers(ops):
+    double = Doubling()
+    graph = CudaGraph(ops, double, *on_device(ops, [1, 1, 1]))
+    ran = double.runs
+    first, second = graph([1, 2, 3]), graph(np.array([4, 5, 6.0]))
+    third = graph(*on_device(ops, [7, 8, 9]))
+    found = [ops.to_numpy(x).tolist() for x in (first, second, third)]
+    assert found == [[2, 4, 6], [8, 10, 12], [14, 16, 18]]
+    assert first.dtype == "float32" and double.runs == ran
+
+
+def test_each_stream_waits_for_the_other(ops):
+    graph = CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
+    ops.xp.events.clear()
+    graph(np.ones(3))
+    expected = ["first waits for caller", "launched on first", "caller waits for first"]
+    assert ops.xp.events == expected
+
+
+def test_the_example_is_not_what_is_written_to(ops):
+    (example,) = on_device(ops, [1, 1, 1])
+    CudaGraph(ops, Doubling(), example)(np.zeros(3))
+    assert ops.to_numpy(example).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("given", [(np.ones(4),), (np.ones((1, 3)),), (), (np.ones(3), np.ones(3))])
+def test_other_shapes_are_refused(given, ops):
+    graph = CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
+    with pytest.raises(
+        InputError, match=r"recorded for arrays of shapes \[\(3,\)\]; got .*record anew"
+    ):
+        graph(*given)
+
+
+WAITS = {
+    "bool": lambda xp, x: bool(x.any()),
+    "int": lambda xp, x: int(x.sum()),
+    "float": lambda xp, x: float(x.max()),
+    "get": lambda xp, x: x.get(),
+    "from the host": lambda xp, x: xp.asarray(np.ones(3)),
+    "a list as an index": lambda xp, x: x[[0, 1]],
+    "a join of nine": lambda xp, x: xp.stack([x] * 9),
+    "a wait": lambda xp, x: xp.cuda.get_current_stream().synchronize(),
+    "nobody waits": lambda xp, x: on_second_stream(xp, x),
+}
+
+
+def on_second_stream(xp, x):
+    first, second = xp.cuda.get_current_stream(), xp.cuda.Stream(non_blocking=True)
+    second.wait_event(first.record())
+    with second:
+        return x + 1
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_what_cannot_be_recorded_is_said_and_leaves_nothing_recording(name):
+    """Even where CUDA raises once more at the end: for a recording that a wait has made invalid."""
+    ops, runs = Ops(RecordingModule()), []
+    ops.streams = (ops.xp.cuda.Stream(non_blocking=True),)
+
+    def fails(x):
+        runs.append(1)
+        if len(runs) > 2:  # the third run is recorded
+            WAITS[name](ops.xp, x)
+        return x
+
+    causes = {"a wait": "StreamCaptureUnsupported", "nobody waits": "Unjoined"}
+    cause = causes.get(name, "records may not|H2D transfers are disallowed")
+    with pytest.raises(CannotRecord, match=f"cannot be recorded as a CUDA graph: .*({cause})"):
+        CudaGraph(ops, fails, *on_device(ops, [1, 1, 1]))
+    assert not ops.xp.taking_part and len(ops.xp.current) == 1
+    CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
+
+
+def test_a_graph_keeps_its_function_alive(ops):
+    double = Doubling()
+    graph, kept = CudaGraph(ops, double, *on_device(ops, [1, 1, 1])), weakref.ref(double)
+    del double
+    gc.collect()
+    assert kept() is not None
+    del graph
+    assert kept() is None
+
+
+def test_a_dropped_graph_gives_its_memory_back(ops):
+    graph = CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
+    (pool,) = ops.xp.pools
+    result = graph(np.ones(3))
+    assert pool.used > 0
+    del graph
+    assert pool.used == pool.free == 0
+    assert ops.to_numpy(result).tolist() == [2, 2, 2]

@@ -1,0 +1,292 @@
+"""The GPU's kernels, run on the CPU, against the readable methods. By NVIDIA's compiler: backends/test_real_cupy.py; on a GPU: tests/gpu."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.backends import cublas, cupy_kernels
+from clipseg_np.backends.cupy_kernels import ACTIVATIONS
+from clipseg_np.backends.cupy_layers import WHOLE_LAYERS
+from clipseg_np.backends.cupy_ops import TOLERANCES, CupyOps
+from clipseg_np.errors import InputError
+from clipseg_np.model import pretrained
+from clipseg_np.nn.layers import Attention
+from clipseg_np.nn.ops import Ops
+
+from ..helpers.checkpoints import PLAIN, REFINED
+from ..helpers.cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks
+from .test_numpy_layers import CASES, built
+from .test_numpy_ops import arguments
+
+OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
+LEFT_OUT = "is not used: ours deviates"
+
+FLASH = [(16, 7), (16, 40), (32, 16), (64, 17)]  # numbers of a head; tokens, below and above KEYS
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, which compiles the kernels for the CPU")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
+        smaller_blocks(patch)
+        yield CupyOps(CpuCupy(tmp_path_factory.mktemp("kernels")))
+
+
+@pytest.fixture
+def with_tensor_cores(tmp_path, monkeypatch, on_cpu):
+    smaller_blocks(monkeypatch, threads=32)
+    return CupyOps(CpuCupy(tmp_path, "90"))
+
+
+def check(ops, name: str, dtype: str) -> None:
+    """Against the readable method in float64, on the same numbers; 1e30 is cut to what the type holds."""
+    limits = np.finfo(dtype)
+    for given in arguments("quick_gelu" if name == "gelu" else name, "float64"):
+        floats = [getattr(a, "dtype", "") == "float64" for a in given]
+        rounded = [
+            np.clip(a, limits.min, limits.max).astype(dtype) if is_float else a
+            for a, is_float in zip(given, floats)
+        ]
+        exact = [a.astype("float64") if is_float else a for a, is_float in zip(rounded, floats)]
+        expected = getattr(Ops(), name)(*exact)
+        there = [ops.asarray(a) if isinstance(a, np.ndarray) else a for a in rounded]
+        found = ops.to_numpy(getattr(ops, name)(*there))
+        assert found.dtype == dtype and found.shape == expected.shape
+        error = np.abs(found - expected).max()
+        assert error <= TOLERANCES[dtype] * max(np.abs(expected).max(), 1e-30)
+        for array, before in zip(there, rounded):
+            if isinstance(before, np.ndarray):
+                assert np.array_equal(ops.to_numpy(array), before)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_it_gives_the_same_and_leaves_its_inputs_alone(name, dtype, on_cpu):
+    check(on_cpu, name, dtype)
+
+
+def check_flash(ops, d: int, T: int) -> None:
+    """Attention in float16, of numbers side by side and of heads that lie between each other, masked or not."""
+    rng = np.random.default_rng(0)
+    B, N = 2, 3
+    causal = (np.tri(T) > 0)[None, None]
+    padded = causal & (np.arange(T) < np.array([[T // 2], [T]]))[:, None, None]
+    nothing = np.zeros((1, 1, T, T), bool)
+    for mask in (None, causal, padded, nothing):
+        for apart in (False, True):
+            x = rng.normal(size=(3, B, T, N, d)).astype("float16")
+            x = x.transpose(0, 1, 3, 2, 4) if apart else np.ascontiguousarray(x.swapaxes(2, 3))
+            there = [ops.asarray(part) for part in x]
+            if apart:  # as a tower's heads lie
+                there = [ops.asarray(part.swapaxes(1, 2)).transpose(0, 2, 1, 3) for part in x]
+            on_device = None if mask is None else ops.asarray(mask)
+            found = ops.to_numpy(ops.attention(*there, on_device))
+            expected = Ops().attention(*x.astype("float64"), mask)
+            assert found.dtype == "float16"
+            error = np.abs(found - expected).max()
+            assert error <= TOLERANCES["float16"] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("d, T", FLASH)
+def test_attention_on_the_chip(d, T, with_tensor_cores):
+    ops, launched = with_tensor_cores, []
+    launch = ops._launch
+    ops._launch = lambda name, *given: (launched.append(name), launch(name, *given))
+    check_flash(ops, d, T)
+    del ops._launch
+    assert set(launched) == {"attention"}
+
+
+def test_attention_of_older_gpus_is_cublas_and_softmax(on_cpu):
+    check_flash(on_cpu, 16, 20)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "relu", "selu"])
+def test_a_linear_map_and_what_follows_it(activation, dtype, on_cpu):
+    rng = np.random.default_rng(0)
+    for out in (24, 7):
+        x, w, b = (rng.normal(size=s).astype(dtype) for s in ((2, 5, 8), (out, 8), (out,)))
+        for bias in (b, None):
+            for residual in (None, rng.normal(size=(2, 5, out)).astype(dtype)):
+                found = on_cpu.fused_linear(x, w, bias, residual, activation)
+                exact = [None if a is None else a.astype("float64") for a in (x, w, bias)]
+                expected = Ops().activation(activation, Ops().linear(*exact))
+                expected = expected if residual is None else expected + residual
+                assert found.dtype == dtype
+                error = np.abs(found - expected).max()
+                assert error <= TOLERANCES[dtype] * np.abs(expected).max()
+
+
+def test_there_is_a_test_for_every_override():
+    public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
+    # The others are tested below, in model/test_recorded.py and in model/test_models.py.
+    others = {"conv2d", "flash_attention", "fused_linear", "linear_and_norm"}
+    others |= {"packed_projections", "run"}
+    assert public - others - {"parallel_for", "memoize"} == set(OVERRIDES)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_convolution(dtype, on_cpu):
+    check(on_cpu, "conv2d", dtype)
+
+
+def test_there_is_a_case_for_every_whole_layer():
+    assert set(WHOLE_LAYERS) <= set(CASES)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("layer", WHOLE_LAYERS)
+def test_a_whole_layer_is_its_formula(layer, dtype, on_cpu):
+    for shape, sizes, *more in [c for c in CASES[layer] if np.prod(c[0]) < 500]:
+        scale = shape[-1] ** -0.5
+        fast = built(layer, on_cpu, dtype, *sizes, scale=scale)
+        exact = built(layer, Ops(), "float64", *sizes, scale=scale)
+        for part in (fast, exact) if layer is Attention else ():
+            part.k_proj.bias = None
+        x = np.random.default_rng(1).normal(size=shape).astype(dtype)
+        before = x.copy()
+        found, expected = fast(x, *more), exact(x.astype("float64"), *more)
+        assert found.dtype == dtype and found.shape == expected.shape
+        error = np.abs(found - expected).max()
+        assert error <= 2 * TOLERANCES[dtype] * np.abs(expected).max()
+        assert np.array_equal(x, before)
+
+
+def test_projections_are_packed_once_and_go_with_their_layer(on_cpu):
+    layer = built(Attention, on_cpu, "float32", 12, 3)
+    x = np.ones((1, 7, 12), "float32")
+    layer(x)
+    packed = on_cpu.packed[layer]
+    layer(x)
+    assert on_cpu.packed[layer] is packed
+    count = len(on_cpu.packed)
+    del layer
+    assert len(on_cpu.packed) == count - 1
+
+
+def test_the_attention_weights_are_kept(on_cpu):
+    q, k, v = (np.random.default_rng(i).normal(size=(2, 3, 7, 4)) for i in range(3))
+    kept, expected = [], []
+    on_cpu.attention(q, k, v, None, kept)
+    Ops().attention(q, k, v, None, expected)
+    np.testing.assert_allclose(kept[0], expected[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, mistake",
+    [
+        ("layer_norm", ("square, false) / width", "square, false) / (width - 1)")),
+        ("layer_norm", ("+= (A)own[p]", "= (A)own[p]")),
+        ("attention", ("/ queries / heads", "/ queries")),
+        ("quick_gelu", ("-1.702", "-1.7")),
+        ("gelu", ("(A)0.5 *", "(A)0.6 *")),
+        ("relu", ("x < 0 ?", "x < 1 ?")),
+        ("flash_attention", ("mask += (size_t)my_image", "mask += (size_t)0")),
+        ("flash_attention", ("sum[r] *= factor", "sum[r] += factor")),
+    ],
+)
+def test_a_wrong_kernel_is_noticed_and_left_out(name, mistake, tmp_path, monkeypatch, on_cpu):
+    source = cupy_kernels.SOURCE.replace(*mistake)
+    assert source != cupy_kernels.SOURCE
+    monkeypatch.setattr(cupy_kernels, "SOURCE", source)
+    if name == "flash_attention":
+        smaller_blocks(monkeypatch, threads=32)
+    with pytest.warns(UserWarning, match=rf"the GPU's {name} {LEFT_OUT}") as warned:
+        ops = CupyOps(CpuCupy(tmp_path, "90" if name == "flash_attention" else "75"))
+    assert len(warned) == 1
+    if name == "flash_attention":
+        check_flash(ops, 16, 20)
+    elif name == "relu":
+        assert ops.activations == {"", "quick_gelu", "gelu"}
+    else:
+        for dtype in ("float32", "float64"):
+            check(ops, name, dtype)
+
+
+def test_a_gpu_that_makes_all_of_it_zero_is_noticed(tmp_path, monkeypatch):
+    """Its own yardstick would be 0 too."""
+
+    class Zero(CpuCublas):
+        def cublasGemmStridedBatchedEx(self, *given) -> int:
+            return 0
+
+    monkeypatch.setattr(cublas, "load_library", lambda major: Zero([]))
+    cupy = CpuCupy(tmp_path)
+    cupy.empty = np.zeros
+    with pytest.warns(UserWarning, match=f"the GPU's .* {LEFT_OUT}") as warned:
+        CupyOps(cupy)
+    assert {str(w.message).split()[2] for w in warned} == {"linear", "attention", *ACTIVATIONS[1:]}
+
+
+def test_tf32_is_as_good_as_its_bits(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("CUPY_TF32", "1")
+    monkeypatch.setattr(cublas, "load_library", lambda major: CpuCublas([]))
+    smaller_blocks(monkeypatch)
+    ops = CupyOps(CpuCupy(tmp_path))
+    assert not recwarn.list
+    assert "linear" not in vars(ops) and "attention" not in vars(ops)
+
+
+def test_a_mask_for_all_images_is_read_as_it_is(on_cpu):
+    """Not copied for each."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(3, 2, 7, 4)) for _ in range(3))
+    mask = (np.tri(7) > 0)[None, None]
+    seen = []
+    launch = on_cpu._launch
+    on_cpu._launch = lambda name, x, blocks, *given: (
+        seen.append(given),
+        launch(name, x, blocks, *given),
+    )
+    found = on_cpu.attention(q, k, v, mask)
+    del on_cpu._launch
+    np.testing.assert_allclose(found, Ops().attention(q, k, v, mask), rtol=1e-12)
+    assert seen[0][1].shape == (1, 1, 7, 7)
+
+
+def test_kernels_that_do_not_compile_are_left_out():
+    class Broken(CpuCupy):
+        def RawModule(self, **_):
+            raise RuntimeError("no compiler\nthere")
+
+    with pytest.warns(UserWarning, match="is not used: RuntimeError: no compiler$") as warned:
+        ops = CupyOps(Broken(None))
+    assert {str(w.message).split()[2] for w in warned} == {
+        "linear",
+        "layer_norm",
+        "softmax",
+        "attention",
+        *ACTIVATIONS[1:],
+    }
+    for name in OVERRIDES:
+        check(ops, name, "float64")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("folder", [PLAIN, REFINED], ids=["plain", "refined"])
+def test_a_whole_model(folder, dtype, on_cpu, monkeypatch):
+    ops, here = on_cpu, pretrained.ops_for
+    monkeypatch.setattr(pretrained, "ops_for", lambda n, *t: ops if n == "cupy" else here(n, *t))
+    load = CLIPSegForImageSegmentation.from_pretrained
+    model, exact = load(folder, backend="cupy", dtype=dtype), load(folder, dtype="float64")
+    channels = model.config.vision_config.num_channels
+    pictures = np.random.default_rng(0).normal(size=(1, channels, 32, 32))
+    inputs = {
+        "pixel_values": pictures,
+        "input_ids": np.array([[1, 2, model.config.text_config.eos_token_id]]),
+    }
+    found, expected = ops.to_numpy(model(**inputs).logits), exact(**inputs).logits
+    assert found.dtype == dtype
+    off = np.abs(found - expected).max() / np.abs(expected).max()
+    assert off <= {"float16": 2e-2, "float32": 1e-5, "float64": 1e-12}[dtype]
+
+
+def test_float16_is_for_the_gpus_kernels_alone():
+    for backend in ("numpy", "numpy-reference"):
+        with pytest.raises(InputError, match="float16.*expected one of float32, float64"):
+            CLIPSegForImageSegmentation.from_pretrained(PLAIN, backend=backend, dtype="float16")

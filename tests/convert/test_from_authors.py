@@ -1,0 +1,347 @@
+"""The authors' decoder and OpenAI's CLIP as a checkpoint: names, splits, transpositions, and what does not fit."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from clipseg_np import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTokenizer,
+    Segmenter,
+    ViTImageProcessor,
+)
+from clipseg_np.cli.parser import main
+from clipseg_np.convert.from_authors import _write_tokenizer, convert_original
+from clipseg_np.errors import InputError
+from clipseg_np.text.bpe import BYTE_SYMBOLS
+
+from ..helpers.archives import write_module, write_state_dict
+from ..text.test_tokenizer import CLIP_MERGES
+
+LAYERS = (0, 2, 1)
+
+
+def model_of(refined: bool, vocabulary: int = 40) -> CLIPSegForImageSegmentation:
+    config = CLIPSegConfig(
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": 64,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 1,
+            "max_position_embeddings": 12,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 48,
+            "patch_size": 16,
+        },
+        projection_dim=20,
+        extract_layers=LAYERS,
+        reduce_dim=16,
+        decoder_intermediate_size=24,
+        use_complex_transposed_convolution=refined,
+    )
+    model = CLIPSegForImageSegmentation(config, seed=4)
+    rng = np.random.default_rng(5)  # biases and norms too, so that none can be taken for another
+    for array in model.state_dict().values():
+        array[...] = rng.normal(size=array.shape)
+    return model
+
+
+def attention(arrays: dict, place: str) -> dict:
+    """Queries, keys and values above one another."""
+    return {
+        f"in_proj_{what}": np.concatenate(
+            [arrays[f"{place}.{letter}_proj.{what}"] for letter in "qkv"]
+        )
+        for what in ("weight", "bias")
+    } | {f"out_proj.{what}": arrays[f"{place}.out_proj.{what}"] for what in ("weight", "bias")}
+
+
+def under(start: str, parts: dict) -> dict:
+    return {start + name: array for name, array in parts.items()}
+
+
+def pair(arrays: dict, place: str, name: str) -> dict:
+    """A layer's weight and bias under another name."""
+    return {f"{name}.{what}": arrays[f"{place}.{what}"] for what in ("weight", "bias")}
+
+
+def blocks(arrays: dict, place: str, depth: int, start: str, names: tuple[str, ...]) -> dict:
+    """Transformer layers, whose attention, two norms and two linear layers have these `names`."""
+    parts = {}
+    for layer in range(depth):
+        at = f"{place}.{layer}"
+        block = under(f"{names[0]}.", attention(arrays, f"{at}.self_attn"))
+        for part, name in zip(("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"), names[1:]):
+            block |= pair(arrays, f"{at}.{part}", name)
+        parts |= under(f"{start}.{layer}.", block)
+    return parts
+
+
+def openai_blocks(arrays: dict, place: str, depth: int) -> dict:
+    names = ("attn", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    return blocks(arrays, f"{place}.encoder.layers", depth, "transformer.resblocks", names)
+
+
+def openai_clip(arrays: dict) -> dict:
+    """OpenAI's names for the towers."""
+    vision, text = "clip.vision_model", "clip.text_model"
+    visual = {
+        "class_embedding": arrays[f"{vision}.embeddings.class_embedding"],
+        "positional_embedding": arrays[f"{vision}.embeddings.position_embedding.weight"],
+        "conv1.weight": arrays[f"{vision}.embeddings.patch_embedding.weight"],
+        "proj": arrays["clip.visual_projection.weight"].T,
+        **pair(arrays, f"{vision}.pre_layrnorm", "ln_pre"),
+        **pair(arrays, f"{vision}.post_layernorm", "ln_post"),
+        **openai_blocks(arrays, vision, 3),
+    }
+    return {
+        "token_embedding.weight": arrays[f"{text}.embeddings.token_embedding.weight"],
+        "positional_embedding": arrays[f"{text}.embeddings.position_embedding.weight"],
+        "text_projection": arrays["clip.text_projection.weight"].T,
+        "logit_scale": arrays["clip.logit_scale"],
+        **pair(arrays, f"{text}.final_layer_norm", "ln_final"),
+        **openai_blocks(arrays, text, 2),
+        **under("visual.", visual),
+        "input_resolution": np.array(48),
+        "context_length": np.array(12),
+        "vocab_size": np.array(40),
+        "transformer.resblocks.0.attn_mask": np.zeros((12, 12), np.float32),
+    }
+
+
+def authors_decoder(arrays: dict) -> dict:
+    """The authors' names for the decoder, with a layer that is in their files and in no use."""
+    parts = {
+        "reduce.weight": np.ones((16, 128), np.float32),
+        "reduce.bias": np.ones(16, np.float32),
+    }
+    for name in ("film_mul", "film_add", "reduces.0", "reduces.1", "reduces.2"):
+        parts |= pair(arrays, f"decoder.{name}", name)
+    names = ("self_attn", "norm1", "norm2", "linear1", "linear2")
+    parts |= blocks(arrays, "decoder.layers", 3, "blocks", names)
+    head = "decoder.transposed_convolution"
+    steps = [""] if f"{head}.weight" in arrays else [".0", ".2", ".4"]
+    for step in steps:
+        parts |= pair(arrays, head + step, "trans_conv" + step)
+    return parts
+
+
+def files(folder, arrays: dict) -> tuple:
+    decoder = write_state_dict(folder / "rd16-uni.pth", authors_decoder(arrays))
+    return decoder, write_module(folder / "ViT-B-16.pt", openai_clip(arrays))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return model_of(refined=False)
+
+
+@pytest.fixture
+def plain_files(plain, tmp_path):
+    return files(tmp_path, plain.state_dict())
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_every_array_finds_its_place(refined, tmp_path):
+    model = model_of(refined)
+    decoder, clip = files(tmp_path, model.state_dict())
+    written = convert_original(decoder, clip, tmp_path / "new", extract_layers=LAYERS)
+    assert written.tensors == len(model.state_dict())
+    found = CLIPSegForImageSegmentation.from_pretrained(tmp_path / "new")
+    assert found.config == CLIPSegConfig.from_dict(
+        model.config.to_dict()
+        | {"dtype": "float32", "architectures": ["CLIPSegForImageSegmentation"]}
+    )
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(found.state_dict()[name], array, err_msg=name)
+    settings = ViTImageProcessor.from_pretrained(tmp_path / "new")
+    assert settings.size == {"height": 352, "width": 352} and settings.resample == 2
+    assert tuple(settings.image_mean) == (0.485, 0.456, 0.406)
+    assert tuple(settings.image_std) == (0.229, 0.224, 0.225)
+
+
+def test_clip_in_half_precision_becomes_float32_or_what_is_asked_for(plain, tmp_path):
+    """As OpenAI stores it."""
+    arrays = plain.state_dict()
+    decoder = write_state_dict(tmp_path / "rd16-uni.pth", authors_decoder(arrays))
+    halves = {name: array.astype(np.float16) for name, array in openai_clip(arrays).items()}
+    clip = write_module(tmp_path / "ViT-B-16.pt", halves)
+    convert_original(decoder, clip, tmp_path / "new", extract_layers=LAYERS)
+    found = CLIPSegForImageSegmentation.from_pretrained(tmp_path / "new").state_dict()
+    for name, array in arrays.items():
+        half = array if name.startswith("decoder") else array.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(found[name], half, err_msg=name)
+    size = (tmp_path / "new" / "model.safetensors").stat().st_size
+    convert_original(decoder, clip, tmp_path / "half", "float16", 0.1, extract_layers=LAYERS)
+    shards = list((tmp_path / "half").glob("*-of-*.safetensors"))
+    assert len(shards) > 3 and sum(f.stat().st_size for f in shards) < 0.6 * size
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_one_file_of_both(plain, tmp_path):
+    """The authors' whole model: CLIP under clip_model., and its vision tower again under model."""
+    arrays = plain.state_dict()
+    clip = openai_clip(arrays)
+    again = {name.replace("visual.", "model."): a for name, a in clip.items() if "visual." in name}
+    whole = authors_decoder(arrays) | under("clip_model.", clip) | again
+    path = write_state_dict(tmp_path / "whole.pth", whole)
+    convert_original(path, None, tmp_path / "new", extract_layers=LAYERS)
+    found = CLIPSegForImageSegmentation.from_pretrained(tmp_path / "new").state_dict()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+# What does not fit
+
+
+def refused(folder, decoder, clip, message, **options):
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputError, match=message):
+        convert_original(decoder, clip, folder / "new", **{"extract_layers": LAYERS, **options})
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_files_that_are_not_these(plain_files, tmp_path):
+    decoder, clip = plain_files
+    refused(tmp_path, decoder, None, "holds the decoder alone; expected OpenAI's CLIP beside it")
+    refused(tmp_path, clip, decoder, "lacks film_mul.weight; expected the authors' decoder")
+    refused(tmp_path, decoder, decoder, "is missing; expected an array of 2 axes. Are these")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("film_add.weight", None, "decoder.film_add.weight is missing; the other tensors make it"),
+        ("film_add.weight", (16, 21), r"film_add.weight is of shape \(16, 21\); .* \(16, 20\)"),
+        ("film_mul.weight", (16,), r"film_mul.weight has the shape \(16,\); expected .* 2 axes"),
+        (
+            "blocks.0.self_attn.in_proj_weight",
+            (47, 16),
+            r"shape \(47, 16\); expected queries, keys",
+        ),
+        ("blocks.1.self_attn.in_proj_bias", (), r"shape \(\); expected queries, keys"),
+        ("blocks.3.norm1.weight", (16,), r"holds? 1 tensor.*decoder.layers.3.layer_norm1.weight"),
+        ("extra_blocks.0.norm1.weight", (16,), "no place for 'extra_blocks.0.norm1.weight'"),
+        (
+            "reduces.3.weight",
+            (16, 128),
+            "The decoder reads 4 of the vision tower's layers; expected 3",
+        ),
+        ("trans_conv.0.weight", (16, 16, 3, 3), "decoder.transposed_convolution.0.bias is missing"),
+    ],
+)
+def test_tensors_that_do_not_fit(name, array, message, plain, tmp_path):
+    parts = authors_decoder(plain.state_dict())
+    if array is None:
+        del parts[name]
+    else:
+        parts[name] = np.ones(array, np.float32)
+    decoder = write_state_dict(tmp_path / "a.pth", parts)
+    clip = write_module(tmp_path / "ViT-B-16.pt", openai_clip(plain.state_dict()))
+    refused(tmp_path, decoder, clip, message)
+
+
+def test_layers_that_are_not_said(plain_files, tmp_path):
+    """Three by default; a vision tower of three layers has no tenth."""
+    refused(tmp_path, *plain_files, "extract_layers", extract_layers=None)
+    refused(tmp_path, *plain_files, "expected 2, 0, 1. Say which", extract_layers=(0, 1))
+
+
+# The tokenizer
+
+
+@pytest.fixture(scope="module")
+def with_tokenizer():
+    return model_of(refined=False, vocabulary=2 * 256 + 3 + 2)
+
+
+def merges_file(path):
+    text = '"bpe_simple_vocab_16e6.txt#version: 0.2\nr e\nre d</w>\na t</w>\nnever used\n'
+    path.write_bytes(gzip.compress(text.encode()))
+    return path
+
+
+def test_openais_list_of_merges(with_tokenizer, tmp_path, picture):
+    decoder, clip = files(tmp_path, with_tokenizer.state_dict())
+    merges = merges_file(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
+    convert_original(decoder, clip, tmp_path / "new", tokenizer=merges, extract_layers=LAYERS)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "new")
+    assert len(tokenizer) == 517 and tokenizer.model_max_length == 77
+    vocab = tokenizer.get_vocab()
+    assert (
+        vocab["!"] == 0
+        and vocab["!</w>"] == 256
+        and vocab["a"] == list(BYTE_SYMBOLS.values()).index("a")
+    )
+    assert [vocab[token] for token in ("re", "red</w>", "at</w>")] == [512, 513, 514]
+    assert tokenizer("red").input_ids == [515, 513, 516]
+    assert Segmenter.from_pretrained(tmp_path / "new")(picture, "red").probabilities.shape == (
+        1,
+        40,
+        60,
+    )
+
+
+def test_clips_own_merges(tmp_path):
+    """Behind the merges that CLIP uses, OpenAI's file goes on."""
+    if not CLIP_MERGES.is_file():
+        pytest.skip("CLIP's merge table, ../shared/clip-bpe/merges.txt, is not here")
+    lines = CLIP_MERGES.read_bytes().rstrip(b"\n").split(b"\n")
+    path = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
+    path.write_bytes(gzip.compress(b"\n".join([*lines, b"q q", b"x x"]), 1))
+    _write_tokenizer(path, tmp_path, 49408)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer("café").input_ids == [49406, 15304, 49407]
+
+
+def test_a_folder_with_a_tokenizer(with_tokenizer, plain_files, tokenizer, tmp_path):
+    decoder, clip = plain_files
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    refused(
+        tmp_path, decoder, clip, "and CLIP 40: they do not belong", tokenizer=tmp_path / "tokenizer"
+    )
+    model = model_of(refined=False, vocabulary=len(tokenizer))
+    (tmp_path / "other").mkdir()
+    decoder, clip = files(tmp_path / "other", model.state_dict())
+    convert_original(
+        decoder, clip, tmp_path / "new", tokenizer=tmp_path / "tokenizer", extract_layers=LAYERS
+    )
+    assert (
+        CLIPTokenizer.from_pretrained(tmp_path / "new")("red").input_ids
+        == tokenizer("red").input_ids
+    )
+
+
+@pytest.mark.parametrize("content", [b"not gzip", b"\x1f\x8b\x08", gzip.compress(b"a" * 99)[:-9], gzip.compress(b"\xff\xfe")])  # fmt: skip
+def test_a_damaged_list_of_merges(content, plain_files, tmp_path):
+    path = tmp_path / "merges.gz"
+    path.write_bytes(content)
+    refused(tmp_path, *plain_files, "merges.gz is not OpenAI's list of merges", tokenizer=path)
+
+
+# The command
+
+
+def test_the_command(plain_files, tmp_path, capsys):
+    decoder, clip = map(str, plain_files)
+    command = ["convert", decoder, str(tmp_path / "new"), "--extract-layers", "0", "2", "1"]
+    assert main(command) == 2
+    assert "--clip ViT-B-16.pt" in capsys.readouterr().err
+    assert main([*command, "--clip", clip, "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr()
+    assert "model.safetensors" in said.out
+    assert said.err.count("\n") == 1 and "warning: no tokenizer was given" in said.err
+    assert main(["info", "--model", str(tmp_path / "new")]) == 0
+    assert "reads vision layers 0, 2, 1, plain head" in capsys.readouterr().out

@@ -1,0 +1,188 @@
+"""Golden files: what `trace` writes, what is read back, and that nothing is written half."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from clipseg_np import CLIPSegForImageSegmentation, InputError, trace
+from clipseg_np.cli.parser import main
+from clipseg_np.golden.traces import Golden, assert_matches, golden_file, write_golden
+
+from ..helpers.checkpoints import PLAIN
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CLIPSegForImageSegmentation.from_pretrained(PLAIN, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    x = np.random.default_rng(0).normal(size=(2, 1, 32, 32))
+    return {"pixel_values": x[:1], "conditional_pixel_values": x[1:]}
+
+
+@pytest.fixture(scope="module")
+def file(model, inputs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("golden") / "new" / "golden.safetensors"
+    rough = CLIPSegForImageSegmentation.from_pretrained(PLAIN)
+    write_golden(path, model, inputs, about={"made": "for a test"}, in_float32=rough)
+    return path
+
+
+def test_every_array_of_every_call_in_the_order_of_execution(file, model, inputs):
+    with trace() as activations:
+        model(**inputs)
+    golden = Golden(file)
+    names = [name for name in golden if not name.startswith("input.")]
+    arrays = [name for name, value in activations.items() if name and hasattr(value, "dtype")]
+    assert [name for name in names if not name.endswith("@2")] == arrays
+    twice = "clip.visual_projection"
+    first, second = activations.all[twice]
+    np.testing.assert_array_equal(golden[twice], first)
+    np.testing.assert_array_equal(golden[twice + "@2"], second)
+    assert names.index(twice) < names.index(twice + "@2")
+    assert golden[twice].dtype == np.float64
+
+
+def test_any_reader_of_safetensors_reads_it(file):
+    golden, arrays = Golden(file), load_file(file)
+    assert set(arrays) == set(golden) and len(golden) == len(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(golden[name], array)
+
+
+def test_it_says_what_made_it(file, inputs):
+    about = Golden(file).about
+    assert {"clipseg_np", "numpy", "python", "dtype", "config", "sha256", "made"} <= set(about)
+    assert about["config"]["reduce_dim"] == 16 and about["dtype"] == "float64"
+    assert set(about["sha256"]) == set(inputs)
+    errors = about["float32_error"]
+    assert set(errors) == {name for name in Golden(file) if not name.startswith("input.")}
+    assert 1e-9 < max(errors.values()) < 1e-5
+
+
+def test_the_inputs_are_in_it_and_give_the_same_again(file, model):
+    golden = Golden(file)
+    with trace() as activations:
+        model(**golden.inputs)
+    assert_matches(activations, golden)
+
+
+def test_a_pattern_picks_layers(model, inputs, tmp_path):
+    path = tmp_path / "decoder.safetensors"
+    write_golden(path, model, inputs, "decoder.*")
+    names = [name for name in Golden(path) if not name.startswith("input.")]
+    assert names and all(name.startswith("decoder.") for name in names)
+    with pytest.raises(InputError, match="no layer is called like 'decodr"):
+        write_golden(tmp_path / "none.safetensors", model, inputs, "decodr.*")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["decoder.safetensors"]
+
+
+def test_nothing_is_left_where_the_model_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), golden_file(tmp_path / "x.safetensors", {}) as writer:
+        writer.add("x", np.ones(3))
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", "int64", "int32", "uint8", "bool"]
+)
+def test_every_type_and_shape_comes_back(dtype, tmp_path):
+    arrays = [np.arange(6).reshape(2, 3), np.zeros((0, 4)), np.array(3), np.arange(8)[::2]]
+    with golden_file(tmp_path / "x.safetensors", {}) as writer:
+        for number, array in enumerate(arrays):
+            writer.add(str(number), array.astype(dtype))
+    golden = Golden(tmp_path / "x.safetensors")
+    for number, array in enumerate(arrays):
+        found = golden[str(number)]
+        assert found.dtype == dtype and found.shape == array.shape
+        np.testing.assert_array_equal(found, array.astype(dtype))
+
+
+def test_a_ports_file_may_be_an_npz_or_a_plain_safetensors(tmp_path):
+    arrays = {"b": np.ones(2), "a": np.zeros(2)}
+    np.savez(tmp_path / "port.npz", **arrays)
+    save_file(arrays, tmp_path / "port.safetensors")
+    for name in ("port.npz", "port.safetensors"):
+        found = Golden(tmp_path / name)
+        assert set(found) == {"a", "b"} and found.about == {}
+        np.testing.assert_array_equal(found["b"], arrays["b"])
+        with pytest.raises(KeyError):
+            found["c"]
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])
+def test_what_is_no_such_file_is_refused(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        Golden(tmp_path / name)
+    (tmp_path / name).write_bytes(b"not what it is called")
+    with pytest.raises(InputError, match="neither a whole safetensors file nor an .npz"):
+        Golden(tmp_path / name)
+
+
+def test_assert_matches_takes_a_file_and_reports(file, model, inputs):
+    with trace() as activations:
+        model(**inputs)
+    assert_matches(activations, file)  # a trace holds no inputs
+    with trace() as activations:
+        model(**{name: 2 * array for name, array in inputs.items()})
+    with pytest.raises(AssertionError, match=r"patch_embedding is the first .* It is 2 times"):
+        assert_matches(activations, file)
+    wrong = {"input.pixel_values": 2 * inputs["pixel_values"], **activations}
+    with pytest.raises(AssertionError, match=r"input.pixel_values is the first .* It is 2 times"):
+        assert_matches(wrong, file)
+    activations.all.clear()
+    with pytest.raises(AssertionError, match="it is missing"):
+        assert_matches(activations, file)
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    picture, golden = "examples/shapes.png", tmp_path / "golden.safetensors"
+    assert main(["trace", picture, "a star", "red", "--output", str(golden)]) == 0
+    assert "arrays" in capsys.readouterr().out
+    assert Golden(golden).about["prompts"] == ["a star", "red"]
+    port = tmp_path / "port.safetensors"
+    backend = ["--dtype", "float32", "--backend", "numpy-reference"]
+    assert main(["trace", picture, "a star", "red", "--output", str(port), *backend]) == 0
+    assert main(["compare", str(golden), str(port)]) == 0
+    assert "agree" in capsys.readouterr().out
+    arrays = load_file(port)
+    wrong = "decoder.film_mul"
+    arrays[wrong] = -arrays[wrong]
+    save_file(arrays, port)
+    assert main(["compare", str(golden), str(port)]) == 1
+    assert capsys.readouterr().out.startswith(f"{wrong} is the first of 1 that deviate(s)")
+    assert main(["compare", str(golden), str(port), "--tolerance", "3"]) == 0
+    assert main(["compare", str(golden), str(port), "--tolerance", "-1"]) == 2
+    assert main(["compare", str(golden), str(tmp_path / "none.npz")]) == 2
+    assert main(["trace", picture, "red", "--output", str(golden), "--names", "x*"]) == 2
+    assert json.loads(json.dumps(Golden(golden).about)) == Golden(golden).about  # untouched, whole
+
+
+COMMITTED = sorted((Path(__file__).parents[2] / "golden").glob("*.safetensors"))
+
+
+def test_the_committed_files_are_two_architectures_with_three_kinds_of_prompt():
+    names = [f"{n}_{k}" for n in ("plain", "refined") for k in ("embeddings", "pictures", "texts")]
+    assert [path.stem for path in COMMITTED] == names
+    for path in COMMITTED:
+        golden = Golden(path)
+        assert golden.about["dtype"] == "float64" and golden.about["float32_error"]
+        assert golden["decoder.film_mul"].dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_the_committed_files_are_what_both_backends_return(path, dtype):
+    golden = Golden(path)
+    folder = Path(__file__).parents[1] / "data" / golden.about["checkpoint"]
+    for backend in ("numpy", "numpy-reference"):
+        load = CLIPSegForImageSegmentation.from_pretrained
+        with trace() as activations:
+            load(folder, dtype=dtype, backend=backend)(**golden.inputs)
+        assert_matches(activations, golden)

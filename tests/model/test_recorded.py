@@ -1,0 +1,208 @@
+"""A model's pass from ids to logits, recorded on a stand-in for CuPy, and what the Segmenter makes of it. On a GPU: tests/gpu."""
+
+import gc
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+
+from clipseg_np import CLIPSegForImageSegmentation, Segmenter, trace
+from clipseg_np.backends import cublas
+from clipseg_np.backends.cupy_ops import CupyOps
+from clipseg_np.errors import InputError
+from clipseg_np.model import pretrained as pretrained_module
+from clipseg_np.model.recorded import MAX_GRAPHS, recorded
+
+from ..helpers.checkpoints import PLAIN, REFINED
+from ..helpers.cuda_on_cpu import smaller_blocks
+from ..helpers.recording_device import RecordingCublas, RecordingModule
+
+OF_ROUNDING = {"float16": 2e-2, "float32": 1e-5}  # of the largest logit
+
+
+@pytest.fixture(scope="module")
+def ops(tmp_path_factory):
+    """CupyOps on the stand-in, under the name of its backend."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, which compiles the kernels for the CPU")
+    here = pretrained_module.ops_for
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cublas, "load_library", lambda major: RecordingCublas([]))
+        smaller_blocks(patch)
+        ops = CupyOps(RecordingModule(tmp_path_factory.mktemp("kernels")))
+        patch.setattr(
+            pretrained_module, "ops_for", lambda n, *t: ops if n == "cupy" else here(n, *t)
+        )
+        yield ops
+
+
+def inputs(model, rng, prompts: int = 2, tokens: int = 5):
+    """One image of an odd size, and token ids that end at different places."""
+    config = model.config
+    pixels = rng.normal(size=(1, config.vision_config.num_channels, 24, 40))
+    ids = rng.integers(3, config.text_config.vocab_size - 1, (prompts, tokens))
+    ids[:, -1] = config.text_config.vocab_size - 1  # highest, for the old way of pooling
+    ids[0, 2:] = ids[0, -1]
+    return pixels, ids
+
+
+def of_largest(found, expected) -> float:
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.filterwarnings("ignore:a text without the end token")
+@pytest.mark.parametrize("dtype", OF_ROUNDING)
+@pytest.mark.parametrize("folder", [PLAIN, REFINED], ids=["plain", "refined"])
+def test_from_ids_to_logits(folder, dtype, ops):
+    load = CLIPSegForImageSegmentation.from_pretrained
+    model, exact = load(folder, backend="cupy", dtype=dtype), load(folder, dtype="float64")
+    rng = np.random.default_rng(0)
+    run = recorded(model, *inputs(model, rng))
+    for _ in range(2):
+        pixels, ids = inputs(model, rng)
+        found = ops.to_numpy(run(pixels, ids))
+        expected = exact(pixel_values=pixels, input_ids=ids).logits
+        assert found.dtype == dtype and of_largest(found, expected) <= OF_ROUNDING[dtype]
+
+
+def test_from_embeddings_to_logits(ops):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
+    exact = CLIPSegForImageSegmentation.from_pretrained(REFINED, dtype="float64")
+    rng = np.random.default_rng(0)
+    pixels, ids = inputs(model, rng)
+    embeddings = exact.get_conditional_embeddings(input_ids=ids)
+    run = recorded(model, pixels, np.zeros_like(embeddings))
+    expected = exact.decode(exact.encode_image(pixels), embeddings)
+    assert of_largest(ops.to_numpy(run(pixels, embeddings)), expected) <= OF_ROUNDING["float32"]
+
+
+def test_the_text_tower_runs_beside_the_vision_tower(ops):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
+    ops.xp.events.clear()
+    recorded(model, *inputs(model, np.random.default_rng(0)))
+    after = ops.xp.events[ops.xp.events.index("synchronized") + 1 :]
+    assert after == ["second waits for first", "first waits for second"]
+
+
+def test_a_recorded_pass_keeps_the_model_alive_and_no_longer_than_itself(ops):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
+    run, kept = recorded(model, *inputs(model, np.random.default_rng(0))), weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is not None
+    pool = ops.xp.pools[-1]
+    del run
+    assert pool.used == pool.free == 0
+    gc.collect()  # a model's layers refer to each other
+    assert kept() is None
+
+
+def test_a_table_that_the_graph_reads_outlasts_the_models_cache(ops):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
+    pixels, ids = inputs(model, np.random.default_rng(0))
+    embeddings = model.clip.vision_model.embeddings
+    table = weakref.ref(embeddings.positions(3, 5)._values)
+    run = recorded(model, pixels, ids)
+    for h in range(6, 20):
+        embeddings.positions(h, 1)
+    assert embeddings.positions(3, 5)._values is not table() is not None
+    del run
+    gc.collect()
+    assert table() is None
+
+
+@pytest.mark.parametrize("ids", [[[1, 2, -1]], [[1, 2, 10**6]]])
+def test_ids_are_checked_before_they_are_sent(ids, ops):
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
+    pixels = inputs(model, np.random.default_rng(0))[0]
+    run = recorded(model, pixels, np.array([[1, 2, model.config.text_config.vocab_size - 1]]))
+    for call in (run, lambda *given: recorded(model, *given)):
+        with pytest.raises(InputError, match="the vocabulary has ids 0 to"):
+            call(pixels, np.array(ids))
+
+
+def test_without_a_gpu_it_says_what_to_do():
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED)
+    with pytest.raises(InputError, match="only a model on a GPU.*backend='cupy'"):
+        recorded(model, *inputs(model, np.random.default_rng(0)))
+
+
+# The Segmenter
+
+
+@pytest.fixture
+def on_gpu(checkpoint, ops):
+    return Segmenter.from_pretrained(checkpoint, backend="cupy")
+
+
+@pytest.fixture
+def eager(checkpoint, ops):
+    return Segmenter.from_pretrained(checkpoint, backend="cupy", record=False)
+
+
+@pytest.mark.parametrize(
+    "prompts", [["red"], ["red", "blue"], "image", ["red", "image"]], ids=lambda p: str(p)
+)
+@pytest.mark.parametrize("scales", [(1,), (1, 2)])
+def test_recorded_and_eager_passes_give_the_same(prompts, scales, on_gpu, eager, picture):
+    given = [picture[::-1] if p == "image" else p for p in np.atleast_1d(prompts)]
+    expected = eager(picture, given, scales=scales).logits
+    found = on_gpu(picture, given, scales=scales).logits
+    assert of_largest(found.get(), expected.get()) <= 1e-6
+    assert eager.graphs is None and len(on_gpu.graphs) >= 1
+
+
+def test_each_combination_of_shapes_is_recorded_once_and_a_few_are_kept(on_gpu, picture):
+    on_gpu(picture, "red")
+    (run,) = on_gpu.graphs.kept.values()
+    on_gpu(picture[:20, :20], "ab")  # another image, another length
+    on_gpu.combine(picture, "red")
+    assert list(on_gpu.graphs.kept.values()) == [run]
+    pools = on_gpu.model.ops.xp.pools
+    before = len(pools)
+    for number in range(2, 2 * MAX_GRAPHS):
+        on_gpu(picture, ["red"] * number)
+        on_gpu(picture, [f"red {'abcdefg'[:i]}" for i in range(number)])
+        assert len(on_gpu.graphs) <= MAX_GRAPHS
+    del run
+    assert sum(pool.used > 0 for pool in pools[before:]) <= MAX_GRAPHS
+    on_gpu.graphs.kept.clear()
+    assert all(pool.used == pool.free == 0 for pool in pools[before:])
+
+
+def test_the_last_used_is_not_dropped(on_gpu, picture):
+    for number in (1, 2, 3, 4, 1, 5):
+        on_gpu(picture, [f"red {'abcdefg'[:i]}" for i in range(number)])
+    assert [key[1][0] for key in on_gpu.graphs.kept] == [3, 4, 1, 5]
+
+
+def test_prepared_prompts_are_embedded_once(on_gpu, eager, picture):
+    query = on_gpu.prepare(["red", "blue"])
+    found = [on_gpu.combine(image, query).logits for image in (picture, picture[::-1])]
+    expected = [eager.combine(x, ["red", "blue"]).logits for x in (picture, picture[::-1])]
+    assert all(of_largest(a.get(), b.get()) <= 1e-6 for a, b in zip(found, expected))
+    assert {key[2] for key in on_gpu.graphs.kept} == {"f"}
+
+
+def test_a_trace_sees_the_eager_pass(on_gpu, picture):
+    with trace() as activations:
+        on_gpu(picture, "red")
+    assert len(on_gpu.graphs) == 0
+    assert "decoder.layers.0.self_attn.q_proj" in activations
+
+
+def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(on_gpu, eager, picture, monkeypatch):
+    decode = on_gpu.model.decode
+    monkeypatch.setattr(on_gpu.model, "decode", lambda f, e: decode(f, e + float(e.sum() * 0)))
+    with pytest.warns(UserWarning, match="passes are not recorded: .*float") as warned:
+        found = [on_gpu(picture, "red").logits for _ in range(2)]
+    assert len(warned) == 1 and on_gpu.graphs is None
+    expected = eager(picture, "red").logits
+    assert all(of_largest(x.get(), expected.get()) <= 1e-6 for x in found)
+
+
+def test_a_gpus_array_is_an_image_too(on_gpu, picture):
+    there = on_gpu.model.ops.asarray(picture)
+    found, expected = (on_gpu(image, ["red", image]).probabilities for image in (there, picture))
+    assert np.array_equal(found, expected)

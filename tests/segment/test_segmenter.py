@@ -1,0 +1,198 @@
+"""Segmenter: prompts of every kind, the picture encoded once and no deeper than needed, results at its own size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np import (
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    InputError,
+    Segmenter,
+    ViTImageProcessor,
+    trace,
+)
+
+from ..helpers.checkpoints import checkpoint, stored_arrays
+
+
+def expected_probabilities(segmenter, picture, **prompt):
+    """One prompt through the model's own forward, at the picture's own size."""
+    from clipseg_np.image.image_processor import resize_bilinear
+
+    inputs = segmenter.processor(images=picture, return_tensors="np", **prompt)
+    logits = segmenter.model(**inputs).logits
+    return 1 / (1 + np.exp(-resize_bilinear(logits, picture.shape[:2]).astype(np.float64)))[0]
+
+
+def test_a_mix_of_prompts_keeps_its_order(segmenter, picture):
+    other = picture[::-1, ::-1].copy()
+    result = segmenter(picture, ["red", other, "a blue x"])
+    assert result.probabilities.shape == (3, 40, 60)
+    assert result.probabilities.dtype == np.float32
+    wanted = [
+        expected_probabilities(segmenter, picture, text="red"),
+        expected_probabilities(segmenter, picture, visual_prompt=other),
+        expected_probabilities(segmenter, picture, text="a blue x"),
+    ]
+    assert np.abs(wanted[0] - wanted[2]).max() > 1e-3
+    np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["red", ["red"]])
+def test_one_prompt_keeps_its_axis(segmenter, picture, prompt):
+    assert segmenter(picture, prompt).masks().shape == (1, 40, 60)
+
+
+def test_the_picture_is_encoded_once_and_no_deeper_than_the_last_extracted_layer(
+    segmenter, picture
+):
+    with trace() as activations:
+        segmenter(picture, ["red", "blue", "x"])
+    layers = [name for name in activations if name.startswith("clip.vision_model.encoder.layers.")]
+    assert len(activations.all["clip.vision_model.encoder.layers.2"]) == 1
+    assert activations["clip.vision_model.encoder.layers.2"].shape[0] == 1
+    assert not any(name.startswith("clip.vision_model.encoder.layers.3") for name in layers)
+
+
+def test_P30_masks_are_probabilities_above_the_threshold(segmenter, picture):
+    result = segmenter(picture, "red")
+    assert np.array_equal(result.masks(0.25), result.probabilities > 0.25)
+    assert result.masks(0).all() and not result.masks(1).any()
+    with pytest.raises(InputError, match="threshold is 1.5"):
+        result.masks(1.5)
+
+
+def test_P05_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, picture, tmp_path):
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    Image.fromarray(picture).save(path, exif=exif, quality=95)
+    result = segmenter(path, "red")
+    assert result.probabilities.shape == (1, 60, 40)
+    upright = np.rot90(np.asarray(Image.open(path)), -1)
+    np.testing.assert_allclose(
+        result.probabilities, segmenter(upright, "red").probabilities, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [([], "no prompt"), (["red", "  "], "prompt 2 is empty"), ([3], "expected a path")],
+)
+def test_unusable_prompts_are_refused(segmenter, picture, prompts, message):
+    with pytest.raises(InputError, match=message):
+        segmenter(picture, prompts)
+
+
+def test_too_long_a_prompt_is_cut_with_a_warning(segmenter, picture):
+    with pytest.warns(UserWarning, match="has 32 tokens; the model reads 16"):
+        long = segmenter(picture, "x" * 30)
+    cut = segmenter(picture, "x" * 14)
+    # The 14 letters that fit, but without the end-of-word mark of a whole word.
+    assert long.probabilities.shape == cut.probabilities.shape
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(segmenter, tokenizer, config):
+    small = segmenter.processor
+    text = config.text_config
+    from dataclasses import replace
+
+    narrow = replace(config, text_config=replace(text, vocab_size=text.vocab_size - 1))
+    with pytest.raises(InputError, match=f"{len(tokenizer)} tokens .* {text.vocab_size - 1}"):
+        Segmenter(CLIPSegForImageSegmentation(narrow), small)
+    ends = replace(config, text_config=replace(text, eos_token_id=1))
+    with pytest.raises(InputError, match="eos_token_id is 1"):
+        Segmenter(CLIPSegForImageSegmentation(ends), small)
+
+
+def test_non_square_input_size(segmenter, picture):
+    wide = CLIPSegProcessor(
+        ViTImageProcessor(size={"height": 24, "width": 40}), segmenter.processor.tokenizer
+    )
+    assert Segmenter(segmenter.model, wide)(picture, "red").probabilities.shape == (1, 40, 60)
+
+
+def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, picture):
+    again = Segmenter.from_pretrained(checkpoint)
+    assert np.array_equal(
+        again(picture, ["red", picture]).probabilities,
+        segmenter(picture, ["red", picture]).probabilities,
+    )
+    double = Segmenter.from_pretrained(checkpoint, dtype="float64")
+    assert double.model.dtype == np.float64
+    np.testing.assert_allclose(
+        double(picture, "red").probabilities, again(picture, "red").probabilities, atol=1e-4
+    )
+
+
+def with_weights(segmenter, folder, change) -> Segmenter:
+    """The same segmenter, its weights changed by `change` on their way through a file."""
+    segmenter.model.save_pretrained(folder / "sound")
+    arrays = stored_arrays(folder / "sound")
+    change(arrays)
+    changed = checkpoint(folder / "changed", arrays, like=folder / "sound")
+    model = CLIPSegForImageSegmentation.from_pretrained(changed)
+    return Segmenter(model, segmenter.processor)
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_nan_in_the_masks_is_a_warning_that_names_the_damaged_weight(
+    stored, segmenter, picture, tmp_path
+):
+    name = "decoder.film_mul.weight"
+
+    def damage(arrays):
+        arrays[name][3, 4] = np.nan
+        arrays[name] = arrays[name].astype(stored)
+
+    damaged = with_weights(segmenter, tmp_path, damage)
+    with pytest.warns(UserWarning, match=f"the masks hold NaN: the checkpoint's {name} holds NaN"):
+        damaged(picture, "red")
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_weights_that_no_mask_depends_on_are_no_reason_to_warn(
+    segmenter, picture, tmp_path
+):
+    def change(arrays):
+        arrays["clip.logit_scale"][...] = np.inf
+
+    with_weights(segmenter, tmp_path, change)(picture, "red")
+
+
+def mapped_kilobytes(file) -> int:
+    """How much of a file that is mapped into this process is in its memory now, by the system's own account."""
+    here, total = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:  # the head of a mapping, with its file's name
+            here = line.endswith(str(file))
+        elif here and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="memory is measured in Linux's own way"
+)
+def test_the_memory_of_mapped_weights_can_be_given_back(segmenter, tmp_path):
+    segmenter.model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    model = CLIPSegForImageSegmentation.from_pretrained(tmp_path)
+    assert mapped_kilobytes(file) <= 8  # loading reads no more than scalars and the like
+    expected = model.clip.text_model(np.array([[1, 2, 191]])).pooler_output
+    read = mapped_kilobytes(file)
+    assert read > 8
+    model.decoder.film_mul.weight.sum()
+    model.clip.text_model.give_back_memory()
+    assert 0 < mapped_kilobytes(file) < read
+    again = model.clip.text_model(np.array([[1, 2, 191]])).pooler_output
+    assert np.array_equal(again, expected)
+    model.give_back_memory()
+    assert mapped_kilobytes(file) == 0
+    Segmenter(model, segmenter.processor).embed(["red"])
+    text_alone = mapped_kilobytes(file)
+    model.clip.text_model(np.array([[1, 2, 191]]))
+    assert text_alone < mapped_kilobytes(file)  # Segmenter had given it back

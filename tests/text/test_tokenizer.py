@@ -1,0 +1,305 @@
+"""The tokenizer: published ids, each known pitfall, the call's forms, the steps shown."""
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipseg_np.errors import InputError
+from clipseg_np.text import bpe as byte_pairs
+from clipseg_np.text import normalize as unicode_text
+from clipseg_np.text import tokenizer
+from clipseg_np.text.bpe import BYTE_SYMBOLS
+from clipseg_np.text.tokenizer import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = [("t", "h"), ("th", "e</w>"), ("a", "t</w>"), ("c", "at</w>")]
+CLIP_MERGES = Path(__file__).parents[3] / "shared" / "clip-bpe" / "merges.txt"
+
+
+def whole_vocabulary(merges):
+    symbols = [BYTE_SYMBOLS[byte] for byte in sorted(BYTE_SYMBOLS, key=lambda b: BYTE_SYMBOLS[b])]
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), START, END]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return CLIPTokenizer(whole_vocabulary(MERGES), MERGES)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    if not CLIP_MERGES.is_file():
+        pytest.skip("CLIP's merge table, ../shared/clip-bpe/merges.txt, is not here")
+    lines = CLIP_MERGES.read_text(encoding="utf-8").split("\n")[1:]
+    merges = [tuple(line.split(" ")) for line in lines if line]
+    return CLIPTokenizer(whole_vocabulary(merges), merges)
+
+
+PUBLISHED = {
+    "": "",
+    "hello": "3306",
+    "a photo of a cat": "320 1125 539 320 2368",
+    "a photo of a dog": "320 1125 539 320 1929",
+    "Hello, World!": "3306 267 1002 256",
+    "123": "272 273 274",
+    "version 2.0": "3273 273 269 271",
+    "don't won't can't": "847 713 1749 713 753 713",
+    "it's a test": "585 568 320 1628",
+    "You should've done this": "592 1535 1200 1700 589",
+    "test@email.com": "1628 287 4462 269 2464",
+    "café résumé naïve": "15304 29106 7054 4166 1097 35689 563",
+    "日本語": "39121 44353 34002 508",
+    "你好世界": "47466 254 29290 121 19759 244 163 243 490",
+    "emoji 🎨": "16327 13461",
+    "😀 😃 😄": "7334 8520 7624",
+    "a2b3 c4d 12345": "320 273 321 274 322 275 323 272 273 274 275 276",
+    "Special characters: !@#$%^&*()": "1689 6564 281 0 31 2 3 4 61 5 9 8475",
+    'Café au lait — 1990\'s "quotes"': "15304 2566 572 585 2005 272 280 280 271 568 257 5808 257",
+    "a glass": "320 3313",
+    "something to fill": "2006 531 6277",
+    "wood": "1704",
+    "a jar": "320 10837",
+    "a cat": "320 2368",
+    "a remote": "320 9687",
+    "a blanket": "320 12878",
+}
+
+
+@pytest.mark.parametrize("text", PUBLISHED)
+def test_published_ids(clip, text):
+    assert clip.encode(text) == [49406, *map(int, PUBLISHED[text].split()), 49407]
+
+
+def test_the_size_of_clips_vocabulary(clip):
+    assert (clip.vocab_size, len(clip), clip.eos_token_id, clip.pad_token_id) == (
+        49408,
+        49408,
+        49407,
+        49407,
+    )
+
+
+def test_P21_accents_stay_and_contractions_are_split(clip):
+    """Not as the slow tokenizer without ftfy has it: 15077 for "résumé", 262 563 for "'ve"."""
+    assert 15077 not in clip.encode("résumé")
+    assert clip.encode("should've")[1:-1] == [1535, 1200]
+
+
+def test_lower_newer():
+    """The toy vocabulary of transformers' own test."""
+    tokens = [*"lowerstidn", "lo", "l</w>", "w</w>", "r</w>", "t</w>", "low</w>", "er</w>"]
+    tokens += ["lowest</w>", "newer</w>", "wider", "<unk>", START, END]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    merges = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>")]
+    toy = CLIPTokenizer(vocab, merges, unk_token="<unk>")
+    assert toy.tokenize("lower newer") == ["lo", "w", "er</w>", "n", "e", "w", "er</w>"]
+    found = toy.convert_tokens_to_ids([*toy.tokenize("lower newer"), "<unk>"])
+    assert found == [10, 2, 16, 9, 3, 2, 16, 20]
+    assert toy.tokenize("lö") == ["l", "<unk>", "<unk>"]
+
+
+def test_pairs_are_joined_one_at_a_time():
+    ranks = {("ab", "a"): 0, ("a", "b"): 1}
+    assert byte_pairs.join_pairs(list("abab"), ranks)[0] == ["aba", "b"]
+
+
+def test_a_long_piece_is_not_slow(toy):
+    assert toy.tokenize("th" * 50_000) == ["th"] * 49_999 + ["t", "h</w>"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("a\u0303", "\u00e3"),  # decomposed and composed
+        ("THE", "the"),
+        ("a \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u2029\u202f\u3000 b", "a b"),
+        ("  the  ", "the"),
+        ("ΟΔΟΣ", "οδοσ"),  # no final sigma
+        ("\u1e9e", "ß"),
+        ("\u2c2f\u1c89\ua7cb\U00010d50", "\u2c5f\u1c8a\u0264\U00010d70"),  # newer than Python 3.10
+    ],
+)
+def test_P21_alike(toy, one, other):
+    assert toy.encode(one) == toy.encode(other)
+
+
+@pytest.mark.parametrize(
+    "joint", ["\x00", "\x1c", "\x1f", "\u180e", "\u200b", "\u200e", "\u2060", "\ufeff"]
+)
+def test_these_are_no_whitespace(toy, joint):
+    assert toy.tokenize(f"a{joint}b")[1:-1] == toy.tokenize(joint) != []
+
+
+def test_contractions():
+    found = unicode_text.pieces("he's don't we're they've i'm she'll you'd x'y")
+    assert found[1::2] == ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'"]
+
+
+def test_P21_ligatures_stay():
+    assert unicode_text.normalise("ﬁĳ２") == "ﬁĳ２"
+
+
+def test_lower_case_is_not_composed_again():
+    assert unicode_text.normalise("İ") == "i\u0307"
+    assert unicode_text.pieces("i\u0307x") == ["i", "\u0307", "x"]
+
+
+def test_tables_of_the_reference():
+    """Marks newer than Unicode 9 are not reordered; letters newer than 16 are no letters."""
+    assert unicode_text.normalise("e\u08d0\u0301\u0323") == "e\u08d0\u0323\u0301"
+    assert unicode_text.normalise("\U00011935\U00011930") == "\U00011935\U00011930"
+    assert unicode_text.pieces("a\ua7db\ua7cfb\ua7e2!") == ["a\ua7db", "\ua7cf", "b", "\ua7e2!"]
+    assert unicode_text.pieces("Ⅷ²١x") == ["Ⅷ", "²", "١", "x"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a<|endoftext|>b", ["a</w>", END, "b</w>"]),
+        (" a <|endoftext|> <|startoftext|>", ["a</w>", END, START]),
+        ("<|endoftext|><|endoftext|>", [END, END]),
+        ("<|endoftext", ["<", "|</w>", *"endoftex", "t</w>"]),
+        ("<|ENDOFTEXT|>!", ["<", "|</w>", *"endoftex", "t</w>", "|", "></w>", "!</w>"]),
+        ("!<|ENDOFTEXT|>!", ["!", "<", "|</w>", *"endoftex", "t</w>", "|", ">", "!</w>"]),
+    ],
+)
+def test_P25_special_tokens_inside_a_text(toy, text, expected):
+    assert toy.tokenize(text) == expected
+
+
+def test_the_longest_special_token_wins():
+    tokenizer = CLIPTokenizer(whole_vocabulary(MERGES), MERGES, bos_token="th", eos_token="the</w>")
+    assert tokenizer.tokenize("athe</w>th") == ["a</w>", "the</w>", "th"]
+
+
+def test_remembered_pieces_are_bounded(toy, monkeypatch):
+    monkeypatch.setattr(tokenizer, "CACHED_PIECES", 3)
+    monkeypatch.setattr(toy, "_cache", {})
+    for number in range(20):
+        toy.encode(f"{number} {'a' * number}")
+        assert len(toy._cache) <= 3
+    assert toy.tokenize("the cat") == toy.tokenize("the cat") == ["the</w>", "cat</w>"]
+
+
+def test_padding(toy):
+    s, e, the, cat = (toy.convert_tokens_to_ids(t) for t in (START, END, "the</w>", "cat</w>"))
+    features = toy(["the", "the cat"], padding=True)
+    assert features["input_ids"] == [[s, the, e, e], [s, the, cat, e]]
+    assert features.attention_mask == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    arrays = toy(["the", "the cat"], padding="max_length", return_tensors="np")
+    assert arrays.input_ids.shape == arrays.attention_mask.shape == (2, 77)
+    assert arrays.input_ids.dtype == arrays.attention_mask.dtype == np.int64
+    assert arrays.attention_mask.sum(1).tolist() == [3, 4]
+    assert toy("the cat", return_tensors="np").input_ids.tolist() == [[s, the, cat, e]]
+    assert toy(("the",)) == {"input_ids": [[s, the, e]], "attention_mask": [[1, 1, 1]]}
+    assert list(toy("the", return_attention_mask=False)) == ["input_ids"]
+    assert toy("the", add_special_tokens=False)["input_ids"] == [the]
+
+
+def test_padding_with_another_token():
+    padded = CLIPTokenizer(whole_vocabulary(MERGES), MERGES, pad_token="!")(
+        ["a", "the cat"], padding=True
+    )
+    assert padded.input_ids[0][-1] == 0 != padded.input_ids[1][-1]
+
+
+def test_P24_truncation_keeps_the_end_token(toy):
+    ids = toy("the " * 100, truncation=True)["input_ids"]
+    assert len(ids) == 77 and ids[0] == toy.bos_token_id and ids[-1] == toy.eos_token_id
+    assert toy("the the the", max_length=4)["input_ids"] == ids[:3] + ids[-1:]
+    assert toy("the the the", max_length=2, truncation=True)["input_ids"] == [ids[0], ids[-1]]
+    assert (
+        toy("the the", max_length=1, truncation=True, add_special_tokens=False)["input_ids"]
+        == ids[1:2]
+    )
+    cut = toy(
+        ["the the the", "a"],
+        padding="max_length",
+        truncation=True,
+        max_length=4,
+        return_tensors="np",
+    )
+    assert cut.input_ids.shape == (2, 4)
+
+
+def test_warnings(toy):
+    with pytest.warns(UserWarning, match="102 tokens, more than the 77"):
+        assert len(toy("the " * 100)["input_ids"]) == 102
+    with pytest.warns(UserWarning, match="colour, offsets"):
+        toy("the", offsets=True, colour=1)
+    with pytest.warns(UserWarning, match="max_length has no effect"):
+        toy("the the the", padding=True, max_length=3)
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        (["a", "a b"], {"return_tensors": "np"}, "padding=True"),
+        ("a", {"return_tensors": "pt"}, "expected one of None, 'np'"),
+        ("a", {"padding": "bogus"}, "'longest'"),
+        ("a", {"truncation": "only_second"}, "'longest_first'"),
+        ("a", {"truncation": True, "max_length": 1}, "at least 2"),
+        ("a", {"max_length": 2.5}, "whole number"),
+        ([], {}, "empty"),
+        (None, {}, "NoneType"),
+        (b"a", {}, "bytes"),
+        (["a", 3], {}, "Text 1"),
+        (["a", "b\ud800"], {}, r"surrogate pair, '\\ud800', at character 1"),
+    ],
+)
+def test_unusable_calls(toy, text, options, message):
+    with pytest.raises(InputError, match=message):
+        toy(text, **options)
+
+
+def test_decode(toy):
+    ids = toy.encode("The  cat, naïve 日本")
+    assert toy.decode(ids) == "<|startoftext|>the cat , naïve 日本 <|endoftext|>"
+    assert toy.decode(ids, skip_special_tokens=True) == "the cat , naïve 日本"
+    assert toy.decode(np.array(ids[1:2])) == toy.decode(ids[1]) == "the"
+    assert (
+        toy.batch_decode([ids[1:2], ids[2:3]])
+        == toy.decode(np.array([ids[1:2], ids[2:3]]))
+        == ["the", "cat"]
+    )
+    assert toy.batch_decode(ids[1:2]) == ["the"]
+    assert toy.decode([]) == ""
+    assert toy.decode(toy("the")) == toy.decode(toy("the")["input_ids"])
+    broken = [toy.get_vocab()[BYTE_SYMBOLS[byte]] for byte in (0xE6, 0x97, 0x61, 0xFF, 0xC0)]
+    assert toy.decode(broken) == "\ufffda\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("number", [-1, 518, 1.5, "a"])
+def test_an_id_outside_the_vocabulary(toy, number):
+    assert len(toy) == 518
+    with pytest.raises(InputError, match="0 to 517"):
+        toy.decode([0, number])
+    with pytest.raises(InputError, match="0 to 517"):
+        toy.convert_ids_to_tokens([number])
+
+
+def test_looking_up(toy):
+    assert toy.convert_tokens_to_ids("the</w>") == toy.get_vocab()["the</w>"] == 513
+    assert toy.convert_tokens_to_ids(["unheard of"]) == [toy.unk_token_id] == [517]
+    assert toy.convert_ids_to_tokens(513) == "the</w>"
+    assert toy.convert_ids_to_tokens([513, 517], skip_special_tokens=True) == ["the</w>"]
+    assert toy.all_special_ids == [516, 517]
+
+
+def test_explain(toy):
+    shown = toy.explain("The<|endoftext|>CAT")
+    assert shown.normalised == "the<|endoftext|>cat"
+    assert [part.piece for part in shown.pieces] == ["the", END, "cat"]
+    assert shown.pieces[2].symbols == ["c", "a", "t</w>"]
+    assert shown.pieces[2].merges == [("a", "t</w>"), ("c", "at</w>")]
+    assert shown.ids == toy.encode("The<|endoftext|>CAT") == [516, 513, 517, 515, 517]
+    assert "  merge     c + at</w>\n  tokens    cat</w>" in str(shown)
+
+
+@pytest.mark.parametrize("module", [byte_pairs, unicode_text, tokenizer])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
