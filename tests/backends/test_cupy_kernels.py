@@ -12,12 +12,12 @@ from clipseg_np.backends.cupy_layers import WHOLE_LAYERS
 from clipseg_np.backends.cupy_ops import TOLERANCES, CupyOps
 from clipseg_np.errors import InputError
 from clipseg_np.model import pretrained
-from clipseg_np.nn.layers import Attention
+from clipseg_np.nn.layers import Attention, DecoderLayer, EncoderLayer
 from clipseg_np.nn.ops import Ops
 
 from ..helpers.checkpoints import PLAIN, REFINED
 from ..helpers.cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks
-from .test_numpy_layers import CASES, built
+from .test_numpy_layers import CASES, PADDED, built
 from .test_numpy_ops import arguments
 
 OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
@@ -135,14 +135,19 @@ def test_a_convolution(dtype, on_cpu):
     check(on_cpu, "conv2d", dtype)
 
 
-def test_there_is_a_case_for_every_whole_layer():
-    assert set(WHOLE_LAYERS) <= set(CASES)
+LAYERS = {  # the shape of x, the layer's sizes, and what else it is given
+    **{layer: [case for case in CASES[layer] if np.prod(case[0]) < 500] for layer in CASES},
+    EncoderLayer: [
+        ((2, 7, 12), (12, 3, 20, "quick_gelu", 1e-5), *more) for more in ((), (PADDED,))
+    ],
+    DecoderLayer: [((2, 7, 12), (12, 3, 20, "relu", 1e-5)), ((1, 5, 8), (8, 2, 30, "relu", 1e-5))],
+}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("layer", WHOLE_LAYERS)
 def test_a_whole_layer_is_its_formula(layer, dtype, on_cpu):
-    for shape, sizes, *more in [c for c in CASES[layer] if np.prod(c[0]) < 500]:
+    for shape, sizes, *more in LAYERS[layer]:
         scale = shape[-1] ** -0.5
         fast = built(layer, on_cpu, dtype, *sizes, scale=scale)
         exact = built(layer, Ops(), "float64", *sizes, scale=scale)
