@@ -8,12 +8,13 @@ recording put them; what each call is given is copied there.
 """
 
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..backends.cuda_graph import CudaGraph
+from ..backends.cuda_graph import CannotRecord, CudaGraph
 from ..nn.ops import Array
 from .clipseg import CLIPSegForImageSegmentation
 from .input_checks import checked_pixels, checked_texts
@@ -89,6 +90,16 @@ class RecordedPasses:
             while len(self.kept) >= MAX_GRAPHS:  # before another takes memory
                 del self.kept[next(iter(self.kept))]
             if run is None:
-                run = recorded(self.model, pixel_values, prompts)
+                run = self._recorded(pixel_values, prompts)
             self.kept[key] = run
             return run(pixel_values, prompts)
+
+    def _recorded(self, *inputs: Array) -> RecordedPass:
+        """Where the GPU's memory is short, without the others. Raises CannotRecord where that is not enough."""
+        with suppress(MemoryError):
+            return recorded(self.model, *inputs)
+        self.kept.clear()
+        try:
+            return recorded(self.model, *inputs)
+        except MemoryError as error:
+            raise CannotRecord(f"the GPU's memory is too small for that: {error}") from error

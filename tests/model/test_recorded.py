@@ -3,6 +3,7 @@
 import gc
 import shutil
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from clipseg_np.backends import cublas
 from clipseg_np.backends.cupy_ops import CupyOps
 from clipseg_np.errors import InputError
 from clipseg_np.model import pretrained as pretrained_module
+from clipseg_np.model import recorded as recorded_module
 from clipseg_np.model.recorded import MAX_GRAPHS, recorded
 
 from ..helpers.checkpoints import PLAIN, REFINED
@@ -200,6 +202,23 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(on_gpu, eager, pi
     assert len(warned) == 1 and on_gpu.graphs is None
     expected = eager(picture, "red").logits
     assert all(of_largest(x.get(), expected.get()) <= 1e-6 for x in found)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_where_memory_is_short_fewer_are_kept_or_none(failures, on_gpu, eager, picture, monkeypatch):
+    on_gpu(picture, "red")
+    left = [MemoryError("out of memory")] * failures
+
+    def recorded_or_not(*inputs):
+        if left:
+            raise left.pop()
+        return recorded(*inputs)
+
+    monkeypatch.setattr(recorded_module, "recorded", recorded_or_not)
+    with pytest.warns(UserWarning, match="memory is too small") if failures == 2 else nullcontext():
+        found = on_gpu(picture, ["red", "a"]).logits
+    assert of_largest(found.get(), eager(picture, ["red", "a"]).logits.get()) <= 1e-6
+    assert on_gpu.graphs is None if failures == 2 else len(on_gpu.graphs) == 1
 
 
 def test_a_gpus_array_is_an_image_too(on_gpu, picture):
