@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import clipseg_np
+
 HEAVY = [
     "torch",
     "transformers",
@@ -13,6 +15,8 @@ HEAVY = [
     "huggingface_hub",
     "tqdm",
     "safetensors.torch",
+    "concurrent.futures",  # with the next, 20 ms and 8 MB that only a batch and a drawing need
+    "PIL.ImageFont",
 ]
 
 FIND = """
@@ -38,6 +42,16 @@ def test_nothing_heavy_is_imported():
 def test_none_of_them_needs_to_be_there(name):
     """`None` in sys.modules makes an import of that name fail."""
     assert imported(f"sys.modules[{name!r}] = None") == [name]
+
+
+def test_what_a_batch_needs_is_loaded_when_it_is_asked_for():
+    from clipseg_np import Job, run_batch
+    from clipseg_np.segment import batch
+
+    assert (Job, run_batch) == (batch.Job, batch.run_batch)
+    assert {"Job", "run_batch"} <= set(clipseg_np.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        clipseg_np.nothing  # noqa: B018
 
 
 def test_the_test_sees_an_import():

@@ -16,7 +16,7 @@ import pytest
 import clipseg_np
 import clipseg_np.convert
 import clipseg_np.masks
-from clipseg_np import Segmenter, golden, trace
+from clipseg_np import Job, Segmenter, golden, run_batch, trace  # noqa: F401  (README's rows use them)
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 HEAD = "| you want | on the command line | in Python |\n|---|---|---|\n"
