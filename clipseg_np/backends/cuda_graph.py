@@ -5,7 +5,7 @@ CUDA graph asks for all of them at once. What a pass records is in model/recorde
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,34 @@ from ..nn.ops import Array, Ops, in_main_memory
 
 class CannotRecord(InputError):
     """The function does what CUDA cannot record, or is not on a GPU."""
+
+
+class GraphMemory:
+    """Memory of a graph's own: what is recorded writes to the same places each time.
+
+    A run after `repeat` is given the addresses of the run before, in the same order, so that it allocates
+    nothing: both run the same program, and what shared an address in the one may share it in the other.
+    """
+
+    def __init__(self, cuda: Any):
+        self.cuda, self.pool = cuda, cuda.MemoryPool()
+        self.given: list[tuple[int, int]] = []  # sizes and addresses
+        self.repeated: Iterator[tuple[int, int]] | None = None
+
+    def repeat(self) -> None:
+        self.repeated = iter(self.given)
+
+    def malloc(self, size: int) -> Any:
+        if self.repeated is None:
+            pointer = self.pool.malloc(size)
+            self.given.append((size, pointer.ptr))
+            return pointer
+        before, address = next(self.repeated, (None, 0))
+        if size != before:
+            raise RuntimeError(f"it allocates {size} bytes where it allocated {before} before")
+        device = self.cuda.runtime.getDevice()
+        memory = self.cuda.UnownedMemory(address, size, self.pool, device)
+        return self.cuda.MemoryPointer(memory, 0)
 
 
 class CudaGraph:
@@ -29,14 +57,15 @@ class CudaGraph:
             raise CannotRecord("only a model on a GPU can be recorded: load it with backend='cupy'")
         cuda = ops.xp.cuda
         self.ops, self.function = ops, function
-        # Memory of its own: what is recorded writes to the same places each time.
-        self.memory = cuda.MemoryPool()
+        self.memory = GraphMemory(cuda)
         self.stream = ops.streams[0]
         self.stream.wait_event(cuda.get_current_stream().record())
         with cuda.using_allocator(self.memory.malloc), self.stream:
             self.inputs = [ops.xp.array(example) for example in examples]
-            for _ in range(2):  # compiles, and allocates what the recorded run takes again
-                function(*self.inputs)
+            function(*self.inputs)  # compiles, and makes what the backend keeps
+            self.memory.given.clear()
+            function(*self.inputs)
+            self.memory.repeat()
             self.stream.synchronize()
             self.stream.begin_capture()
             try:
@@ -70,4 +99,4 @@ class CudaGraph:
         """CuPy keeps the blocks of a pool that is gone."""
         if hasattr(self, "memory") and not sys.is_finalizing():
             self.graph = self.inputs = self.output = None
-            self.memory.free_all_blocks()
+            self.memory.pool.free_all_blocks()

@@ -2,11 +2,12 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from clipseg_np.backends.cuda_graph import CannotRecord, CudaGraph
+from clipseg_np.backends.cuda_graph import CannotRecord, CudaGraph, GraphMemory
 from clipseg_np.errors import InputError
 from clipseg_np.nn.ops import Ops
 
@@ -127,3 +128,45 @@ def test_a_dropped_graph_gives_its_memory_back(ops):
     del graph
     assert pool.used == pool.free == 0
     assert ops.to_numpy(result).tolist() == [2, 2, 2]
+
+
+class Cuda:
+    """What GraphMemory asks of CuPy, with addresses that count on."""
+
+    def __init__(self):
+        self.asked = []
+        self.runtime = SimpleNamespace(getDevice=lambda: 0)
+
+    def MemoryPool(self):
+        return self
+
+    def malloc(self, size):
+        self.asked.append(size)
+        return SimpleNamespace(ptr=1000 * len(self.asked))
+
+    def UnownedMemory(self, address, size, owner, device):
+        assert owner is self and device == 0
+        return SimpleNamespace(ptr=address)
+
+    def MemoryPointer(self, memory, offset):
+        return SimpleNamespace(ptr=memory.ptr + offset)
+
+
+def test_a_repeated_run_is_given_the_same_addresses_and_allocates_nothing():
+    cuda = Cuda()
+    memory = GraphMemory(cuda)
+    first = [memory.malloc(size).ptr for size in (8, 16, 8)]
+    memory.repeat()
+    assert [memory.malloc(size).ptr for size in (8, 16, 8)] == first
+    assert cuda.asked == [8, 16, 8]
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 16, 8, 4)])
+def test_a_run_that_allocates_otherwise_is_not_recorded(sizes):
+    memory = GraphMemory(Cuda())
+    for size in (8, 16, 8):
+        memory.malloc(size)
+    memory.repeat()
+    with pytest.raises(RuntimeError, match="allocates . bytes where it allocated (16|None) before"):
+        for size in sizes:
+            memory.malloc(size)

@@ -149,7 +149,8 @@ class RecordingModule(DeviceModule):
 
 @contextmanager
 def using_allocator(malloc: Any):
-    device_array.count_into(malloc.__self__.take)
+    owner = malloc.__self__
+    device_array.count_into(getattr(owner, "pool", owner).take)
     try:
         yield
     finally:
