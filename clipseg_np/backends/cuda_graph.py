@@ -20,24 +20,24 @@ class CannotRecord(InputError):
 class GraphMemory:
     """Memory of a graph's own: what is recorded writes to the same places each time.
 
-    A run after `repeat` is given the addresses of the run before, in the same order, so that it allocates
+    A run after `replay` is given the addresses of the run before, in the same order, so that it allocates
     nothing: both run the same program, and what shared an address in the one may share it in the other.
     """
 
     def __init__(self, cuda: Any):
         self.cuda, self.pool = cuda, cuda.MemoryPool()
         self.given: list[tuple[int, int]] = []  # sizes and addresses
-        self.repeated: Iterator[tuple[int, int]] | None = None
+        self.replayed: Iterator[tuple[int, int]] | None = None
 
-    def repeat(self) -> None:
-        self.repeated = iter(self.given)
+    def replay(self) -> None:
+        self.replayed = iter(self.given)
 
     def malloc(self, size: int) -> Any:
-        if self.repeated is None:
+        if self.replayed is None:
             pointer = self.pool.malloc(size)
             self.given.append((size, pointer.ptr))
             return pointer
-        before, address = next(self.repeated, (None, 0))
+        before, address = next(self.replayed, (None, 0))
         if size != before:
             raise RuntimeError(f"it allocates {size} bytes where it allocated {before} before")
         device = self.cuda.runtime.getDevice()
@@ -65,7 +65,7 @@ class CudaGraph:
             function(*self.inputs)  # compiles, and makes what the backend keeps
             self.memory.given.clear()
             function(*self.inputs)
-            self.memory.repeat()
+            self.memory.replay()
             self.stream.synchronize()
             self.stream.begin_capture()
             try:

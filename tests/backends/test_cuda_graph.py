@@ -156,7 +156,7 @@ def test_a_repeated_run_is_given_the_same_addresses_and_allocates_nothing():
     cuda = Cuda()
     memory = GraphMemory(cuda)
     first = [memory.malloc(size).ptr for size in (8, 16, 8)]
-    memory.repeat()
+    memory.replay()
     assert [memory.malloc(size).ptr for size in (8, 16, 8)] == first
     assert cuda.asked == [8, 16, 8]
 
@@ -166,7 +166,7 @@ def test_a_run_that_allocates_otherwise_is_not_recorded(sizes):
     memory = GraphMemory(Cuda())
     for size in (8, 16, 8):
         memory.malloc(size)
-    memory.repeat()
+    memory.replay()
     with pytest.raises(RuntimeError, match="allocates . bytes where it allocated (16|None) before"):
         for size in sizes:
             memory.malloc(size)
