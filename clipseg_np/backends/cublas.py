@@ -47,6 +47,7 @@ class Cublas:
         sums = SUMS_TF32 if self.tf32 and name == "float32" else SUMS[name]
         # cuBLAS counts columns first: what lies row after row is the transpose to it, and so is the product, bᵀ aᵀ.
         (how_b, step_b), (how_a, step_a) = _layout(b), _layout(a)
+        handle = self._handle()  # held until cuBLAS has answered
         of_b = (address(b), TYPES[name], step_b, b.strides[0] // size)
         of_a = (address(a), TYPES[name], step_a, a.strides[0] // size)
         step_out = max(out.strides[1] // size, columns)
@@ -55,18 +56,19 @@ class Cublas:
         sizes = (how_b, how_a, columns, rows, a.shape[2])
         check(
             self.library.cublasGemmStridedBatchedEx(
-                self._handle(), *sizes, alpha, *of_b, *of_a, none, *of_out, n, sums, USUAL_WAY
+                handle.value, *sizes, alpha, *of_b, *of_a, none, *of_out, n, sums, USUAL_WAY
             )
         )
 
-    def _handle(self) -> c_void_p:
+    def _handle(self) -> "Handle":
         """Of the current device and stream."""
         cuda = self.cupy.cuda
         device, stream = cuda.runtime.getDevice(), cuda.get_current_stream()
         of_stream = self.handles.setdefault(stream, {})
-        if device not in of_stream:
-            of_stream[device] = Handle(self.library, self.cupy, stream.ptr)
-        return of_stream[device].value
+        handle = of_stream.get(device)
+        if handle is None:  # two threads may make one: the first stays
+            handle = of_stream.setdefault(device, Handle(self.library, self.cupy, stream.ptr))
+        return handle
 
 
 class Handle:

@@ -34,7 +34,10 @@ class GraphMemory:
 
     def malloc(self, size: int) -> Any:
         if self.replayed is None:
+            held = self.pool.total_bytes()
             pointer = self.pool.malloc(size)
+            if self.pool.total_bytes() < held:  # it gave blocks back, and their addresses with them
+                raise MemoryError("too little memory is left on the GPU to record in")
             self.given.append((size, pointer.ptr))
             return pointer
         before, address = next(self.replayed, (None, 0))
@@ -48,32 +51,38 @@ class GraphMemory:
 class CudaGraph:
     """A function of device arrays that neither waits for the GPU nor brings arrays there, recorded.
 
-    It keeps what memory it needs, and the function with all that this refers to. Not for several threads or streams at
-    once. Raises CannotRecord where it cannot be recorded.
+    It keeps what memory it needs, and the function with all that this refers to. Several threads, on streams of their own,
+    may call it. Raises CannotRecord where it cannot be recorded.
     """
 
     def __init__(self, ops: Ops, function: Callable[..., Array], *examples: Array):
         if not hasattr(ops, "streams"):
             raise CannotRecord("only a model on a GPU can be recorded: load it with backend='cupy'")
-        cuda = ops.xp.cuda
         self.ops, self.function = ops, function
-        self.memory = GraphMemory(cuda)
+        self.memory = GraphMemory(ops.xp.cuda)
         self.stream = ops.streams[0]
+        with ops.lock:
+            self._record(*examples)
+
+    def _record(self, *examples: Array) -> None:
+        cuda = self.ops.xp.cuda
         self.stream.wait_event(cuda.get_current_stream().record())
         with cuda.using_allocator(self.memory.malloc), self.stream:
-            self.inputs = [ops.xp.array(example) for example in examples]
-            function(*self.inputs)  # compiles, and makes what the backend keeps
+            self.inputs = [self.ops.xp.array(example) for example in examples]
+            self.function(*self.inputs)  # compiles, and makes what the backend keeps
             self.memory.given.clear()
-            function(*self.inputs)
+            self.function(*self.inputs)
             self.memory.replay()
             self.stream.synchronize()
             self.stream.begin_capture()
             try:
-                self.output = function(*self.inputs)
+                self.output = self.function(*self.inputs)
                 self.graph = self.stream.end_capture()
-            except Exception as error:
+            except BaseException as error:
                 with suppress(Exception):  # which CUDA raises once more for an invalid recording
                     self.stream.end_capture()
+                if not isinstance(error, Exception):  # an interrupt
+                    raise
                 raise CannotRecord(
                     f"this pass cannot be recorded as a CUDA graph: {error}"
                 ) from error
@@ -85,15 +94,21 @@ class CudaGraph:
         if shapes != expected:
             raise InputError(f"recorded for arrays of shapes {expected}; got {shapes}: record anew")
         caller = self.ops.xp.cuda.get_current_stream()
-        for own, given in zip(self.inputs, arrays):
-            if isinstance(given, type(own)):
-                own[...] = given
-            else:
-                own.set(in_main_memory(given).astype(own.dtype, order="C", copy=False))
-        self.stream.wait_event(caller.record())
-        self.graph.launch(self.stream)
-        caller.wait_event(self.stream.record())
-        return self.output.copy()
+        with self.ops.lock:
+            caller.wait_event(
+                self.stream.record()
+            )  # another caller's launch may still read its inputs
+            for own, given in zip(self.inputs, arrays):
+                if isinstance(given, type(own)):
+                    own[...] = given
+                else:
+                    own.set(in_main_memory(given).astype(own.dtype, order="C", copy=False))
+            self.stream.wait_event(caller.record())
+            self.graph.launch(self.stream)
+            caller.wait_event(self.stream.record())
+            result = self.output.copy()
+            self.stream.wait_event(caller.record())  # and another caller's launch write its output
+        return result
 
     def __del__(self):
         """CuPy keeps the blocks of a pool that is gone."""

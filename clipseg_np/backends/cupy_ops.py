@@ -11,6 +11,7 @@ Before its first use on a GPU each override is compared with the method that it 
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
+from threading import RLock
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +24,8 @@ from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, express
 from .cupy_layers import WHOLE_LAYERS
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
-CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "softmax", "attention", "flash_attention")
+CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "sum_and_norm", "softmax")
+CHECKED += ("attention", "flash_attention")
 READABLE = Ops()
 
 
@@ -37,6 +39,7 @@ class CupyOps(Ops):
         has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
         self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
         self.activations = {*ACTIVATIONS}
+        self.lock = RLock()  # of the streams below
         self.whole_layers = WHOLE_LAYERS
         self.packed: WeakKeyDictionary = WeakKeyDictionary()
         for name in CHECKED:
@@ -46,14 +49,14 @@ class CupyOps(Ops):
                 self._leave_out(name)
 
     def _leave_out(self, name: str) -> None:
+        if name in ("linear", "layer_norm", "sum_and_norm"):
+            self.whole_layers = {}  # which are made of these
         if name == "flash_attention":
             self.head_sizes = ()
         elif name in self.activations:
             self.activations.remove(name)
-        else:
+        elif name != "sum_and_norm":
             setattr(self, name, getattr(Ops(self.xp), name))
-            if name == "linear":
-                self.whole_layers = {}  # which are made of it
 
     @cached_property
     def _kernels(self) -> dict:
@@ -283,6 +286,7 @@ class CupyOps(Ops):
         shapes = {
             "linear": [(2, 5, 8), (3, 8), (3,)],
             "layer_norm": [(2, 5, 200), (200,), (200,)],
+            "sum_and_norm": [(2, 5, 203), *[(203,)] * 3, (2, 5, 203)],
             "softmax": [(2, 3, 7, 200)],
             "attention": [(2, 3, 7, 4)] * 3,
             # More tokens than it has on the chip at a time.
@@ -297,6 +301,8 @@ class CupyOps(Ops):
         if name in ACTIVATIONS:
             ours = partial(self.fused_linear, activation=name)
             readable = partial(_fused_linear, activation=name)
+        elif name == "sum_and_norm":
+            ours, readable = partial(_sum_and_norm, self._norm), _readable_sum_and_norm
         else:
             ours, readable = getattr(self, name), getattr(READABLE, name.removeprefix("flash_"))
         for dtype, tolerance in TOLERANCES.items():
@@ -324,6 +330,16 @@ class CupyOps(Ops):
 
 def _fused_linear(x: Array, weight: Array, bias: Array, residual: Array, activation: str) -> Array:
     return READABLE.activation(activation, READABLE.linear(x, weight, bias)) + residual
+
+
+def _sum_and_norm(norm: Callable, x: Array, *others: Array) -> Array:
+    weight, bias, added, residual = others
+    return norm(x, weight, bias, 1e-5, added, residual)
+
+
+def _readable_sum_and_norm(x: Array, *others: Array) -> Array:
+    weight, bias, added, residual = others
+    return READABLE.layer_norm(x + added + residual, weight, bias, 1e-5)
 
 
 def _are_aligned(*arrays: Any) -> bool:

@@ -149,7 +149,11 @@ def run_batch_command(options: argparse.Namespace) -> int:
     else:  # one model on the GPU for all; threads read and write images beside it
         pool = ThreadPoolExecutor(workers)
     with pool as executor:
-        report = run_batch(job, options.folder, executor, options.glob, progress)
+        try:
+            report = run_batch(job, options.folder, executor, options.glob, progress)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)  # of thousands that wait
+            raise
     failed = [one for one in report if "error" in one]
     if options.json:
         for one in report:

@@ -7,7 +7,6 @@ The text tower runs on a stream of its own, beside the vision tower. Both read t
 recording put them; what each call is given is copied there.
 """
 
-import threading
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -78,14 +77,13 @@ class RecordedPasses:
     def __init__(self, model: CLIPSegForImageSegmentation):
         self.model = model
         self.kept: dict[tuple, RecordedPass] = {}
-        self.lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def __call__(self, pixel_values: Array, prompts: Array) -> Array:
         key = pixel_values.shape, prompts.shape, prompts.dtype.kind
-        with self.lock:
+        with self.model.ops.lock:
             run = self.kept.pop(key, None)
             while len(self.kept) >= MAX_GRAPHS:  # before another takes memory
                 del self.kept[next(iter(self.kept))]

@@ -41,8 +41,12 @@ class Query:
     prompts: tuple[Any, ...]
     expressions: tuple[Expression, ...]  # of each prompt
     names: tuple[Hashable, ...]  # of what to look for: a text, or a prompt's number
-    embed: Callable[[], Array]  # returns these, (L,projection_dim), made at its first call
+    embeddings: Array | None = None  # of these, (L,projection_dim); None where `embed` makes them
+    embed: Callable[[], Array] | None = None
     token_ids: np.ndarray | None = None  # (L,T), where all are texts that are not embedded yet
+
+    def embedded(self) -> Array:
+        return self.embed() if self.embeddings is None else self.embeddings
 
 
 class Segmenter:
@@ -151,8 +155,7 @@ class Segmenter:
     def prepare(self, prompts: Any) -> Query:
         """Read and embed the prompts of `combine` once, for many pictures."""
         query = self._query(*_read(prompts))
-        query.embed()
-        return replace(query, token_ids=None)
+        return replace(query, embeddings=query.embed(), embed=None, token_ids=None)
 
     def _query(self, prompts: list, expressions: list[Expression]) -> Query:
         """Read the prompts, which are embedded beside the first image."""
@@ -161,7 +164,7 @@ class Segmenter:
         texts, pixels = self._read_things(things)
         ids = None if pixels is not None or self.graphs is None else texts["input_ids"]
         embed = cache(partial(self._embedded, things, texts, pixels))
-        return Query(tuple(prompts), tuple(expressions), names, embed, ids)
+        return Query(tuple(prompts), tuple(expressions), names, None, embed, ids)
 
     def _found(self, picture: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
         size = picture.shape[:2]
@@ -185,11 +188,12 @@ class Segmenter:
 
     def _logits(self, picture: np.ndarray, query: Query) -> Array:
         """The decoder's maps of one picture as a whole: (P,h,w)."""
-        if self.graphs is not None and not is_traced():
+        graphs = self.graphs  # another thread may give them up
+        if graphs is not None and not is_traced():
             pixels = self._pixel_values([picture])
-            prompts = query.embed() if query.token_ids is None else query.token_ids
+            prompts = query.embedded() if query.token_ids is None else query.token_ids
             try:
-                return self.graphs(pixels, prompts)
+                return graphs(pixels, prompts)
             except CannotRecord as error:
                 warnings.warn(f"passes are not recorded: {error}", stacklevel=6)
                 self.graphs = None
@@ -197,7 +201,7 @@ class Segmenter:
         def features() -> ImageFeatures:
             return self.model.encode_image(self._pixel_values([picture]))
 
-        return self.model.decode(*in_parallel(self.model.ops, [features, query.embed]))
+        return self.model.decode(*in_parallel(self.model.ops, [features, query.embedded]))
 
     def _warn_of_nan(self) -> None:
         """Say which weight is to blame. Not looked for at load, which would read the whole file."""

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from threading import RLock, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ def ops():
     """The readable arithmetic on the device that records."""
     ops = Ops(RecordingModule())
     ops.streams = tuple(ops.xp.cuda.Stream(non_blocking=True) for _ in range(2))
+    ops.lock = RLock()
     return ops
 
 
@@ -51,8 +53,8 @@ def test_each_stream_waits_for_the_other(ops):
     graph = CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
     ops.xp.events.clear()
     graph(np.ones(3))
-    expected = ["first waits for caller", "launched on first", "caller waits for first"]
-    assert ops.xp.events == expected
+    waits = ["caller waits for first", "first waits for caller"]
+    assert ops.xp.events == [*waits, "launched on first", *waits]
 
 
 def test_the_example_is_not_what_is_written_to(ops):
@@ -94,7 +96,7 @@ def on_second_stream(xp, x):
 def test_what_cannot_be_recorded_is_said_and_leaves_nothing_recording(name):
     """Even where CUDA raises once more at the end: for a recording that a wait has made invalid."""
     ops, runs = Ops(RecordingModule()), []
-    ops.streams = (ops.xp.cuda.Stream(non_blocking=True),)
+    ops.streams, ops.lock = (ops.xp.cuda.Stream(non_blocking=True),), RLock()
 
     def fails(x):
         runs.append(1)
@@ -108,6 +110,38 @@ def test_what_cannot_be_recorded_is_said_and_leaves_nothing_recording(name):
         CudaGraph(ops, fails, *on_device(ops, [1, 1, 1]))
     assert not ops.xp.taking_part and len(ops.xp.current) == 1
     CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
+
+
+def test_an_interrupt_leaves_nothing_recording(ops):
+    runs = []
+
+    def interrupted(x):
+        runs.append(1)
+        if len(runs) > 2:
+            raise KeyboardInterrupt
+        return x * 2
+
+    with pytest.raises(KeyboardInterrupt):
+        CudaGraph(ops, interrupted, *on_device(ops, [1, 1, 1]))
+    assert not ops.xp.taking_part
+    CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1]))
+
+
+def test_nobody_launches_while_another_records(ops):
+    """A launch would be recorded with the rest."""
+    graph, order = CudaGraph(ops, Doubling(), *on_device(ops, [1, 1, 1])), []
+    thread = Thread(target=lambda: (graph(np.ones(3)), order.append("launched")))
+
+    def slow(x):
+        if ops.xp.taking_part:
+            thread.start()
+            thread.join(0.2)
+            order.append("recorded")
+        return x * 2
+
+    CudaGraph(ops, slow, *on_device(ops, [1, 1, 1]))
+    thread.join()
+    assert order == ["recorded", "launched"]
 
 
 def test_a_graph_keeps_its_function_alive(ops):
@@ -134,7 +168,7 @@ class Cuda:
     """What GraphMemory asks of CuPy, with addresses that count on."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.held = [], 0
         self.runtime = SimpleNamespace(getDevice=lambda: 0)
 
     def MemoryPool(self):
@@ -142,7 +176,11 @@ class Cuda:
 
     def malloc(self, size):
         self.asked.append(size)
+        self.held += size
         return SimpleNamespace(ptr=1000 * len(self.asked))
+
+    def total_bytes(self):
+        return self.held
 
     def UnownedMemory(self, address, size, owner, device):
         assert owner is self and device == 0
@@ -159,6 +197,21 @@ def test_a_repeated_run_is_given_the_same_addresses_and_allocates_nothing():
     memory.replay()
     assert [memory.malloc(size).ptr for size in (8, 16, 8)] == first
     assert cuda.asked == [8, 16, 8]
+
+
+def test_a_pool_that_gave_blocks_back_cannot_be_recorded_from():
+    """Which CuPy does by itself where memory is short; the addresses would be others'."""
+    cuda = Cuda()
+    memory, malloc = GraphMemory(cuda), cuda.malloc
+    memory.malloc(100)
+
+    def short_of_memory(size):
+        cuda.held = 0
+        return malloc(size)
+
+    cuda.malloc = short_of_memory
+    with pytest.raises(MemoryError, match="too little memory"):
+        memory.malloc(8)
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (8, 16, 8, 4)])

@@ -187,6 +187,7 @@ def test_the_attention_weights_are_kept(on_cpu):
     [
         ("layer_norm", ("square, false) / width", "square, false) / (width - 1)")),
         ("layer_norm", ("+= (A)own[p]", "= (A)own[p]")),
+        ("sum_and_norm", ("+ (residual ? (A)residual[i]", "- (residual ? (A)residual[i]")),
         ("attention", ("/ queries / heads", "/ queries")),
         ("quick_gelu", ("-1.702", "-1.7")),
         ("gelu", ("(A)0.5 *", "(A)0.6 *")),
@@ -203,9 +204,12 @@ def test_a_wrong_kernel_is_noticed_and_left_out(name, mistake, tmp_path, monkeyp
         smaller_blocks(monkeypatch, threads=32)
     with pytest.warns(UserWarning, match=rf"the GPU's {name} {LEFT_OUT}") as warned:
         ops = CupyOps(CpuCupy(tmp_path, "90" if name == "flash_attention" else "75"))
-    assert len(warned) == 1
+    said = [str(w.message).split()[2] for w in warned]
+    assert said in ([name], [name, "sum_and_norm"])  # which is the norm's kernel too
     if name == "flash_attention":
         check_flash(ops, 16, 20)
+    elif name == "sum_and_norm":
+        assert ops.whole_layers == {}
     elif name == "relu":
         assert ops.activations == {"", "quick_gelu", "gelu"}
     else:
@@ -264,6 +268,7 @@ def test_kernels_that_do_not_compile_are_left_out():
     assert {str(w.message).split()[2] for w in warned} == {
         "linear",
         "layer_norm",
+        "sum_and_norm",
         "softmax",
         "attention",
         *ACTIVATIONS[1:],
