@@ -251,6 +251,22 @@ def test_a_gpu_has_one_model_for_all_workers(job, folder, monkeypatch):
     assert len(Path(job.output, REPORT).read_text().splitlines()) == 6
 
 
+def test_a_batch_that_is_stopped_computes_no_more(job, folder, monkeypatch):
+    for number in range(40):
+        shutil.copy(folder / "a.png", folder / f"copy_{number}.png")
+
+    def stopped(done, number):
+        next(iter(done))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
+    monkeypatch.setattr(commands, "progress", stopped)
+    command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main([*command, "--workers", "1"])
+    assert finished(job.output) < 20
+
+
 def test_a_gpu_that_is_not_there_is_said_once(job, folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert main(["batch", str(folder), "red", "--output", job.output, "--backend", "cupy"]) == 2
