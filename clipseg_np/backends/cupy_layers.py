@@ -27,7 +27,7 @@ def attention(
 def attended(
     ops: "CupyOps", layer: Attention, x: Array, mask: Array | None, attentions: list | None
 ) -> Array:
-    """What the heads return, side by side.  (B,T,D) -> (B,T,D)"""
+    """The heads' results, side by side.  (B,T,D) -> (B,T,D)"""
     (B, T, D), N = x.shape, layer.num_heads
     weight, bias = ops.packed_projections(layer)
     packed = ops.fused_linear(x, weight, bias).reshape(B, T, 3, N, D // N)

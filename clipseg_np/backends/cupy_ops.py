@@ -1,4 +1,4 @@
-"""What a GPU can do faster than the readable `Ops` does: one kernel where CuPy would launch several (backends/cupy_kernels.py).
+"""The operations of a GPU: one kernel where CuPy would launch several (backends/cupy_kernels.py).
 
 A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's (backends/cublas.py); in float32 they
 stay in float32: CuPy uses the shorter TF32 only where the environment says CUPY_TF32=1, and so does this. In float16,
@@ -145,7 +145,7 @@ class CupyOps(Ops):
         `linear` and `norm` are layers.
         """
         y = self._product(x, linear.weight)
-        return y, self._norm(y, norm.weight, norm.bias, norm.eps, linear.bias, residual)
+        return y, self._norm(y, norm.weight, norm.bias, linear.bias, residual, norm.eps)
 
     def _product(self, x: Array, weight: Array) -> Array:
         """x Wᵀ.  (..., in) -> (..., out)"""
@@ -159,7 +159,7 @@ class CupyOps(Ops):
     def _finish(
         self, y: Array, bias: Array | None, activation: str, residual: Array | None
     ) -> None:
-        """What follows a product, in place."""
+        """Add a bias, activate and add a residual, in place: the end of a product."""
         arrays = y, *(self._contiguous(part) for part in (bias, residual))
         width, together = y.shape[-1], 16 // y.itemsize
         at_once = width % together == 0 and _are_aligned(*arrays)
@@ -172,13 +172,13 @@ class CupyOps(Ops):
         x: Array,
         weight: Array,
         bias: Array,
+        added: Array | None,
+        residual: Array | None,
         eps: float,
-        *added: Array | None,
     ) -> Array:
         """The layer norm of x, to which a bias and a residual are added before, in place."""
         out, width = self.xp.empty_like(x), x.shape[-1]
-        added = [self._contiguous(part) for part in added or (None, None)]
-        arrays = x, *added, *map(self.xp.ascontiguousarray, (weight, bias)), out
+        arrays = x, *map(self._contiguous, (added, residual, weight, bias)), out
         at_once = width % (16 // x.itemsize) == 0 and width <= 1024 and _are_aligned(*arrays)
         sizes = *(numpy.int32(n) for n in (at_once, x.size // width, width)), numpy.float64(eps)
         self._launch("layer_norm", x.dtype, WARP * (x.size // width), *arrays, *sizes)
@@ -202,7 +202,7 @@ class CupyOps(Ops):
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        return self._norm(self.xp.ascontiguousarray(x), weight, bias, eps)
+        return self._norm(self.xp.ascontiguousarray(x), weight, bias, None, None, eps)
 
     def softmax(self, x: Array) -> Array:
         return self._softmax(self.xp.array(x, order="C"), None)
@@ -293,7 +293,7 @@ class CupyOps(Ops):
             "flash_attention": [(2, 1, 70, 16)] * 3,
         }.get(name, [(2, 5, 8), (16, 8), (16,), (2, 5, 16)])
         more = []
-        if name == "layer_norm":
+        if name.endswith("norm"):
             more = [1e-5]
         elif name.endswith("attention"):
             order = numpy.tri(shapes[0][2]) > 0
@@ -302,7 +302,7 @@ class CupyOps(Ops):
             ours = partial(self.fused_linear, activation=name)
             readable = partial(_fused_linear, activation=name)
         elif name == "sum_and_norm":
-            ours, readable = partial(_sum_and_norm, self._norm), _readable_sum_and_norm
+            ours, readable = self._norm, _sum_and_norm
         else:
             ours, readable = getattr(self, name), getattr(READABLE, name.removeprefix("flash_"))
         for dtype, tolerance in TOLERANCES.items():
@@ -332,14 +332,10 @@ def _fused_linear(x: Array, weight: Array, bias: Array, residual: Array, activat
     return READABLE.activation(activation, READABLE.linear(x, weight, bias)) + residual
 
 
-def _sum_and_norm(norm: Callable, x: Array, *others: Array) -> Array:
-    weight, bias, added, residual = others
-    return norm(x, weight, bias, 1e-5, added, residual)
-
-
-def _readable_sum_and_norm(x: Array, *others: Array) -> Array:
-    weight, bias, added, residual = others
-    return READABLE.layer_norm(x + added + residual, weight, bias, 1e-5)
+def _sum_and_norm(
+    x: Array, weight: Array, bias: Array, added: Array, residual: Array, eps: float
+) -> Array:
+    return READABLE.layer_norm(x + added + residual, weight, bias, eps)
 
 
 def _are_aligned(*arrays: Any) -> bool:
