@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py
 
-Two checkpoints: the demonstration's, on its example picture, and the rd64-refined architecture with random weights (this
+Two checkpoints: the demonstration's, on its example image, and the rd64-refined architecture with random weights (this
 one needs the extra `benchmark`, and shows transformers beside it). CuPy's backends are in the table where a GPU is at hand.
 """
 

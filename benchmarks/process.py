@@ -1,6 +1,6 @@
 """The whole process, from start to a mask written: its time, its peak of memory, and what has to be installed for it.
 
-    python benchmarks/process.py CHECKPOINT PICTURE ROUNDS [CHECKOUT ...]
+    python benchmarks/process.py CHECKPOINT IMAGE ROUNDS [CHECKOUT ...]
 
 Prints JSON: for each program, or for this package as it is in each CHECKOUT. It runs in a process of its
 own, which loads nothing large: Linux counts a parent's memory as its child's.
@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-folder, picture, prompt, output = sys.argv[1:]
+folder, image, prompt, output = sys.argv[1:]
 processor = CLIPSegProcessor.from_pretrained(folder)
 model = CLIPSegForImageSegmentation.from_pretrained(folder)
-image = Image.open(picture).convert("RGB")
+image = Image.open(image).convert("RGB")
 inputs = processor(text=[prompt], images=[image], return_tensors="pt")
 with torch.inference_mode():
     logits = model(**inputs).logits
@@ -39,8 +39,8 @@ import sys
 from PIL import Image
 from clipseg_np import Segmenter
 
-folder, picture, prompt, output = sys.argv[1:]
-mask = Segmenter.from_pretrained(folder)(picture, prompt).masks()[0]
+folder, image, prompt, output = sys.argv[1:]
+mask = Segmenter.from_pretrained(folder)(image, prompt).masks()[0]
 Image.fromarray(mask.astype("uint8") * 255).save(output)
 """
 PROGRAMS = {
@@ -62,21 +62,21 @@ def inside(checkout: str | Path) -> dict:
     return {"cwd": checkout, "env": {**os.environ, "PYTHONPATH": path}}
 
 
-def in_a_small_process(folder: Path, picture: Path, rounds: int, *checkouts: Path) -> dict:
+def in_a_small_process(folder: Path, image: Path, rounds: int, *checkouts: Path) -> dict:
     """Run this file: the result of `measure`, or of `in_turn` if there are checkouts."""
-    command = [sys.executable, __file__, folder, picture, str(rounds), *checkouts]
+    command = [sys.executable, __file__, folder, image, str(rounds), *checkouts]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def in_turn(
-    programs: dict[str, tuple[str, dict]], folder: str, picture: str, rounds: int
+    programs: dict[str, tuple[str, dict]], folder: str, image: str, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Run each program, with its arguments of Popen, once a round: seconds, and peak memory in MB."""
     found = {name: [] for name in programs}
     for number in range(rounds + 1):  # the first round fills the disk's cache, and is not counted
         for name in list(programs)[:: 1 if number % 2 else -1]:
             program, options = programs[name]
-            arguments = [program, folder, picture, "a red circle", Path(folder) / "mask.png"]
+            arguments = [program, folder, image, "a red circle", Path(folder) / "mask.png"]
             start = time.perf_counter()
             process = subprocess.Popen([sys.executable, "-c", *map(str, arguments)], **options)
             _, status, usage = os.wait4(process.pid, 0)
@@ -87,11 +87,11 @@ def in_turn(
     return found
 
 
-def measure(folder: str, picture: str, rounds: int) -> dict[str, tuple[float, float, float]]:
+def measure(folder: str, image: str, rounds: int) -> dict[str, tuple[float, float, float]]:
     """For each of PROGRAMS: median seconds, peak of resident memory in MB, installed size in MB."""
     programs = {name: (program, {}) for name, (program, _) in PROGRAMS.items()}
     found = {}
-    for name, measured in in_turn(programs, folder, picture, rounds).items():
+    for name, measured in in_turn(programs, folder, image, rounds).items():
         seconds, peaks = zip(*measured)
         size = installed_size(PROGRAMS[name][1]) / 1e6
         found[name] = statistics.median(seconds), max(peaks), size
@@ -117,10 +117,10 @@ def installed_size(roots: tuple[str, ...]) -> int:
 
 
 if __name__ == "__main__":
-    folder, picture, rounds, *checkouts = sys.argv[1:]
+    folder, image, rounds, *checkouts = sys.argv[1:]
     if checkouts:
         ours = CLIPSEG_NP + CHECK
         programs = {f"{n}, {path}": (ours, inside(path)) for n, path in enumerate(checkouts)}
-        print(json.dumps(in_turn(programs, folder, picture, int(rounds))))
+        print(json.dumps(in_turn(programs, folder, image, int(rounds))))
     else:
-        print(json.dumps(measure(folder, picture, int(rounds))))
+        print(json.dumps(measure(folder, image, int(rounds))))

@@ -45,7 +45,7 @@ TASKS = {  # name: what `example` makes, and the share of --rounds
     "1 prompt": ({"prompts": 1}, 1),
     "5 prompts": ({"prompts": 5}, 0.5),
     "20 prompts": ({"prompts": 20}, 0.25),
-    "8 pictures, 1 prompt": ({"prompts": 8, "pictures": 8, "different": False}, 0.25),
+    "8 images, 1 prompt": ({"prompts": 8, "images": 8, "different": False}, 0.25),
 }
 SIDES = (224, 352, 480, 640)
 PROMPTS = (1, 2, 5, 10, 20)
@@ -88,8 +88,8 @@ def products(work: float) -> Callable[[], None]:
     return multiply
 
 
-def product_work(prompts: int, pictures: int = 1, depth: int = 10) -> float:
-    """Multiplications and additions in the matrix products that pictures and prompts need."""
+def product_work(prompts: int, images: int = 1, depth: int = 10) -> float:
+    """Multiplications and additions in the matrix products that images and prompts need."""
 
     def layer(tokens: int, width: int, hidden: int) -> float:
         return 2 * tokens * (4 * width**2 + 2 * width * hidden + 2 * tokens * width)
@@ -97,11 +97,9 @@ def product_work(prompts: int, pictures: int = 1, depth: int = 10) -> float:
     patches = (SIDE // 16) ** 2
     vision = depth * layer(patches + 1, 768, 3072) + 2 * patches * 768 * 768
     text = prompts * 12 * layer(8, 512, 2048)
-    decoder = pictures * 3 * 2 * (patches + 1) * 768 * 64 + prompts * 3 * layer(
-        patches + 1, 64, 2048
-    )
+    decoder = images * 3 * 2 * (patches + 1) * 768 * 64 + prompts * 3 * layer(patches + 1, 64, 2048)
     head = prompts * 2 * patches * (9 * 64 * 64 + 64 * 32 * 16 + 16 * 32 * 16)
-    return pictures * vision + text + decoder + head
+    return images * vision + text + decoder + head
 
 
 def processor_name() -> str:
@@ -160,8 +158,8 @@ def draw(found: dict, growth: dict, file: Path) -> None:
     bars.set_xlabel("time, as a share of transformers'")
     figure.legend(loc="outside upper center", ncols=len(names), fontsize=8, frameon=False)
     for axes, name, label in (
-        (prompts, "prompts", "prompts on one picture"),
-        (sides, "side", "picture's side, pixels"),
+        (prompts, "prompts", "prompts on one image"),
+        (sides, "side", "image's side, pixels"),
     ):
         axes.plot(list(growth[name]), list(growth[name].values()), marker="o")
         axes.set_xlabel(label)
@@ -228,8 +226,8 @@ def main() -> None:
         parser.error("transformers is missing; only --before goes without it")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        picture = save_inputs(folder)
-        processes = in_a_small_process(folder, picture, max(1, args.rounds // 2))
+        image = save_inputs(folder)
+        processes = in_a_small_process(folder, image, max(1, args.rounds // 2))
         contenders = systems(folder)
         found = {
             task: compare(contenders, example(**given), max(1, round(args.rounds * share)))
@@ -266,7 +264,7 @@ def main() -> None:
     lines += [*table(head, rows), ""]
     lines += [
         (
-            f"One picture and one prompt need {product_work(1) / 1e9:.0f} GFLOP of matrix products. NumPy's alone, in turn "
+            f"One image and one prompt need {product_work(1) / 1e9:.0f} GFLOP of matrix products. NumPy's alone, in turn "
             f"with the pass, take {floor:.3f} s ({product_work(1) / floor / 1e9:.0f} GFLOP/s): {floor / passed:.2f} of its time. "
             f"Each further prompt costs {100 * further:.1f} % of the first."
         ),

@@ -63,7 +63,9 @@ def save_checkpoint_without_torch(folder: Path) -> None:
 
 
 def save_processor(folder: Path) -> None:
-    processor = clipseg_np.CLIPSegProcessor.from_pretrained(clipseg_np.checkpoints.locate.demo_folder())
+    processor = clipseg_np.CLIPSegProcessor.from_pretrained(
+        clipseg_np.checkpoints.locate.demo_folder()
+    )
     processor.image_processor = clipseg_np.ViTImageProcessor(size=SIDE)
     processor.save_pretrained(folder)
 
@@ -102,7 +104,7 @@ class Logits(torch.nn.Module if torch else object):
 
 
 def paired(ids: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As many pictures as prompts, which all but clipseg_np ask for."""
+    """As many images as prompts, which all but clipseg_np ask for."""
     return ids, np.broadcast_to(pixels, (len(ids), *pixels.shape[1:]))
 
 
@@ -130,7 +132,7 @@ def onnx_file(folder: Path) -> Path:
     """The reference as one graph for any number of pairs. The export leaves out what no logit depends on."""
     file = folder / "model.onnx"
     if not file.exists():
-        ids, pixels = (torch.from_numpy(array) for array in example(2, pictures=2))
+        ids, pixels = (torch.from_numpy(array) for array in example(2, images=2))
         names = ["input_ids", "pixel_values"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -174,12 +176,12 @@ def with_openvino(folder: Path) -> System:
 
 
 def example(
-    prompts: int, pictures: int = 1, side: int = SIDE, different: bool = True
+    prompts: int, images: int = 1, side: int = SIDE, different: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of 8 tokens, (prompts,8), all `different` or all the same, and (pictures,3,side,side) pixel values."""
+    """Texts of 8 tokens, (prompts,8), all `different` or all the same, and (images,3,side,side) pixel values."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 49406, (prompts, 8))
     ids[:, 0], ids[:, -1] = 49406, 49407
     if not different:
         ids[:] = ids[0]
-    return ids, rng.normal(size=(pictures, 3, side, side)).astype(np.float32)
+    return ids, rng.normal(size=(images, 3, side, side)).astype(np.float32)

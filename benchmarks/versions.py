@@ -55,14 +55,14 @@ def answer(worker: subprocess.Popen, task: tuple) -> tuple[float, np.ndarray]:
 
 
 def compare_versions(
-    checkouts: list[Path], folder: Path, picture: Path, tasks: dict[str, tuple], rounds: int
+    checkouts: list[Path], folder: Path, image: Path, tasks: dict[str, tuple], rounds: int
 ) -> dict[str, tuple[np.ndarray, float | None]]:
     """Time the whole process and all tasks (backend, ids, pixels), in two checkouts.
 
     Returns for each line the values of both checkouts, (rounds,2), and how far apart the logits are, as
     a share of the largest. Before the rounds, each worker does the task once, for these logits.
     """
-    processes = in_a_small_process(folder, picture, rounds, *checkouts)
+    processes = in_a_small_process(folder, image, rounds, *checkouts)
     seconds, peaks = np.moveaxis(list(processes.values()), 2, 0)  # (2,rounds) each
     found = {
         "whole process, start to mask written": (seconds.T, None),

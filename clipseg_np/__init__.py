@@ -1,4 +1,4 @@
-"""CLIPSeg, segmentation of a picture by a text or picture prompt, written by hand on NumPy."""
+"""CLIPSeg, segmentation of an image by a text or image prompt, written by hand on NumPy."""
 
 from typing import Any
 

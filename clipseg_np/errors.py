@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 class InputError(ValueError):
-    """A picture, prompt, option, config or checkpoint that cannot be used.
+    """An image, prompt, option, config or checkpoint that cannot be used.
 
     The message says what was wrong, what was expected and what to do. The command line prints it
     without a traceback and exits with code 2, as it does for OSError and MissingExtra.

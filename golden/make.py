@@ -15,11 +15,11 @@ from clipseg_np.golden.traces import write_golden
 
 FOLDER = Path(__file__).parent
 CHECKPOINTS = FOLDER.parent / "tests" / "data"
-KINDS = ("texts", "pictures", "embeddings")
+KINDS = ("texts", "images", "embeddings")
 
 
 def inputs(config, kind: str) -> dict[str, np.ndarray]:
-    """Two pictures, higher than wide, with a prompt each: the one text padded, pictures of another size, or vectors."""
+    """Two images, higher than wide, with a prompt each: the one text padded, images of another size, or vectors."""
     rng = np.random.default_rng(7)
     channels, p = config.vision_config.num_channels, config.vision_config.patch_size
     given = {"pixel_values": rng.normal(size=(2, channels, 3 * p, 2 * p))}
@@ -28,7 +28,7 @@ def inputs(config, kind: str) -> dict[str, np.ndarray]:
         end = config.text_config.vocab_size - 1
         given["input_ids"] = np.array([[22, 3, end, 1, 1], [22, 17, 4, 6, end]])
         given["attention_mask"] = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    elif kind == "pictures":
+    elif kind == "images":
         given["conditional_pixel_values"] = rng.normal(size=(2, channels, 2 * p, 2 * p))
     else:
         given["conditional_embeddings"] = rng.normal(size=(2, config.projection_dim))

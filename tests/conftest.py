@@ -1,4 +1,4 @@
-"""What several tests need: a small checkpoint with random weights, a picture, and the drawing of scenes."""
+"""What several tests need: a small checkpoint with random weights, an image, and the drawing of scenes."""
 
 import sys
 from pathlib import Path
@@ -96,15 +96,15 @@ def checkpoint(segmenter, tmp_path_factory):
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     """(40,60,3), uint8"""
     return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
 @pytest.fixture
-def picture_file(picture, tmp_path):
+def image_file(image, tmp_path):
     path = tmp_path / "scene.png"
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
     return path
 
 

@@ -41,20 +41,20 @@ def turned(rng, *arrays):
 class Batches(torch.utils.data.Dataset):
     """Batch `i`: `scenes` scenes with `prompts` phrases each, of which `absent` (a share) fit nothing in the scene.
 
-    The first `crops` scenes have a picture prompt too, cut from any scene, which stands for their first phrase.
+    The first `crops` scenes have an image prompt too, cut from any scene, which stands for their first phrase.
     """
 
     def __init__(self, folder: Path, seed, scenes, prompts, tokenize, crops=0, absent=0.3):
         self.folder = folder
         self.seed, self.scenes, self.prompts, self.crops = seed, scenes, prompts, crops
         self.tokenize, self.absent = tokenize, absent
-        self.alike = {}  # (colour, shape) -> the picture prompts that show one
+        self.alike = {}  # (colour, shape) -> the image prompts that show one
         for i, kind in enumerate(self.pool["crop_kinds"]):
             self.alike.setdefault(tuple(kind[2:]), []).append(i)
         pairs = {tuple(kind) for kind in self.pool["kinds"][..., 2:].reshape(-1, 2)} - {(0, 0)}
         if crops and not pairs <= set(self.alike):
             raise ValueError(
-                f"{folder} has no picture prompt of some things in it: draw more scenes (--pool), or --crops 0"
+                f"{folder} has no image prompt of some things in it: draw more scenes (--pool), or --crops 0"
             )
 
     @property
@@ -76,8 +76,8 @@ class Batches(torch.utils.data.Dataset):
         }
         texts = []
         for b, number in enumerate(rng.integers(count, size=self.scenes)):
-            picture, masks = (self.pool[name][number] for name in ("images", "masks"))
-            arrays["images"][b], arrays["masks"][b] = turned(rng, picture, masks)
+            image, masks = (self.pool[name][number] for name in ("images", "masks"))
+            arrays["images"][b], arrays["masks"][b] = turned(rng, image, masks)
             arrays["kinds"][b] = kinds = self.pool["kinds"][number]
             things = [thing for kind in kinds if (thing := thing_of(kind))]
             for p in range(self.prompts):

@@ -4,8 +4,8 @@
 
 Prints a table, and with --page draws a page of examples: the first few as they come, then the worst.
 
-Every mask is judged at the picture's own size, at threshold 0.5: the IoU of one prompt on one picture, then the mean over
-all of them. A phrase that fits nothing has no IoU; its mask counts as empty if it covers less than 0.2 % of the picture.
+Every mask is judged at the image's own size, at threshold 0.5: the IoU of one prompt on one image, then the mean over
+all of them. A phrase that fits nothing has no IoU; its mask counts as empty if it covers less than 0.2 % of the image.
 Below the table stand the paper's measures of the text prompts (clipseg_np/metrics.py), the shape that a phrase names being
 the class. The scenes are drawn from seeds that no training run uses.
 """
@@ -27,19 +27,19 @@ from scenes import draw_scene
 
 from clipseg_np import Segmenter, VisualPrompt
 from clipseg_np.masks.draw import highlighted, sheet
-from clipseg_np.masks.metrics import Metrics, picture_iou
+from clipseg_np.masks.metrics import Metrics, image_iou
 from clipseg_np.masks.morphology import grow
 
 EVALUATION = 977  # first word of the seeds
 EMPTY = 0.002
-TEXT, HELD_OUT_TEXT, PICTURE = "text", "text, pairs kept out of training", "picture"
+TEXT, HELD_OUT_TEXT, IMAGE = "text", "text, pairs kept out of training", "image"
 TRUE_EDGE = (0, 255, 120)
 FIRST, WORST = 16, 8  # examples on the page
 
 
 @dataclass
 class Answer:
-    """One prompt on one picture: what is there, and what was found."""
+    """One prompt on one image: what is there, and what was found."""
 
     group: str
     phrase: Phrase
@@ -56,15 +56,15 @@ class Answer:
     def score(self) -> float:
         """The IoU; of a phrase that fits nothing, 1 where the mask is empty and 0 elsewhere."""
         if self.true.any():
-            return picture_iou(self.found, self.true)
+            return image_iou(self.found, self.true)
         return float(self.found.mean() < EMPTY)
 
     def panel(self) -> tuple[str, np.ndarray]:
-        """The picture with the true mask's edge in green, and beside it what was found."""
-        picture = self.image.copy()
+        """The image with the true mask's edge in green, and beside it what was found."""
+        image = self.image.copy()
         thickness = max(1, round(max(self.true.shape) / 160))
-        picture[grow(self.true, thickness) & ~self.true] = TRUE_EDGE
-        beside = np.concatenate([picture, highlighted(self.image, self.found)], axis=1)
+        image[grow(self.true, thickness) & ~self.true] = TRUE_EDGE
+        beside = np.concatenate([image, highlighted(self.image, self.found)], axis=1)
         return f"{self.score:.2f}  {self.words}", beside
 
 
@@ -89,21 +89,21 @@ def held_out_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator
     yield Answer(HELD_OUT_TEXT, phrase, words, scene.image, scene.mask(phrase), found)
 
 
-def picture_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
+def image_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
     """One scene, a thing of it asked for by its like in another scene, cut out with its mask."""
     scene = draw_scene(rng)
     thing = scene.things[rng.integers(len(scene.things))]
     other = draw_scene(rng, require=(thing.colour, thing.shape))
     found = segmenter(scene.image, VisualPrompt(other.image, other.things[0].mask)).probabilities[0]
     phrase = Phrase(colour=thing.colour, shape=thing.shape)
-    words = f"(a picture: {thing.colour} {thing.shape})"
-    yield Answer(PICTURE, phrase, words, scene.image, scene.mask(phrase), found)
+    words = f"(an image: {thing.colour} {thing.shape})"
+    yield Answer(IMAGE, phrase, words, scene.image, scene.mask(phrase), found)
 
 
 def answers(segmenter: Segmenter, scenes: int, seed: int) -> Iterator[Answer]:
     """All of them: text prompts on every scene, the other kinds on as many scenes of their own."""
     for number in range(scenes):
-        for part, ask in enumerate((text_answers, held_out_answers, picture_answers)):
+        for part, ask in enumerate((text_answers, held_out_answers, image_answers)):
             yield from ask(segmenter, np.random.default_rng([EVALUATION, seed, part, number]))
 
 

@@ -1,4 +1,4 @@
-"""Draw examples/shapes.png, the picture that README's first command segments.
+"""Draw examples/shapes.png, the image that README's first command segments.
 
     python training/example.py examples/shapes.png
 

@@ -6,7 +6,7 @@
   and how large it is: without this, shapes are not learned for a long time;
 - each phrase's embedding tells which attributes the phrase names;
 - a patch token, projected as the class token is, has a high cosine with the embeddings of the phrases that fit there;
-- a picture prompt's embedding is that of the phrase it stands for, and the decoder gets mixtures of the two.
+- an image prompt's embedding is that of the phrase it stands for, and the decoder gets mixtures of the two.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def start_from(checkpoint: Path, model, auxiliary: Auxiliary) -> None:
 
 
 def prepare(batch, device, tokens: int | None):
-    """A batch of uint8 arrays -> normalised pictures, and the masks of the `tokens` patches worth looking at, or of all.
+    """A batch of uint8 arrays -> normalised images, and the masks of the `tokens` patches worth looking at, or of all.
 
     Adds "keep", (B,K), and "masks" becomes (B,things,K,pixels), "covers" (B,K,things): each thing's share of a patch.
     """
@@ -200,13 +200,13 @@ def losses(model, auxiliary, batch, masks: bool) -> dict:
     conditional = text
     found = {}
     if crops:
-        picture = encode(model, batch["crops"], reach=MATCH_REACH)[1][:, 0].float()
+        image = encode(model, batch["crops"], reach=MATCH_REACH)[1][:, 0].float()
         wanted = text[:crops, 0]
-        found["match"] = (1 - F.cosine_similarity(picture, wanted.detach())).mean()
-        found["match"] = found["match"] + F.mse_loss(picture, wanted.detach())
-        share = torch.rand(crops, 1, device=picture.device) * 1.5
+        found["match"] = (1 - F.cosine_similarity(image, wanted.detach())).mean()
+        found["match"] = found["match"] + F.mse_loss(image, wanted.detach())
+        share = torch.rand(crops, 1, device=image.device) * 1.5
         share = share.clamp(max=1)
-        mixed = share * picture + (1 - share) * wanted
+        mixed = share * image + (1 - share) * wanted
         first = torch.cat([mixed, text[crops:, 0]])
         conditional = torch.cat([first[:, None], text[:, 1:]], 1)
     if masks:
@@ -227,7 +227,7 @@ def losses(model, auxiliary, batch, masks: bool) -> dict:
         guess = auxiliary.phrase[i](text).float()
         found["phrase"] += F.cross_entropy(guess.flatten(0, 1), asked.flatten()) / len(NAMES)
         if crops and name in ("colour", "shape"):
-            guess = auxiliary.phrase[i](picture).float()
+            guess = auxiliary.phrase[i](image).float()
             if name == "shape":
                 guess = excused(guess, batch["asked"][:crops, 0, NAMES.index("colour")])
             found["match"] = found["match"] + F.cross_entropy(guess, asked[:crops, 0])

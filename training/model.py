@@ -22,7 +22,7 @@ NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows down, columns right
 
 
 def frequencies() -> torch.Tensor:
-    """Radians a patch: from one wave over the picture's side to one over four patches."""
+    """Radians a patch: from one wave over the image's side to one over four patches."""
     return torch.pi * torch.arange(1, POSITIONS // 4 + 1) / (SIDE // PATCH)
 
 
@@ -163,11 +163,11 @@ def embed(model, ids):
 
 
 def decode(decoder, activations, conditional):
-    """Activations of B pictures, (B,1+K,D) each, and (B,P,E) embeddings -> logits (B,P,K,PATCH*PATCH) of the patches.
+    """Activations of B images, (B,1+K,D) each, and (B,P,E) embeddings -> logits (B,P,K,PATCH*PATCH) of the patches.
 
-    The decoder's own arithmetic for several prompts a picture: what does not depend on the prompt is done once.
+    The decoder's own arithmetic for several prompts an image: what does not depend on the prompt is done once.
     """
-    pictures, prompts = conditional.shape[:2]
+    images, prompts = conditional.shape[:2]
     conditional = conditional.flatten(0, 1)[:, None]
     x = 0
     for i, (activation, layer) in enumerate(zip(activations[::-1], decoder.layers, strict=True)):
@@ -176,7 +176,7 @@ def decode(decoder, activations, conditional):
             x = decoder.film_mul(conditional) * x + decoder.film_add(conditional)
         x = layer(x, attention_mask=None)
     head = decoder.transposed_convolution  # its kernels do not overlap: a product
-    return (x[:, 1:] @ head.weight.flatten(1) + head.bias).unflatten(0, (pictures, prompts))
+    return (x[:, 1:] @ head.weight.flatten(1) + head.bias).unflatten(0, (images, prompts))
 
 
 def by_patches(maps):

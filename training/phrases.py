@@ -26,7 +26,7 @@ HELD_OUT = (
 NOUNS = ("shape", "thing", "object")  # nouns that fit every shape
 SYNONYMS = {"big": "large", "little": "small"}
 DETERMINERS = ("a", "the", "any", "every", "all", "all the", "each")
-WRAPPERS = ("a photo of {}", "a picture of {}", "an image of {}", "{}.", "a photo of {}.")
+WRAPPERS = ("a photo of {}", "an image of {}", "an image of {}", "{}.", "a photo of {}.")
 
 
 def plural(noun: str) -> str:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from clipseg_np import VisualPrompt
 
 MOST = 4  # things in a scene
-CROPS = 3  # one scene in so many gives a picture prompt
-# Of ImageNet's colours: pictures are normalised by them, and a picture prompt's surroundings fade to the mean.
+CROPS = 3  # one scene in so many gives an image prompt
+# Of ImageNet's colours: images are normalised by them, and an image prompt's surroundings fade to the mean.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = tuple(ATTRIBUTES)
 
@@ -40,12 +40,12 @@ def pixels(image, side: int) -> np.ndarray:
 def soft_mask(mask, side: int) -> np.ndarray:
     """(side, side) uint8: the share of each pixel that belongs to the mask, times 255."""
     shrinking = min(mask.shape) > side
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.resize((side, side), Image.BOX if shrinking else Image.BILINEAR))
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(image.resize((side, side), Image.BOX if shrinking else Image.BILINEAR))
 
 
 def draw(number: int, seed, side: int, held_out) -> tuple:
-    """The arrays of scene `number`: picture, masks, kinds, and of every third scene a picture prompt and its kind."""
+    """The arrays of scene `number`: image, masks, kinds, and of every third scene an image prompt and its kind."""
     rng = np.random.default_rng([seed, number])
     scene = draw_scene(rng, held_out=held_out)
     masks = np.zeros((MOST, side, side), np.uint8)
@@ -57,7 +57,7 @@ def draw(number: int, seed, side: int, held_out) -> tuple:
     if number % CROPS == 0:
         thing = scene.things[rng.integers(len(scene.things))]
         prompt = VisualPrompt(scene.image, thing.mask)
-        crop = pixels(prompt.picture(MEAN), side), classes(thing)
+        crop = pixels(prompt.prepared(MEAN), side), classes(thing)
     return pixels(scene.image, side), masks, kinds, *crop
 
 

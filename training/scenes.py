@@ -3,7 +3,7 @@
 `draw_scene(rng)` draws 1 to 4 shapes over a plain, gradient or noisy background. What the words mean:
 
 - colours are hue ranges kept well apart; a striped or dotted thing is named by its main colour;
-- "small": the longer side of the outline's box is under a quarter of the picture's shorter side; "large": over a third;
+- "small": the longer side of the outline's box is under a quarter of the image's shorter side; "large": over a third;
 - later things hide earlier ones; stripes and dots, also those the background shows through, belong to the thing.
 
 The same state of `rng` gives the same scene.
@@ -48,7 +48,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (height, width, 3) uint8, and what is in it, from back to front."""
+    """An image, (height, width, 3) uint8, and what is in it, from back to front."""
 
     image: np.ndarray
     things: tuple[Thing, ...]
@@ -218,8 +218,8 @@ def _outline(rng, shape, extent):
     fine = 4 if extent < 100 else 2
     turn = 0.0 if rng.random() < 0.45 else rng.uniform(0, 2 * np.pi)
     if shape in ("circle", "ring"):
-        picture = Image.new("L", (extent * fine, extent * fine))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("L", (extent * fine, extent * fine))
+        draw = ImageDraw.Draw(image)
         draw.ellipse((0, 0, extent * fine - 1, extent * fine - 1), fill=255)
         if shape == "ring":
             rim = extent * fine / 2 * rng.uniform(0.22, 0.48)
@@ -231,10 +231,10 @@ def _outline(rng, shape, extent):
         points -= points.min(0)
         points *= extent / points.max()
         w, h = np.maximum(1, np.ceil(points.max(0) - 1e-6).astype(int))
-        picture = Image.new("L", (int(w) * fine, int(h) * fine))
+        image = Image.new("L", (int(w) * fine, int(h) * fine))
         corners = [(x * fine - 0.5, y * fine - 0.5) for x, y in points]
-        ImageDraw.Draw(picture).polygon(corners, fill=255)
-    return np.asarray(picture.reduce(fine), np.float32) / np.float32(255)
+        ImageDraw.Draw(image).polygon(corners, fill=255)
+    return np.asarray(image.reduce(fine), np.float32) / np.float32(255)
 
 
 def _corners(rng, shape):

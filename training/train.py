@@ -2,7 +2,7 @@
 
     python training/train.py --output weights/demo
 
-The learning rate and the picture's side follow the share of the run that is done, which is counted in steps (`--steps`)
+The learning rate and the image's side follow the share of the run that is done, which is counted in steps (`--steps`)
 or in time (`--minutes`). On a CPU each process keeps to one thread, and the processes share a step out; where the machine
 has other work to do, this is more than twice as fast as threads that wait for each other in every layer.
 """
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="end after so long instead of --steps")
     parser.add_argument("--scenes", type=int, default=12, help="scenes a step, of each process")
     parser.add_argument("--prompts", type=int, default=3, help="phrases a scene")
-    parser.add_argument("--crops", type=int, default=1, help="picture prompts a step; 0: none")
+    parser.add_argument("--crops", type=int, default=1, help="image prompts a step; 0: none")
     parser.add_argument("--towers", type=float, default=0.3, help="share of the run without masks")
     parser.add_argument("--whole", type=float, default=0.8, help="share from which on all patches")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy
+import numpy as np
 
 from ..nn.ops import MAX_MEMOIZED, Array, Ops, T
 from .cublas import Cublas, address
@@ -164,7 +164,7 @@ class CupyOps(Ops):
         width, together = y.shape[-1], 16 // y.itemsize
         at_once = width % together == 0 and _are_aligned(*arrays)
         numbers = ACTIVATIONS.index(activation), at_once, width
-        sizes = *(numpy.int32(n) for n in numbers), numpy.uint64(y.size)
+        sizes = *(np.int32(n) for n in numbers), np.uint64(y.size)
         self._launch("finish", y.dtype, y.size // (together if at_once else 1), *arrays, *sizes)
 
     def _norm(
@@ -180,13 +180,13 @@ class CupyOps(Ops):
         out, width = self.xp.empty_like(x), x.shape[-1]
         arrays = x, *map(self._contiguous, (added, residual, weight, bias)), out
         at_once = width % (16 // x.itemsize) == 0 and width <= 1024 and _are_aligned(*arrays)
-        sizes = *(numpy.int32(n) for n in (at_once, x.size // width, width)), numpy.float64(eps)
+        sizes = *(np.int32(n) for n in (at_once, x.size // width, width)), np.float64(eps)
         self._launch("layer_norm", x.dtype, WARP * (x.size // width), *arrays, *sizes)
         return out
 
     def _contiguous(self, x: Array | None) -> Any:
         """As the kernels take an array that may be missing."""
-        return numpy.intp(0) if x is None else self.xp.ascontiguousarray(x)
+        return np.intp(0) if x is None else self.xp.ascontiguousarray(x)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """Each cell's neighbors are a view of the padded array, copied once: two launches instead of five."""
@@ -211,13 +211,13 @@ class CupyOps(Ops):
         """Masked and normalized along the last axis, in place: (B,H,queries,keys)."""
         heads, queries = (x.shape[1], x.shape[2]) if x.ndim == 4 else (1, 1)
         rows = x.size // x.shape[-1]
-        sizes = [numpy.int32(number) for number in (heads, queries, x.shape[-1], rows)]
+        sizes = [np.int32(number) for number in (heads, queries, x.shape[-1], rows)]
         self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(mask), *sizes)
         return x
 
-    def _mask(self, mask: Array | None) -> tuple[Any, numpy.int32]:
+    def _mask(self, mask: Array | None) -> tuple[Any, np.int32]:
         """As the kernels take it, and whether it is one for all images."""
-        return self._contiguous(mask), numpy.int32(mask is not None and len(mask) == 1)
+        return self._contiguous(mask), np.int32(mask is not None and len(mask) == 1)
 
     def attention(
         self,
@@ -256,10 +256,10 @@ class CupyOps(Ops):
         lie_well = key.strides == value.strides == steps and steps[3] == 2
         if not lie_well or any(s % 16 for s in steps[:3]) or not _are_aligned(query, key, value):
             query, key, value = (self.xp.ascontiguousarray(x) for x in (query, key, value))
-        steps = [numpy.int64(stride // 2) for stride in query.strides[:3]]
+        steps = [np.int64(stride // 2) for stride in query.strides[:3]]
         mixed = self.xp.empty((B, T, H, d), query.dtype)
         blocks = B * H * -(-T // (THREADS // 2))  # 16 queries for each warp of 32
-        sizes = numpy.int32(H), numpy.int32(T), *steps, numpy.float32(d**-0.5)
+        sizes = np.int32(H), np.int32(T), *steps, np.float32(d**-0.5)
         arrays = query, key, value, mixed, *self._mask(mask)
         self._launch("attention", d, THREADS * blocks, *arrays, *sizes)
         return mixed.transpose(0, 2, 1, 3)
@@ -282,7 +282,7 @@ class CupyOps(Ops):
 
         The yardstick is NumPy's, in float64: a GPU that makes all of it 0 cannot agree with itself.
         """
-        rng = numpy.random.default_rng(0)
+        rng = np.random.default_rng(0)
         shapes = {
             "linear": [(2, 5, 8), (3, 8), (3,)],
             "layer_norm": [(2, 5, 200), (200,), (200,)],
@@ -296,8 +296,8 @@ class CupyOps(Ops):
         if name.endswith("norm"):
             more = [1e-5]
         elif name.endswith("attention"):
-            order = numpy.tri(shapes[0][2]) > 0
-            more = [numpy.stack([order, order.T])[:, None]]
+            order = np.tri(shapes[0][2]) > 0
+            more = [np.stack([order, order.T])[:, None]]
         if name in ACTIVATIONS:
             ours = partial(self.fused_linear, activation=name)
             readable = partial(_fused_linear, activation=name)
@@ -312,7 +312,7 @@ class CupyOps(Ops):
             expected = readable(*(a.astype("float64") for a in given), *more)
             try:
                 there = [
-                    self.asarray(a) if isinstance(a, numpy.ndarray) else a for a in (*given, *more)
+                    self.asarray(a) if isinstance(a, np.ndarray) else a for a in (*given, *more)
                 ]
                 found = self.to_numpy(ours(*there))
                 is_product = name in ("linear", "attention", *ACTIVATIONS)

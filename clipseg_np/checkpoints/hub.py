@@ -18,10 +18,10 @@ FETCHED = {"allow_patterns": CHECKPOINT_FILES, "ignore_patterns": ["*/*"]}
 # What must be there, for each part one of the alternatives.
 CONFIG = (("config.json",),)
 WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json",))
-PICTURES = (("preprocessor_config.json",), ("processor_config.json",))
+IMAGES = (("preprocessor_config.json",), ("processor_config.json",))
 TEXTS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 MODEL = (CONFIG, WEIGHTS)
-WHOLE = (CONFIG, WEIGHTS, PICTURES, TEXTS)
+WHOLE = (CONFIG, WEIGHTS, IMAGES, TEXTS)
 
 ANSWERS = {
     401: "there is no such checkpoint, or it asks who you are: check the name, or set HF_TOKEN to your access token",

@@ -63,7 +63,7 @@ def checkpoint_folder(
         if not (folder.parent / "config.json").is_file():
             raise FileNotFoundError(
                 f"{folder.parent / 'config.json'} is missing: beside the one file {folder.name} are expected "
-                f"config.json and, for prompts and pictures, the tokenizer's files and preprocessor_config.json. "
+                f"config.json and, for prompts and images, the tokenizer's files and preprocessor_config.json. "
                 f"{_neighbours(folder)}"
             )
         return folder.parent

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -34,10 +34,10 @@ INDEX_NAME = "model.safetensors.index.json"
 IGNORED_ENDINGS = ("position_ids",)
 
 STORED_TYPES = {
-    "F64": numpy.float64,
-    "F32": numpy.float32,
-    "F16": numpy.float16,
-    "BF16": numpy.uint16,
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
 }
 TYPES_BY_SIZE = {
     8: "F64 I64 U64",
@@ -62,11 +62,11 @@ class StoredTensor:
         raw_type = STORED_TYPES[self.stored_type]
         count = math.prod(self.shape)
         if count == 0:
-            return Raw(numpy.zeros(self.shape, raw_type), self.stored_type)
-        raw = numpy.memmap(self.file, raw_type, "r", self.offset, (count,)).view(numpy.ndarray)
+            return Raw(np.zeros(self.shape, raw_type), self.stored_type)
+        raw = np.memmap(self.file, raw_type, "r", self.offset, (count,)).view(np.ndarray)
         return Raw(raw.reshape(self.shape), self.stored_type)
 
-    def read(self, dtype: Any) -> numpy.ndarray:
+    def read(self, dtype: Any) -> np.ndarray:
         """The numbers as `dtype`: a read-only view of the mapped file where they are stored so."""
         return self.mapped().floats().astype(dtype, copy=False)
 
@@ -75,14 +75,14 @@ class StoredTensor:
 class Raw:
     """Numbers as they are stored. NumPy has no bfloat16, the upper half of a float32: here it is uint16."""
 
-    array: numpy.ndarray
+    array: np.ndarray
     stored_type: str
 
-    def floats(self) -> numpy.ndarray:
+    def floats(self) -> np.ndarray:
         """The numbers in a type that NumPy has: the same array, or bfloat16 as float32."""
         if self.stored_type != "BF16":
             return self.array
-        return (self.array.astype(numpy.uint32) << 16).view(numpy.float32)
+        return (self.array.astype(np.uint32) << 16).view(np.float32)
 
 
 def give_back(arrays: Iterable[Array]) -> None:
@@ -91,7 +91,7 @@ def give_back(arrays: Iterable[Array]) -> None:
     Nothing happens to arrays that are not mapped, nor where the system has no such call.
     """
     for array in arrays:
-        while isinstance(array, numpy.ndarray):
+        while isinstance(array, np.ndarray):
             array = array.base
         if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             array.madvise(mmap.MADV_DONTNEED)
@@ -176,10 +176,10 @@ def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def save_weights(path: str | os.PathLike, arrays: dict[str, numpy.ndarray]) -> None:
+def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as one safetensors file that transformers loads too; whole, or not at all."""
     contiguous = {
-        name: numpy.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
+        name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
     with written_whole(path) as temporary:
         save_file(contiguous, temporary, metadata={"format": "pt"})
@@ -200,7 +200,7 @@ class Checkpoint:
         found = [prefix for prefix in prefixes if prefix + landmark in self.tensors]
         self.prefix = found[0] if found else prefixes[0]
 
-    def take(self, name: str, shape: tuple[int, ...]) -> numpy.ndarray:
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         key = self.prefix + name
         if key in self.taken:
             raise AssertionError(f"{key} was taken twice: two layers share a name")

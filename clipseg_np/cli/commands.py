@@ -51,20 +51,20 @@ def run_segment(options: argparse.Namespace) -> None:
     number = len(options.prompts) + len(options.image_prompt)
     if to_stdout and (number != 1 or len(options.write) != 1 or options.labels or options.json):
         raise InputError(
-            "--output - writes one picture: expected one prompt, one kind, no --labels and no --json"
+            "--output - writes one image: expected one prompt, one kind, no --labels and no --json"
         )
     folder = output_folder(options.output)
-    stem, picture = read_picture(options.picture)
+    stem, image = read_image(options.image)
     prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
     tidy = clean_up(options)
     segmenter = Segmenter.from_pretrained(model_path(options), backend=options.backend)
     result = segmenter.combine(
-        picture, prompts, scales=options.scales, input_data_format="channels_last"
+        image, prompts, scales=options.scales, input_data_format="channels_last"
     )
     if to_stdout:
         likely = result.probability(0)
         found = Found(
-            picture, tidy(likely > checked_threshold(options.threshold)), likely, tidy.feather
+            image, tidy(likely > checked_threshold(options.threshold)), likely, tidy.feather
         )
         KINDS[options.write[0]](found).save(sys.stdout.buffer, format="PNG")
         return
@@ -72,7 +72,7 @@ def run_segment(options: argparse.Namespace) -> None:
     kinds = options.write
     with written_together(folder) as part:
         said = write_results(
-            part, stem, picture, result, captions, kinds, options.threshold, tidy, options.labels
+            part, stem, image, result, captions, kinds, options.threshold, tidy, options.labels
         )
     for one in said:
         one["files"] = [str(folder / Path(file).name) for file in one["files"]]
@@ -99,15 +99,15 @@ def output_folder(name: str) -> Path:
     return folder
 
 
-def read_picture(name: str) -> tuple[str, np.ndarray]:
-    """What to call a picture's results, and the picture; "-" is standard input."""
+def read_image(name: str) -> tuple[str, np.ndarray]:
+    """What to call an image's results, and the image; "-" is standard input."""
     if name != "-":
         return Path(name).stem, load_image(name)
     with tempfile.NamedTemporaryFile() as file:
         file.write(sys.stdin.buffer.read())
         file.flush()
         try:
-            return "picture", load_image(file.name)
+            return "image", load_image(file.name)
         except InputError as error:
             raise InputError(str(error).replace(file.name, "standard input")) from error
 
@@ -125,7 +125,7 @@ def clean_up(options: argparse.Namespace) -> CleanUp:
 
 
 def run_batch_command(options: argparse.Namespace) -> int:
-    """Exit code 1 where a picture failed; the others are done all the same."""
+    """Exit code 1 where an image failed; the others are done all the same."""
     masks = options.prompt_mask or [None] * len(options.image_prompt)
     image_prompts(options.image_prompt, options.prompt_mask)  # as many of one as of the other
     job = Job(
@@ -162,7 +162,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         for one in failed:
             say("error", one["error"])
         print(
-            f"{len(report) - len(failed)} of {len(report)} pictures  {Path(options.output, REPORT)}"
+            f"{len(report) - len(failed)} of {len(report)} images  {Path(options.output, REPORT)}"
         )
     return 1 if failed else 0
 
@@ -173,18 +173,18 @@ def progress(done: Iterable, number: int) -> Iterable:
         from tqdm import tqdm
     except ImportError:
         return done
-    return tqdm(done, total=number, unit="picture", disable=None)
+    return tqdm(done, total=number, unit="image", disable=None)
 
 
-def image_prompts(pictures: list[str], masks: list[str]) -> list[Path | VisualPrompt]:
-    """Each picture by itself, or each with its mask."""
+def image_prompts(images: list[str], masks: list[str]) -> list[Path | VisualPrompt]:
+    """Each image by itself, or each with its mask."""
     if not masks:
-        return [Path(picture) for picture in pictures]
-    if len(masks) != len(pictures):
+        return [Path(image) for image in images]
+    if len(masks) != len(images):
         raise InputError(
-            f"got {len(pictures)} --image-prompt and {len(masks)} --prompt-mask; expected a mask for each, or none"
+            f"got {len(images)} --image-prompt and {len(masks)} --prompt-mask; expected a mask for each, or none"
         )
-    return [VisualPrompt(Path(picture), Path(mask)) for picture, mask in zip(pictures, masks)]
+    return [VisualPrompt(Path(image), Path(mask)) for image, mask in zip(images, masks)]
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -231,13 +231,13 @@ def run_trace(options: argparse.Namespace) -> None:
     model = load(options.dtype)
     rough = load("float32") if options.dtype == "float64" else None
     processor = CLIPSegProcessor.from_pretrained(path)
-    pictures = [load_image(options.picture)] * len(options.prompts)
+    images = [load_image(options.image)] * len(options.prompts)
     inputs = processor(
-        text=options.prompts, images=pictures, padding=True, input_data_format="channels_last"
+        text=options.prompts, images=images, padding=True, input_data_format="channels_last"
     )
     about = {
         "checkpoint": str(options.model or "demonstration"),
-        "picture": Path(options.picture).name,
+        "image": Path(options.image).name,
         "prompts": options.prompts,
     }
     write_golden(options.output, model, inputs, options.names, about, rough)

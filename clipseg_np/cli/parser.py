@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except MemoryError as error:
-            say("error", f"there is not enough memory: {error or 'give a smaller picture'}")
+            say("error", f"there is not enough memory: {error or 'give a smaller image'}")
             return 2
         except (InputError, MissingExtra, OSError) as error:
             say("error", error)
@@ -67,23 +67,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="clipseg-np", description="Segment a picture by words or by another picture.")
+    top = Parser(prog="clipseg-np", description="Segment an image by words or by another image.")
     top.add_argument("--version", action="version", version=f"clipseg-np {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    segment = commands.add_parser("segment", help="write a mask of a picture for each prompt")
+    segment = commands.add_parser("segment", help="write a mask of an image for each prompt")
     segment.add_argument(
-        "picture", metavar="PICTURE", help="the picture's file; - reads it from standard input"
+        "image", metavar="IMAGE", help="the image's file; - reads it from standard input"
     )
     segment.set_defaults(run=run_segment)
-    batch = commands.add_parser("batch", help="the same for all pictures of a folder")
-    batch.add_argument("folder", metavar="FOLDER", help="with pictures, also in folders inside it")
+    batch = commands.add_parser("batch", help="the same for all images of a folder")
+    batch.add_argument("folder", metavar="FOLDER", help="with images, also in folders inside it")
     batch.add_argument(
         "--glob",
         metavar="PATTERN",
         action="append",
         default=[],
-        help="of pictures' names, as '*.jpg'; may be given several times; default: all that Pillow reads",
+        help="of images' names, as '*.jpg'; may be given several times; default: all that Pillow reads",
     )
     batch.add_argument(
         "--workers", metavar="N", type=int, help="default: as many as there are cores"
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     info.set_defaults(run=run_info)
 
     golden = commands.add_parser("trace", help="write what every layer returns, to port from")
-    golden.add_argument("picture", metavar="PICTURE", help="the picture's file")
+    golden.add_argument("image", metavar="IMAGE", help="the image's file")
     golden.add_argument("prompts", metavar="PROMPT", nargs="+", help="texts")
     golden.add_argument("--output", metavar="FILE", required=True, help="a .safetensors file")
     golden.add_argument(
@@ -180,7 +180,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def add_options_of_results(command: argparse.ArgumentParser) -> None:
-    """What is looked for, and what is written of it: the same for one picture and for many."""
+    """What is looked for, and what is written of it: the same for one image and for many."""
     command.add_argument(
         "prompts",
         metavar="PROMPT",
@@ -192,7 +192,7 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help="a picture that shows what to look for; may be given several times",
+        help="an image that shows what to look for; may be given several times",
     )
     command.add_argument(
         "--prompt-mask",
@@ -205,7 +205,7 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FOLDER",
         default="masks",
-        help="default: %(default)s; for one picture and one prompt, - writes to standard output",
+        help="default: %(default)s; for one image and one prompt, - writes to standard output",
     )
     command.add_argument(
         "--threshold",
@@ -220,12 +220,12 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=tuple(KINDS),
         default=["mask"],
-        help=f"pictures to write for each prompt, of {', '.join(KINDS)}; default: mask",
+        help=f"images to write for each prompt, of {', '.join(KINDS)}; default: mask",
     )
     command.add_argument(
         "--labels",
         action="store_true",
-        help="write a map of all prompts in one too: an indexed PNG, JSON, and a picture with a legend",
+        help="write a map of all prompts in one too: an indexed PNG, JSON, and an image with a legend",
     )
     command.add_argument(
         "--smallest", metavar="N", type=int, default=0, help="leave out regions of fewer pixels"
@@ -242,6 +242,6 @@ def add_options_of_results(command: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         default=[1],
-        help="1: the whole picture; S: windows of an S-th of its sides, for what is small in it; several: their mean",
+        help="1: the whole image; S: windows of an S-th of its sides, for what is small in it; several: their mean",
     )
     command.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
+import numpy as np
 
 from ..atomic_files import folder_written_whole, write_json
 from ..checkpoints.locate import checkpoint_path, read_json
@@ -191,12 +191,12 @@ def _write_file(path: Path, tensors: dict[str, tuple[Raw, str]]) -> None:
 
 def _blocks(raw: Raw) -> Iterator[Raw]:
     """The numbers in order, a block at a time."""
-    flat = numpy.ascontiguousarray(raw.array).reshape(-1)
+    flat = np.ascontiguousarray(raw.array).reshape(-1)
     for start in range(0, flat.size, BLOCK):
         yield Raw(flat[start : start + BLOCK], raw.stored_type)
 
 
-def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> numpy.ndarray:
+def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
     """Numbers in another stored type (bfloat16 as uint16), rounded to the nearest, ties to even.
 
     Raises InputError, with the tensor's name, where a finite number would become infinite.
@@ -204,14 +204,14 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> numpy.ndarr
     if raw.stored_type == stored_type:
         return raw.array
     floats = raw.floats()
-    with numpy.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
         if stored_type == "BF16":
-            stored = _upper_halves(floats.astype(numpy.float32))
+            stored = _upper_halves(floats.astype(np.float32))
             infinite = (stored & 0x7FFF) == 0x7F80
         else:
             stored = floats.astype(STORED_TYPES[stored_type])
-            infinite = numpy.isinf(stored)
-    lost = infinite & numpy.isfinite(floats)
+            infinite = np.isinf(stored)
+    lost = infinite & np.isfinite(floats)
     if lost.any():
         kind = next(kind for kind, short in STORED_AS.items() if short == stored_type)
         raise InputError(
@@ -221,10 +221,10 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> numpy.ndarr
     return stored
 
 
-def _upper_halves(floats: numpy.ndarray) -> numpy.ndarray:
+def _upper_halves(floats: np.ndarray) -> np.ndarray:
     """float32 to bfloat16, as uint16. What is not a number stays so: a quiet one, of the same sign."""
-    bits = floats.view(numpy.uint32)
+    bits = floats.view(np.uint32)
     odd = (bits >> 16) & 1
     rounded = (bits + (0x7FFF + odd)) >> 16
     quiet = (bits >> 16) | 0x40
-    return numpy.where(numpy.isnan(floats), quiet, rounded).astype(numpy.uint16)
+    return np.where(np.isnan(floats), quiet, rounded).astype(np.uint16)

@@ -15,7 +15,7 @@ import re
 import zlib
 from pathlib import Path
 
-import numpy
+import numpy as np
 
 from ..atomic_files import folder_written_whole
 from ..backends.select import ops_for
@@ -35,7 +35,7 @@ from .torch_archive import read_archive
 EXTRACT_LAYERS = (3, 6, 9)
 WIDTH_OF_HEAD = 64
 DECODER_HEADS = 4
-PICTURE_SIZE = 352  # pixels, of the published models
+IMAGE_SIZE = 352  # pixels, of the published models
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Where a name begins, and where in a checkpoint that is.
@@ -92,7 +92,7 @@ def convert_original(
     clip: ViT-B-16.pt; None where the decoder's file holds CLIP too, under names with clip_model. before them.
     dtype: None is float32, as in the official checkpoints; for shard_size see `convert`.
     tokenizer: a folder with CLIP's tokenizer, or OpenAI's bpe_simple_vocab_16e6.txt.gz; None leaves it out, and
-    prompts are then token ids or pictures only.
+    prompts are then token ids or images only.
     extract_layers: the vision tower's layers that the decoder reads, counted from 0; None is 3, 6, 9.
 
     Raises FileNotFoundError, and InputError where the files are not such, or do not fit one another.
@@ -100,13 +100,13 @@ def convert_original(
     tensors = renamed(_joined(Path(decoder), clip))
     config = config_of(tensors, extract_layers)
     fitting = _Fitting(tensors)
-    CLIPSegForImageSegmentation(config, Scope(fitting, ops_for("numpy-reference"), numpy.float32))
+    CLIPSegForImageSegmentation(config, Scope(fitting, ops_for("numpy-reference"), np.float32))
     fitting.finish()
     with folder_written_whole(output) as folder:
         if tokenizer is not None:
             _write_tokenizer(Path(tokenizer), folder, config.text_config.vocab_size)
         ViTImageProcessor(
-            size=PICTURE_SIZE, image_mean=list(MEAN), image_std=list(DEVIATION)
+            size=IMAGE_SIZE, image_mean=list(MEAN), image_std=list(DEVIATION)
         ).save_pretrained(folder)
         return write_checkpoint(folder, config.to_dict(), tensors, dtype or "float32", shard_size)
 
@@ -153,7 +153,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
                 raise InputError(
                     f"{name} has shape {array.shape}; expected queries, keys and values above one another."
                 )
-            for letter, third in zip("qkv", numpy.split(array, 3)):
+            for letter, third in zip("qkv", np.split(array, 3)):
                 found[new.replace(".in_proj_", f".{letter}_proj.")] = Raw(third, raw.stored_type)
         else:
             found[new] = Raw(array.T if new in TRANSPOSED else array, raw.stored_type)
@@ -225,12 +225,12 @@ class _Fitting:
     def __init__(self, tensors: dict[str, Raw]):
         self.left = dict(tensors)
 
-    def take(self, name: str, shape: tuple[int, ...]) -> numpy.ndarray:
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         raw = self.left.pop(name, None)
         if raw is None or raw.array.shape != shape:
             found = "missing" if raw is None else f"of shape {raw.array.shape}"
             raise InputError(f"{name} is {found}; the other tensors make it {shape}.")
-        return numpy.broadcast_to(numpy.float32(0), shape)
+        return np.broadcast_to(np.float32(0), shape)
 
     def finish(self) -> None:
         if self.left:

@@ -20,23 +20,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy
+import numpy as np
 
 from ..checkpoints.locate import what_to_do
 from ..checkpoints.weights import Raw
 from ..errors import InputError
 
 STORAGES = {
-    "torch DoubleStorage": ("F64", numpy.float64),
-    "torch FloatStorage": ("F32", numpy.float32),
-    "torch HalfStorage": ("F16", numpy.float16),
-    "torch BFloat16Storage": ("BF16", numpy.uint16),
-    "torch LongStorage": ("I64", numpy.int64),
-    "torch IntStorage": ("I32", numpy.int32),
-    "torch ShortStorage": ("I16", numpy.int16),
-    "torch CharStorage": ("I8", numpy.int8),
-    "torch ByteStorage": ("U8", numpy.uint8),
-    "torch BoolStorage": ("BOOL", numpy.bool_),
+    "torch DoubleStorage": ("F64", np.float64),
+    "torch FloatStorage": ("F32", np.float32),
+    "torch HalfStorage": ("F16", np.float16),
+    "torch BFloat16Storage": ("BF16", np.uint16),
+    "torch LongStorage": ("I64", np.int64),
+    "torch IntStorage": ("I32", np.int32),
+    "torch ShortStorage": ("I16", np.int16),
+    "torch CharStorage": ("I8", np.int8),
+    "torch ByteStorage": ("U8", np.uint8),
+    "torch BoolStorage": ("BOOL", np.bool_),
 }
 DICTIONARY = "collections OrderedDict"
 TENSOR = "torch._utils _rebuild_tensor_v2"
@@ -309,7 +309,7 @@ class _Reader:
             )
         return found
 
-    def mapped(self, name: str, dtype: Any) -> numpy.ndarray:
+    def mapped(self, name: str, dtype: Any) -> np.ndarray:
         member = self.member(name)
         self.unread -= member.file_size
         if self.unread < 0:
@@ -320,11 +320,11 @@ class _Reader:
         with self.path.open("rb") as file:
             file.seek(member.header_offset + 26)
             lengths = struct.unpack("<HH", file.read(4))  # of the name and of what stands behind it
-        count = member.file_size // numpy.dtype(dtype).itemsize
+        count = member.file_size // np.dtype(dtype).itemsize
         if not count:
-            return numpy.zeros(0, dtype)
+            return np.zeros(0, dtype)
         offset = member.header_offset + 30 + sum(lengths)
-        return numpy.memmap(self.path, dtype, "r", offset, (count,)).view(numpy.ndarray)
+        return np.memmap(self.path, dtype, "r", offset, (count,)).view(np.ndarray)
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> Raw:
         """A view of a storage; offset and strides are counted in numbers."""
@@ -341,7 +341,7 @@ class _Reader:
             self.refuse(f"a tensor is larger than its storage of {held} numbers, or empty")
         width = storage.array.itemsize
         steps = [step * width if n > 1 else width for n, step in zip(size, stride)]
-        array = numpy.ndarray(size, storage.array.dtype, storage.array, offset * width, steps)
+        array = np.ndarray(size, storage.array.dtype, storage.array, offset * width, steps)
         return Raw(array, storage.stored_type)
 
 

@@ -1,6 +1,6 @@
 """Golden traces: what every layer returned, by dotted name and in order, in a file to port from.
 
-    clipseg-np trace picture.png "a cat" --dtype float64 --output golden.safetensors
+    clipseg-np trace image.png "a cat" --dtype float64 --output golden.safetensors
     clipseg-np compare golden.safetensors mine.safetensors
 
 A golden file is a safetensors file: the inputs under "input.NAME", then the layers' outputs under their dotted names; what a

@@ -1,10 +1,10 @@
-"""Pictures in and masks out: a picture to `pixel_values`, logits to a mask at the picture's size.
+"""Images in and masks out: an image to `pixel_values`, logits to a mask at the image's size.
 
 `ViTImageProcessor` has the fields and the numbers of the reference's ViTImageProcessor with the
 Pillow backend (its default backend, on torchvision, resizes by other arithmetic; the reference's
 own test grants the two a difference of 0.1). Deviations:
 
-- Pictures always become RGB, whatever do_convert_rgb says: a grey one fails in the reference by
+- Images always become RGB, whatever do_convert_rgb says: a grey one fails in the reference by
   default.
 - Float arrays in 0..1 count as rescaled already: they are brought to 0..1 once, with do_rescale or
   without.
@@ -12,7 +12,7 @@ own test grants the two a difference of 0.1). Deviations:
 - An unknown keyword is warned of, where the reference's call raises.
 - All happens in main memory, a GPU's images included: pixel_values are a fraction of a photograph.
 - Cropping, padding and the box and Hamming filters are refused: the mask has to cover the whole
-  picture.
+  image.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..atomic_files import write_json
-from ..checkpoints.hub import PICTURES
+from ..checkpoints.hub import IMAGES
 from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
 from ..model.outputs import Features
@@ -34,7 +34,7 @@ from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
 REFERENCE = Ops()
 
 LARGEST = 1e30  # of the settings' numbers: more overflows
-# Pixels of a picture resized for the model: 34 times what CLIPSeg takes, and attention squares them.
+# Pixels of an image resized for the model: 34 times what CLIPSeg takes, and attention squares them.
 MOST_PIXELS = 2**22
 
 CONFIG_FILE = "preprocessor_config.json"
@@ -70,7 +70,7 @@ SIZE_KEYS = (
 
 
 class ViTImageProcessor:
-    """Resize, rescale to 0..1, normalise: pictures to pixel_values.
+    """Resize, rescale to 0..1, normalise: images to pixel_values.
 
     size: {"height", "width"}, an int for a square, or (height, width); also {"shortest_edge"}, with
     or without "longest_edge", or {"max_height", "max_width"}, which keep the aspect ratio.
@@ -125,12 +125,12 @@ class ViTImageProcessor:
         input_data_format: str | None = None,
         **overrides,
     ) -> Features:
-        """Prepare pictures: one, a list in any mix of sizes and kinds, or an array of them.
+        """Prepare images: one, a list in any mix of sizes and kinds, or an array of them.
 
-        images: see load_image; an array of pictures is (B,H,W,C) or (B,C,H,W).
+        images: see load_image; an array of images is (B,H,W,C) or (B,C,H,W).
         overrides: any setting of the constructor, for this call alone.
         Returns Features with pixel_values, float32 (B,3,height,width), or (B,height,width,3) for
-        data_format "channels_last". Raises InputError for unusable pictures or settings,
+        data_format "channels_last". Raises InputError for unusable images or settings,
         FileNotFoundError for a missing file.
         """
         if return_tensors not in (None, "np"):
@@ -142,34 +142,34 @@ class ViTImageProcessor:
         changed = {name: value for name, value in overrides.items() if value is not None}
         use = ViTImageProcessor(**{**self._settings(), **changed}) if changed else self
         batch = [
-            use._pixels(picture, input_data_format, name) for picture, name in zip(*_listed(images))
+            use._pixels(image, input_data_format, name) for image, name in zip(*_listed(images))
         ]
         sizes = {pixels.shape[:2] for pixels in batch}
         if len(sizes) > 1:
             raise InputError(
-                f"The pictures have different sizes (height, width): {sorted(sizes)}. "
+                f"The images have different sizes (height, width): {sorted(sizes)}. "
                 f'One batch needs one size: keep do_resize=True with size={{"height", "width"}}, '
-                f"or prepare the pictures one by one."
+                f"or prepare the images one by one."
             )
         pixel_values = np.stack(batch)  # (B,height,width,3)
         if data_format != "channels_last":
             pixel_values = np.ascontiguousarray(np.moveaxis(pixel_values, 3, 1))
         return Features(pixel_values=pixel_values)
 
-    def _pixels(self, picture, input_data_format, name):
-        """One picture -> (height,width,3) float32"""
-        pixels = load_image(picture, input_data_format, name)
+    def _pixels(self, image, input_data_format, name):
+        """One image -> (height,width,3) float32"""
+        pixels = load_image(image, input_data_format, name)
         if self.do_resize:
             size = output_size(self.size, *pixels.shape[:2])
             if not (min(size) >= 1 and size[0] * size[1] <= MOST_PIXELS):
                 raise InputError(
-                    f"size={self.size} (preprocessor_config.json) makes {size[0]} x {size[1]} of a picture of "
+                    f"size={self.size} (preprocessor_config.json) makes {size[0]} x {size[1]} of an image of "
                     f"{pixels.shape[0]} x {pixels.shape[1]}; expected 1 to {MOST_PIXELS:,} pixels."
                 )
             pixels = resize(pixels, size, self.resample)
         if self.do_rescale:
             pixels = pixels.astype(np.float64) * self.rescale_factor
-        elif is_unit_float(picture):
+        elif is_unit_float(image):
             pixels = pixels.astype(np.float64) * (1 / 255)
         pixels = pixels.astype(np.float32)
         if self.do_normalize:
@@ -187,7 +187,7 @@ class ViTImageProcessor:
         Raises FileNotFoundError where neither is there, InputError for an impossible value.
         """
         folder = checkpoint_folder(
-            folder_or_hub_id, local_files_only=local_files_only, needed=(PICTURES,)
+            folder_or_hub_id, local_files_only=local_files_only, needed=(IMAGES,)
         )
         combined = folder / COMBINED_FILE
         if combined.is_file():
@@ -224,7 +224,7 @@ class ViTImageProcessor:
 
 
 def output_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
-    """The (height, width) that the processor's `size` makes of a picture of height x width."""
+    """The (height, width) that the processor's `size` makes of an image of height x width."""
     if "height" in size:
         return size["height"], size["width"]
     if "max_height" in size:
@@ -240,7 +240,7 @@ def output_size(size: dict[str, int], height: int, width: int) -> tuple[int, int
 
 
 def probabilities_at(logits, size: tuple[int, int], ops: Ops = REFERENCE, rows=slice(None)):
-    """Logits of masks to probabilities at the picture's own size: (P,h,w) -> (P,height,width), float32.
+    """Logits of masks to probabilities at the image's own size: (P,h,w) -> (P,height,width), float32.
 
     Of these, only `rows` are made.
 
@@ -251,13 +251,13 @@ def probabilities_at(logits, size: tuple[int, int], ops: Ops = REFERENCE, rows=s
 
 
 def _listed(images) -> tuple[list, list]:
-    """The pictures and what to call each of them."""
+    """The images and what to call each of them."""
     if getattr(images, "ndim", None) == 4:
         images = list(images)
     if not isinstance(images, (list, tuple)):
         return [images], [None]
     if not images:
-        raise InputError("The list of pictures is empty; give at least one.")
+        raise InputError("The list of images is empty; give at least one.")
     return list(images), [f"images[{index}]" for index in range(len(images))]
 
 
@@ -271,7 +271,7 @@ def _check_others(others: dict) -> None:
         elif value != FIXED[name]:
             raise InputError(
                 f"{name}={value!r} is not supported, only {FIXED[name]}: "
-                f"the mask must cover the whole picture."
+                f"the mask must cover the whole image."
             )
 
 

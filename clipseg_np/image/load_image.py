@@ -1,10 +1,10 @@
-"""A picture, however it is given, as a (height, width, 3) uint8 array of red, green and blue.
+"""An image, however it is given, as a (height, width, 3) uint8 array of red, green and blue.
 
 Where transformers' processor gives a defined answer, this gives the same; it also takes what
-transformers refuses (two-dimensional arrays, 16-bit pictures). Deviations, each on purpose:
+transformers refuses (two-dimensional arrays, 16-bit images). Deviations, each on purpose:
 
 - Transparent pixels show white, as transformers does it with do_convert_rgb=True. For a path,
-  transformers drops the alpha and shows whatever colour lies beneath; here a path and the picture
+  transformers drops the alpha and shows whatever colour lies beneath; here a path and the image
   opened from it give the same.
 - 16-bit grey (mode I;16, uint16 arrays) is scaled from 0..65535 to 0..255; Pillow would clip it at
   255.
@@ -22,20 +22,18 @@ from ..nn.ops import in_main_memory
 from .row_blocks import by_bands
 
 LAYOUTS = ("channels_first", "channels_last")
-# Pixels on a side of a file's picture, as in JPEG. A line of 80 million zips to nothing, and to
+# Pixels on a side of a file's image, as in JPEG. A line of 80 million zips to nothing, and to
 # resize it takes hundreds of gigabytes.
 LONGEST = 65_535
 
 
-def load_image(
-    picture, input_data_format: str | None = None, name: str | None = None
-) -> np.ndarray:
-    """Read one picture: (height, width, 3), uint8.
+def load_image(image, input_data_format: str | None = None, name: str | None = None) -> np.ndarray:
+    """Read one image: (height, width, 3), uint8.
 
-    picture:
+    image:
     - a path (str or PathLike): turned upright by its EXIF orientation, as viewers show it;
-    - a PIL picture of any mode: taken as its pixels lie, not turned, so that the mask fits the
-      picture in hand;
+    - a PIL image of any mode: taken as its pixels lie, not turned, so that the mask fits the
+      image in hand;
     - an array (H,W), (H,W,C) or (C,H,W), C = 1 grey, 3 RGB, 4 RGBA, or anything that numpy.asarray
       understands, a GPU's array of CuPy too: bool (black and white), uint8, uint16 (0..65535), floats in 0..1 (levels are cut,
       not rounded, as in transformers), and other numbers if all are whole and in 0..255, or in
@@ -43,28 +41,28 @@ def load_image(
 
     input_data_format: "channels_first" or "channels_last" for arrays that could be either, such as
     (3,5,3); without it, those are channels_first, as in transformers. name: what error messages
-    call the picture.
+    call the image.
     Raises FileNotFoundError for a missing file, InputError for everything else that cannot be used.
     """
-    if isinstance(picture, (str, os.PathLike)):
-        return _from_file(os.fspath(picture))
-    if isinstance(picture, Image.Image):
-        name = name or getattr(picture, "filename", "") or "the picture"
-        return _reading(name, lambda: _from_pil(picture, name))
-    if isinstance(picture, (np.ndarray, np.generic)) or hasattr(picture, "__array__"):
-        name = name or "the picture"
-        return _from_array(as_array(picture, name), input_data_format, name)
+    if isinstance(image, (str, os.PathLike)):
+        return _from_file(os.fspath(image))
+    if isinstance(image, Image.Image):
+        name = name or getattr(image, "filename", "") or "the image"
+        return _reading(name, lambda: _from_pil(image, name))
+    if isinstance(image, (np.ndarray, np.generic)) or hasattr(image, "__array__"):
+        name = name or "the image"
+        return _from_array(as_array(image, name), input_data_format, name)
     raise InputError(
-        f"{name or 'the picture'} is a {type(picture).__name__}; "
-        f"expected a path, a PIL picture or an array."
+        f"{name or 'the image'} is a {type(image).__name__}; "
+        f"expected a path, a PIL image or an array."
     )
 
 
-def is_unit_float(picture) -> bool:
+def is_unit_float(image) -> bool:
     """Whether this is a float array in 0..1, that is, rescaled already; 0..255 in floats is not."""
-    if isinstance(picture, (str, os.PathLike, Image.Image)) or not hasattr(picture, "__array__"):
+    if isinstance(image, (str, os.PathLike, Image.Image)) or not hasattr(image, "__array__"):
         return False
-    array = as_array(picture, "the picture")
+    array = as_array(image, "the image")
     return array.dtype.kind == "f" and array.size > 0 and array.min() >= 0 and array.max() <= 1
 
 
@@ -81,16 +79,16 @@ def as_array(values, name: str) -> np.ndarray:
 
 def _from_file(path: str) -> np.ndarray:
     if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no picture {path}. Check the path.")
+        raise FileNotFoundError(f"There is no image {path}. Check the path.")
     if os.path.isdir(path):
-        raise InputError(f"{path} is a folder; expected one picture's file.")
+        raise InputError(f"{path} is a folder; expected one image's file.")
     if not os.path.isfile(path):  # a pipe would be waited for, a device read for ever
         raise InputError(
-            f"{path} is a device or a pipe; expected one picture's file. "
-            f"The command reads a pipe from standard input, as the picture -."
+            f"{path} is a device or a pipe; expected one image's file. "
+            f"The command reads a pipe from standard input, as the image -."
         )
     if os.path.getsize(path) == 0:
-        raise InputError(f"{path} is empty (0 bytes). Fetch or export the picture again.")
+        raise InputError(f"{path} is empty (0 bytes). Fetch or export the image again.")
 
     def read():
         with Image.open(path) as image:
@@ -108,7 +106,7 @@ def _from_file(path: str) -> np.ndarray:
 def _reading(name: str, read) -> np.ndarray:
     """Run `read`, turning whatever Pillow raises on a bad file into an InputError that names it."""
     with warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on, and refuses twice as many: one picture takes 0.5 GB then.
+        # Pillow warns from 89 megapixels on, and refuses twice as many: one image takes 0.5 GB then.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return read()
@@ -121,7 +119,7 @@ def _reading(name: str, read) -> np.ndarray:
             ) from error
         except UnidentifiedImageError as error:
             raise InputError(
-                f"{name} is not a picture that Pillow can read; "
+                f"{name} is not an image that Pillow can read; "
                 f"expected PNG, JPEG, WebP, TIFF or the like."
             ) from error
         except MemoryError as error:
@@ -129,7 +127,7 @@ def _reading(name: str, read) -> np.ndarray:
         except Exception as error:
             # Decoders raise OSError, SyntaxError, struct.error, EOFError and more.
             raise InputError(
-                f"{name} cannot be read as a picture: {str(error) or type(error).__name__}. "
+                f"{name} cannot be read as an image: {str(error) or type(error).__name__}. "
                 f"The file may be cut off or damaged; fetch or export it again."
             ) from error
 

@@ -1,13 +1,13 @@
-"""Resizing a picture or a map: a weight matrix along each side, and nothing else.
+"""Resizing an image or a map: a weight matrix along each side, and nothing else.
 
-`resize` gives the bytes of Pillow's `Image.resize`, which is what CLIPSeg's pictures are prepared
+`resize` gives the bytes of Pillow's `Image.resize`, which is what CLIPSeg's images are prepared
 with. Pillow computes in 32-bit fixed point. The same whole numbers stay far below 2**53 here, so
 float64 matrix products hold them exactly, in any order of summation, and BLAS can do the
 work. Two deviations: channels are always independent (Pillow multiplies the colours of RGBA and LA
 by their alpha first), and Pillow's box and Hamming filters are left out.
 
 `resize_bilinear` is the plain interpolation of float maps, torch's `interpolate(mode="bilinear",
-align_corners=False)`, for bringing logits to the picture's own size.
+align_corners=False)`, for bringing logits to the image's own size.
 """
 
 import math
@@ -30,7 +30,7 @@ TILE = 32
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """Resize a picture, to the last bit as Pillow's `Image.resize` does.
+    """Resize an image, to the last bit as Pillow's `Image.resize` does.
 
     image: uint8 (H,W) or (H,W,C). size: (height, width). resample: one of RESAMPLINGS.
     Returns uint8 (height,width) or (height,width,C). Shrinking widens the filter, so that every
@@ -39,7 +39,7 @@ def resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarra
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
         raise InputError(
-            f"resize takes a uint8 picture of shape (height, width) or (height, width, channels) "
+            f"resize takes a uint8 image of shape (height, width) or (height, width, channels) "
             f"with no side of 0; got {image.dtype} {tuple(image.shape)}."
         )
     height, width = size
@@ -64,7 +64,7 @@ def vertical_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
     """Whether columns are resized before rows: the height loses over twice what the width does.
 
     The bytes between the passes are rounded, so the order shows in the last bits. This is
-    the rule of Pillow 13. Older ones took the rows first; what they make of such tall pictures
+    the rule of Pillow 13. Older ones took the rows first; what they make of such tall images
     differs a little.
     """
     lost_rows, lost_columns = before[0] - after[0], before[1] - after[1]
@@ -104,7 +104,7 @@ def pillow_weights(before: int, after: int, resample: int) -> np.ndarray:
     """Pillow's fixed-point weights: float64 (after,before), whole numbers of about ONE a row.
 
     A filter spans `support` pixels to each side of the centre, times the reduction where the
-    picture shrinks.
+    image shrinks.
     """
     kernel, support = _KERNELS[resample]
     scale = before / after

@@ -1,6 +1,6 @@
-"""Work on a large picture some rows at a time, so that what is made in between stays small.
+"""Work on a large image some rows at a time, so that what is made in between stays small.
 
-A map of 100 megapixels takes 400 MB in float32, and an expression like `0.6 * picture + glow` several times as much.
+A map of 100 megapixels takes 400 MB in float32, and an expression like `0.6 * image + glow` several times as much.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ PIXELS = 1 << 21  # in a band
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
-    """The rows from top to bottom, so many at a time as hold about `PIXELS`; a small picture is one band."""
+    """The rows from top to bottom, so many at a time as hold about `PIXELS`; a small image is one band."""
     rows = max(1, PIXELS // max(1, width))
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))

@@ -9,7 +9,7 @@ from ..image.resize import resize_bilinear
 from ..image.row_blocks import by_bands
 from .morphology import contour, grow
 
-OUTLINE = (255, 0, 200)  # of a hue that pictures rarely hold
+OUTLINE = (255, 0, 200)  # of a hue that images rarely hold
 GLOW = (255, 120, 0)  # of a heat map
 PAPER = (255, 255, 255)
 INK = (30, 30, 30)
@@ -18,71 +18,71 @@ COLUMNS = 4
 MARGIN, LINE = 8, 24  # pixels around a panel, and above it for its caption
 
 
-def panel(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`highlighted`, of a picture that is no larger than a panel of a sheet needs.  -> (height,width,3), uint8"""
-    return highlighted(shrunk(picture), shrunk(mask))
+def panel(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`highlighted`, of an image that is no larger than a panel of a sheet needs.  -> (height,width,3), uint8"""
+    return highlighted(shrunk(image), shrunk(mask))
 
 
-def shrunk(picture: np.ndarray) -> np.ndarray:
-    """Every n-th pixel of a picture or mask that is many times as large as a panel; others as they are."""
-    step = max(1, max(picture.shape[:2]) // (4 * PANEL_SIDE))
-    return picture[::step, ::step]
+def shrunk(image: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of an image or mask that is many times as large as a panel; others as they are."""
+    step = max(1, max(image.shape[:2]) // (4 * PANEL_SIDE))
+    return image[::step, ::step]
 
 
 def sheet(
     panels: list[tuple[str, np.ndarray]], columns: int = COLUMNS, side: int = PANEL_SIDE
 ) -> Image.Image:
-    """Captioned pictures, (height,width,3) uint8 each, in rows of `columns`, their longer sides `side` pixels."""
-    scaled = [(caption, scaled_to(Image.fromarray(picture), side)) for caption, picture in panels]
-    width = max(picture.width for _, picture in scaled) + MARGIN
-    height = max(picture.height for _, picture in scaled) + MARGIN + LINE
+    """Captioned images, (height,width,3) uint8 each, in rows of `columns`, their longer sides `side` pixels."""
+    scaled = [(caption, scaled_to(Image.fromarray(image), side)) for caption, image in panels]
+    width = max(image.width for _, image in scaled) + MARGIN
+    height = max(image.height for _, image in scaled) + MARGIN + LINE
     columns = min(columns, len(scaled))
     rows = -(-len(scaled) // columns)
     page = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=15)
-    for place, (caption, picture) in enumerate(scaled):
+    for place, (caption, image) in enumerate(scaled):
         row, column = divmod(place, columns)
         left, top = MARGIN + column * width, MARGIN + row * height
         draw.text((left, top), fitting(caption, width - MARGIN, font), fill=INK, font=font)
-        page.paste(picture, (left, top + LINE))
+        page.paste(image, (left, top + LINE))
     return page
 
 
-def scaled_to(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side at `side` pixels."""
-    scale = side / max(picture.size)
-    size = [max(1, round(length * scale)) for length in picture.size]
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def scaled_to(image: Image.Image, side: int) -> Image.Image:
+    """The image with its longer side at `side` pixels."""
+    scale = side / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def highlighted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture in colour inside the mask, outlined, and in dark grey outside.  -> (height,width,3), uint8"""
+def highlighted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image in colour inside the mask, outlined, and in dark grey outside.  -> (height,width,3), uint8"""
 
-    def dimmed(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        grey = picture.mean(axis=2, keepdims=True)
-        return np.where(mask[:, :, None], picture, 0.35 * grey).astype(np.uint8)
+    def dimmed(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        grey = image.mean(axis=2, keepdims=True)
+        return np.where(mask[:, :, None], image, 0.35 * grey).astype(np.uint8)
 
-    shown = by_bands(dimmed, picture, mask)
+    shown = by_bands(dimmed, image, mask)
     thickness = max(1, round(max(mask.shape) / 160))
     shown[grow(mask, thickness) & ~mask] = OUTLINE
     return shown
 
 
-def heat(picture: np.ndarray, values: np.ndarray, highest: float | None = None) -> np.ndarray:
-    """A map of any size laid over a picture: bright where it is `highest`, dark where it is 0.  -> (H,W,3), uint8"""
+def heat(image: np.ndarray, values: np.ndarray, highest: float | None = None) -> np.ndarray:
+    """A map of any size laid over an image: bright where it is `highest`, dark where it is 0.  -> (H,W,3), uint8"""
     values = np.asarray(values, np.float32)
-    if values.shape != picture.shape[:2]:
-        values = resize_bilinear(values, picture.shape[:2])
+    if values.shape != image.shape[:2]:
+        values = resize_bilinear(values, image.shape[:2])
     highest = highest or values.max() or 1
 
-    def lit(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def lit(image: np.ndarray, values: np.ndarray) -> np.ndarray:
         share = np.clip(values / highest, 0, 1)[..., None]
-        grey = picture.mean(axis=2, keepdims=True)
+        grey = image.mean(axis=2, keepdims=True)
         glow = np.array(GLOW) * share
-        shown = 0.35 * grey * (1 - share) + 0.6 * picture * share + 0.5 * glow
+        shown = 0.35 * grey * (1 - share) + 0.6 * image * share + 0.5 * glow
         return np.clip(shown, 0, 255).astype(np.uint8)
 
-    return by_bands(lit, picture, values)
+    return by_bands(lit, image, values)
 
 
 def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
@@ -95,15 +95,15 @@ def fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     return text + "..."
 
 
-def rimmed(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture with the mask's rim drawn into it.  -> (height,width,3), uint8"""
-    shown = picture.copy()
+def rimmed(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image with the mask's rim drawn into it.  -> (height,width,3), uint8"""
+    shown = image.copy()
     shown[contour(mask, max(1, round(max(mask.shape) / 160)))] = OUTLINE
     return shown
 
 
 def indexed(labels: np.ndarray) -> Image.Image:
-    """A label map (height,width), uint8, as a picture with a palette: 0 is dark, each other number a colour of its own."""
+    """A label map (height,width), uint8, as an image with a palette: 0 is dark, each other number a colour of its own."""
     image = Image.fromarray(labels, "L").convert("P")
     image.putpalette(label_colours().tobytes())
     return image
@@ -116,11 +116,11 @@ def label_colours() -> np.ndarray:
     return np.rint(255 * np.concatenate([[(0.15, 0.15, 0.15)], colours])).astype(np.uint8)
 
 
-def with_legend(picture: np.ndarray, labels: np.ndarray, captions: list[str]) -> Image.Image:
-    """The picture, no larger than a sheet needs, with each label in its colour, and below it what the colours mean."""
-    picture, labels, colours = shrunk(picture), shrunk(labels), label_colours()
-    grey = 0.5 * picture.mean(axis=2, keepdims=True)
-    tinted = 0.3 * picture + 0.7 * colours[labels]
+def with_legend(image: np.ndarray, labels: np.ndarray, captions: list[str]) -> Image.Image:
+    """The image, no larger than a sheet needs, with each label in its colour, and below it what the colours mean."""
+    image, labels, colours = shrunk(image), shrunk(labels), label_colours()
+    grey = 0.5 * image.mean(axis=2, keepdims=True)
+    tinted = 0.3 * image + 0.7 * colours[labels]
     shown = np.where(labels[..., None] > 0, tinted, grey).astype(np.uint8)
     body = scaled_to(Image.fromarray(shown), max(2 * PANEL_SIDE, *shown.shape[:2]))
     width = max(body.width, PANEL_SIDE) + 2 * MARGIN

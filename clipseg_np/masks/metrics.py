@@ -2,8 +2,8 @@
 
 Source: Lüddecke and Ecker (CVPR 2022), section 4, and the masks/metrics.py of the authors' repository. Their choices:
 
-- Pixels are counted over all pictures together, or over all of a class, and one ratio is formed of the sums: large
-  things weigh more than small ones. `picture_iou` is the other kind, in which every picture weighs the same.
+- Pixels are counted over all images together, or over all of a class, and one ratio is formed of the sums: large
+  things weigh more than small ones. `image_iou` is the other kind, in which every image weighs the same.
 - Every ratio has 1 added to its denominator, so that nothing is divided by zero; it costs large sums nothing.
 - A pixel belongs to the mask where its probability is strictly above the threshold.
 - There are 49 thresholds, 0.02 to 0.98. The best over them is an upper bound that looks at the answers; a table
@@ -91,7 +91,7 @@ class Scores:
 
 
 class Metrics:
-    """Collects pictures, and scores them together."""
+    """Collects images, and scores them together."""
 
     def __init__(self):
         self.by_class: dict[Hashable, Counts] = defaultdict(lambda: Counts(*np.zeros((4, 49), int)))
@@ -99,13 +99,13 @@ class Metrics:
     def add(
         self, probabilities: np.ndarray, mask: np.ndarray, name: Hashable | None = None
     ) -> None:
-        """One picture, (H,W) each, and what the mask shows: a class, or None if classes play no part."""
+        """One image, (H,W) each, and what the mask shows: a class, or None if classes play no part."""
         self.by_class[name] += count(probabilities, mask)
 
     def scores(self) -> Scores:
         """Raises InputError where nothing was added."""
         if not self.by_class:
-            raise InputError("there is nothing to score: add pictures first")
+            raise InputError("there is nothing to score: add images first")
         total = sum(self.by_class.values(), start=Counts(*np.zeros((4, 49), int)))
         named = [counts for name, counts in self.by_class.items() if name is not None]
         return Scores(
@@ -159,10 +159,13 @@ def _parabolas(y: np.ndarray, x: np.ndarray) -> float:
     return float(area)
 
 
-def picture_iou(found: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union of two masks of one picture; 1 where both are empty.  (H,W), (H,W) -> 0 to 1"""
+def image_iou(found: np.ndarray, mask: np.ndarray) -> float:
+    """Intersection over union of two masks of one image; 1 where both are empty.  (H,W), (H,W) -> 0 to 1"""
     found, mask = np.asarray(found, bool), np.asarray(mask, bool)
     if found.shape != mask.shape:
         raise InputError(f"the masks have shapes {found.shape} and {mask.shape}; expected the same")
     union = (found | mask).sum()
     return float((found & mask).sum() / union) if union else 1.0
+
+
+picture_iou = image_iou  # its name in 0.1

@@ -1,6 +1,6 @@
 """Masks cleaned up and put to use: grown, shrunk, feathered, freed of crumbs, cut out, and many of them in one label map.
 
-A mask is (height,width), bool; lengths are in pixels of the picture.
+A mask is (height,width), bool; lengths are in pixels of the image.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from ..image.row_blocks import bands, by_bands
 def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
     """The mask with all that lies within `pixels` of it, as the crow flies; a negative number shrinks it.
 
-    Beyond the picture's border lies nothing: shrinking takes nothing off there.
+    Beyond the image's border lies nothing: shrinking takes nothing off there.
     """
     if pixels < 0:
         return ~grow(~mask, -pixels)
-    if pixels >= np.hypot(*mask.shape):  # the picture's diagonal: from anywhere to anywhere
+    if pixels >= np.hypot(*mask.shape):  # the image's diagonal: from anywhere to anywhere
         return np.full_like(mask, mask.any())
     grown = mask.copy()
     height, width = mask.shape
@@ -53,8 +53,8 @@ def _grown(mask: np.ndarray, pixels: float) -> np.ndarray:
 
 def feather(mask: np.ndarray, pixels: float) -> np.ndarray:
     """The mask with a soft edge, by a Gaussian of this deviation.  -> (height,width), float32, 0 to 1"""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(pixels)), np.float32) / 255
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(pixels)), np.float32) / 255
 
 
 @dataclass(frozen=True)
@@ -131,21 +131,21 @@ def without_crumbs(mask: np.ndarray, smallest: int) -> np.ndarray:
     return kept
 
 
-def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture where the mask is, transparent elsewhere; a soft mask (float, 0 to 1) is transparent in part.
+def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image where the mask is, transparent elsewhere; a soft mask (float, 0 to 1) is transparent in part.
 
     (height,width,3), uint8 -> (height,width,4), uint8
     """
-    if mask.shape != picture.shape[:2]:
+    if mask.shape != image.shape[:2]:
         raise InputError(
-            f"the mask is {mask.shape} and the picture {picture.shape[:2]}; expected one size"
+            f"the mask is {mask.shape} and the image {image.shape[:2]}; expected one size"
         )
     opaque = by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), mask)
-    return np.dstack([picture, opaque])
+    return np.dstack([image, opaque])
 
 
 def contour(mask: np.ndarray, pixels: int = 1) -> np.ndarray:
-    """The mask's rim, so many pixels wide, inside of it. Where the mask runs over the picture's border, there is none."""
+    """The mask's rim, so many pixels wide, inside of it. Where the mask runs over the image's border, there is none."""
     return mask & ~grow(mask, -pixels)
 
 

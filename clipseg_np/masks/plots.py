@@ -1,4 +1,4 @@
-"""Pictures for the notebooks; needs matplotlib (extra "notebooks")."""
+"""Images for the notebooks; needs matplotlib (extra "notebooks")."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ MAP = "magma"  # of heat maps: from black to nearly white, and as readable in pr
 
 
 def show(*panels: tuple[str, Any], columns: int = 4, size: float = 2.6, **options: Any) -> Any:
-    """Panels (title, values) in rows: (height,width,3) as a picture, (height,width) as a map.  -> the figure
+    """Panels (title, values) in rows: (height,width,3) as an image, (height,width) as a map.  -> the figure
 
     `size`: a panel's side in inches. `options` (vmin, vmax, cmap) are imshow's, for the maps.
     """

@@ -172,7 +172,7 @@ class CLIPSegTextConfig(_Config):
 
 @dataclass(frozen=True)
 class CLIPSegVisionConfig(_Config):
-    """The vision tower. Pictures of other sizes than `image_size` (pixels) get interpolated positions."""
+    """The vision tower. Images of other sizes than `image_size` (pixels) get interpolated positions."""
 
     model_type = "clipseg_vision_model"
     base_config_key = "vision_config"

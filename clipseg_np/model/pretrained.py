@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 
 from ..atomic_files import written_whole
 from ..backends.select import ops_for
@@ -56,9 +56,9 @@ class PretrainedModel(Layer):
         return output.to_tuple() if return_dict is False else output
 
     @property
-    def dtype(self) -> numpy.dtype:
+    def dtype(self) -> np.dtype:
         """The type of every array and activation."""
-        return numpy.dtype(self.scope.dtype)
+        return np.dtype(self.scope.dtype)
 
     @classmethod
     def from_pretrained(
@@ -97,7 +97,7 @@ class PretrainedModel(Layer):
             config_file.write_text(self.config.to_json_string(), "utf-8")
             save_weights(folder / WEIGHTS_NAME, self.state_dict())
 
-    def state_dict(self) -> dict[str, numpy.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         """This model's arrays by their dotted names in its own checkpoint."""
         return {
             name: self.ops.to_numpy(array) for name, array in self.scope.within(self.name).items()
@@ -115,10 +115,10 @@ class PretrainedModel(Layer):
         return self.ops.asarray(values, dtype=self.dtype)
 
 
-def float_type(dtype: Any, ops: Ops) -> numpy.dtype:
+def float_type(dtype: Any, ops: Ops) -> np.dtype:
     """A type that the backend computes in, by name or type. Raises InputError for another."""
     try:
-        found = numpy.dtype(dtype)
+        found = np.dtype(dtype)
     except TypeError:
         found = None
     if found is None or found.name not in ops.FLOAT_TYPES:

@@ -10,7 +10,7 @@ and get `initializer_factor`, 1.0, where the towers' would get 0.02.
 
 from fnmatch import fnmatch
 
-import numpy
+import numpy as np
 
 from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 
@@ -21,16 +21,16 @@ class RandomStart:
     def __init__(
         self, config: CLIPSegConfig | CLIPSegTextConfig | CLIPSegVisionConfig, seed: int = 0
     ):
-        self.generator = numpy.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         self.config = config
 
-    def take(self, name: str, shape: tuple[int, ...]) -> numpy.ndarray:
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name.endswith("logit_scale"):
-            return numpy.full(shape, self.config.logit_scale_init_value)
+            return np.full(shape, self.config.logit_scale_init_value)
         if name.endswith(".bias"):
-            return numpy.zeros(shape)
+            return np.zeros(shape)
         if fnmatch(name, "*norm*.weight"):
-            return numpy.ones(shape)
+            return np.ones(shape)
         return self.generator.normal(0.0, self._deviation(name), shape)
 
     def _deviation(self, name: str) -> float:

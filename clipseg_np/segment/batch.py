@@ -1,14 +1,14 @@
-"""A folder of pictures, segmented by any `concurrent.futures.Executor`: threads, processes, or another machine's.
+"""A folder of images, segmented by any `concurrent.futures.Executor`: threads, processes, or another machine's.
 
     with ProcessPoolExecutor() as executor:
-        report = run_batch(Job(prompts=("a cat",), output="out"), pictures_in("photos"), executor)
+        report = run_batch(Job(prompts=("a cat",), output="out"), images_in("photos"), executor)
 
-Each picture gets a folder of its own under the output folder, written beside it and renamed when it is whole, with a
-`record.json` that holds the key of what made it: picture, prompts, options, checkpoint. A second run leaves alone what
-has the same key; a killed one loses no more than the pictures it was at. A picture that fails is in the report with its
+Each image gets a folder of its own under the output folder, written beside it and renamed when it is whole, with a
+`record.json` that holds the key of what made it: image, prompts, options, checkpoint. A second run leaves alone what
+has the same key; a killed one loses no more than the images it was at. An image that fails is in the report with its
 reason, and the others go on.
 
-Each picture is computed by one thread, however many workers there are: the bytes of the results do not depend on that.
+Each image is computed by one thread, however many workers there are: the bytes of the results do not depend on that.
 """
 
 import functools
@@ -42,9 +42,9 @@ REPORT = "report.jsonl"
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with each picture: the same for all, and small enough to be sent to each worker.
+    """What is to be done with each image: the same for all, and small enough to be sent to each worker.
 
-    `prompts` are texts and expressions; `image_prompts` pairs of a picture's path and its mask's, or None. Paths must
+    `prompts` are texts and expressions; `image_prompts` pairs of an image's path and its mask's, or None. Paths must
     mean the same wherever a worker runs.
     """
 
@@ -61,17 +61,17 @@ class Job:
 
     @property
     def captions(self) -> list[str]:
-        return [*self.prompts, *(Path(picture).name for picture, _ in self.image_prompts)]
+        return [*self.prompts, *(Path(image).name for image, _ in self.image_prompts)]
 
 
-def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list[Path]:
-    """The pictures of a folder and of those inside it, in order of their names; by suffix, or by glob patterns.
+def images_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list[Path]:
+    """The images of a folder and of those inside it, in order of their names; by suffix, or by glob patterns.
 
     Raises InputError where there is none.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected one with pictures in it")
+        raise InputError(f"{folder} is not a folder; expected one with images in it")
     Image.init()  # fills in the suffixes of all formats
     suffixes = {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
     found = [
@@ -87,8 +87,11 @@ def pictures_in(folder: str | os.PathLike, patterns: Iterable[str] = ()) -> list
     ]
     if not found:
         wanted = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
-        raise InputError(f"{folder} holds no picture {wanted}, and no folder inside it does")
+        raise InputError(f"{folder} holds no image {wanted}, and no folder inside it does")
     return sorted(found)
+
+
+pictures_in = images_in  # its name in 0.1
 
 
 def fits(path: Path, pattern: str) -> bool:
@@ -105,29 +108,27 @@ def run_batch(
     patterns: Iterable[str] = (),
     progress: Callable[[Iterator, int], Iterable] | None = None,
 ) -> list[dict]:
-    """Segment every picture in `folder`. Returns, and writes to report.jsonl, a record for each, in order of their names.
+    """Segment every image in `folder`. Returns, and writes to report.jsonl, a record for each, in order of their names.
 
-    A record holds the "picture" (its path within the folder) and "prompts", what results.write_results says of each; or,
+    A record holds the "image" (its path within the folder) and "prompts", what results.write_results says of each; or,
     where it failed, the "error". `progress` is shown the records as they come, with their number.
     Raises InputError for a job that cannot be done at all.
     """
     folder, output = Path(folder), Path(job.output)
     made = os.path.join(os.path.realpath(output), "")
-    pictures = [
-        p for p in pictures_in(folder, patterns) if not os.path.realpath(p).startswith(made)
-    ]
-    if not pictures:
-        raise InputError(f"{folder} holds no picture outside of the output folder {output}")
+    images = [p for p in images_in(folder, patterns) if not os.path.realpath(p).startswith(made)]
+    if not images:
+        raise InputError(f"{folder} holds no image outside of the output folder {output}")
     mark = job_mark(job)
     output.mkdir(parents=True, exist_ok=True)
-    names = [picture.relative_to(folder).as_posix() for picture in pictures]
+    names = [image.relative_to(folder).as_posix() for image in images]
     futures = {
-        executor.submit(one_picture, job, mark, str(picture), name): name
-        for picture, name in zip(pictures, names)
+        executor.submit(one_image, job, mark, str(image), name): name
+        for image, name in zip(images, names)
     }
     done = ((futures[future], future.result()) for future in as_completed(futures))
     records = dict(done if progress is None else progress(done, len(futures)))
-    report = [{"picture": name, **records[name]} for name in names]
+    report = [{"image": name, "picture": name, **records[name]} for name in names]  # 0.1's key
     with written_whole(output / REPORT) as temporary:
         temporary.write_text(
             "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in report),
@@ -138,12 +139,12 @@ def run_batch(
 
 
 def job_mark(job: Job) -> str:
-    """What the results depend on besides the picture, as a hash. Raises InputError for a job that cannot be done."""
+    """What the results depend on besides the image, as a hash. Raises InputError for a job that cannot be done."""
     if not job.captions:
-        raise InputError("there is no prompt: give at least one text or picture")
+        raise InputError("there is no prompt: give at least one text or image")
     unknown = set(job.kinds) - set(KINDS)
     if unknown:
-        raise InputError(f"unknown kind {min(unknown)!r} of picture; expected {', '.join(KINDS)}")
+        raise InputError(f"unknown kind {min(unknown)!r} of image; expected {', '.join(KINDS)}")
     for prompt in job.prompts:
         parse(prompt)
     checked_threshold(job.threshold)
@@ -169,25 +170,25 @@ def file_hash(path: str | os.PathLike) -> str:
     return hashed.hexdigest()
 
 
-def one_picture(job: Job, mark: str, picture: str, name: str) -> dict:
-    """A worker's part: segment one picture, unless that is done. Returns {"prompts": ...} or {"error": ...}."""
+def one_image(job: Job, mark: str, image: str, name: str) -> dict:
+    """A worker's part: segment one image, unless that is done. Returns {"prompts": ...} or {"error": ...}."""
     place = Path(job.output, name)
     try:
-        key = hashlib.sha256(f"{mark} {name} {file_hash(picture)}".encode(errors=NOT_UTF8))
+        key = hashlib.sha256(f"{mark} {name} {file_hash(image)}".encode(errors=NOT_UTF8))
         key = key.hexdigest()
         record = finished(place, key)
         if record is None:
-            record = {"key": key, "prompts": segmented(job, picture, place, key)}
+            record = {"key": key, "prompts": segmented(job, image, place, key)}
         return {"prompts": record["prompts"]}
-    except Exception as error:  # noqa: BLE001  (one bad picture of thousands must not stop the others)
-        shutil.rmtree(place, ignore_errors=True)  # what an earlier run made of another picture
+    except Exception as error:  # noqa: BLE001  (one bad image of thousands must not stop the others)
+        shutil.rmtree(place, ignore_errors=True)  # what an earlier run made of another image
         if isinstance(error, (InputError, OSError)):
             return {"error": str(error)}
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def finished(place: Path, key: str) -> dict | None:
-    """The record of a picture that is done: made by the same key, and none of its files missing."""
+    """The record of an image that is done: made by the same key, and none of its files missing."""
     try:
         record = json.loads((place / RECORD).read_text("utf-8"))
         done = record["key"] == key and all((place / file).is_file() for file in record["files"])
@@ -196,9 +197,9 @@ def finished(place: Path, key: str) -> dict | None:
         return None
 
 
-def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
-    """Write a picture's folder. It has its name only when all is in it."""
-    pixels = load_image(picture)
+def segmented(job: Job, image: str, place: Path, key: str) -> list[dict]:
+    """Write an image's folder. It has its name only when all is in it."""
+    pixels = load_image(image)
     segmenter, query = worker(job)
     result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
     part = place.with_name(f".{place.name}.part")
@@ -206,7 +207,7 @@ def segmented(job: Job, picture: str, place: Path, key: str) -> list[dict]:
     part.mkdir(parents=True)
     said = write_results(
         part,
-        Path(picture).stem,
+        Path(image).stem,
         pixels,
         result,
         job.captions,
@@ -236,8 +237,8 @@ def worker(job: Job) -> tuple[Segmenter, Query]:
 @functools.lru_cache(maxsize=1)
 def _loaded(model, backend, prompts, image_prompts) -> tuple[Segmenter, Query]:
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
-    pictures = [
-        VisualPrompt(Path(picture), Path(mask)) if mask else Path(picture)
-        for picture, mask in image_prompts
+    images = [
+        VisualPrompt(Path(image), Path(mask)) if mask else Path(image)
+        for image, mask in image_prompts
     ]
-    return segmenter, segmenter.prepare([*prompts, *pictures])
+    return segmenter, segmenter.prepare([*prompts, *images])

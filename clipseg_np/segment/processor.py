@@ -24,7 +24,7 @@ IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format"}
 
 
 class CLIPSegProcessor:
-    """Texts and pictures to a model's inputs, and ids back to texts."""
+    """Texts and images to a model's inputs, and ids back to texts."""
 
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
         self.image_processor = image_processor
@@ -70,7 +70,7 @@ class CLIPSegProcessor:
         images_kwargs: dict | None = None,
         **options: Any,
     ) -> Features:
-        """Prompts, as texts or as pictures, and the pictures to segment, to arrays.
+        """Prompts, as texts or as images, and the images to segment, to arrays.
 
         Returns, of input_ids and attention_mask (P,T), pixel_values (B,3,H,W) and conditional_pixel_values
         (P,3,H,W), those that were asked for. Without return_tensors="np", ids are lists. Raises InputError where

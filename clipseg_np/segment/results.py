@@ -1,4 +1,4 @@
-"""What `clipseg-np segment` leaves in a folder: pictures of several kinds for each prompt, a sheet, and a map of labels."""
+"""What `clipseg-np segment` leaves in a folder: images of several kinds for each prompt, a sheet, and a map of labels."""
 
 import json
 import re
@@ -34,9 +34,9 @@ class CleanUp:
 
 @dataclass(frozen=True)
 class Found:
-    """One prompt's answer: the picture, the mask, cleaned up, and the map of probabilities."""
+    """One prompt's answer: the image, the mask, cleaned up, and the map of probabilities."""
 
-    picture: np.ndarray
+    image: np.ndarray
     mask: np.ndarray
     probabilities: np.ndarray
     feather: float = 0.0
@@ -51,22 +51,22 @@ def grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), values))
 
 
-# The kinds of picture, by name: the mask, white on black; how likely each pixel is; that as a heat map over the
-# picture; the picture without its surroundings; the picture with the mask's rim; and with the rest in dark grey.
+# The kinds of image, by name: the mask, white on black; how likely each pixel is; that as a heat map over the
+# image; the image without its surroundings; the image with the mask's rim; and with the rest in dark grey.
 KINDS: dict[str, Callable[[Found], Image.Image]] = {
     "mask": lambda found: grey(found.soft),
     "soft": lambda found: grey(found.probabilities),
-    "heat": lambda found: Image.fromarray(heat(found.picture, found.probabilities, 1)),
-    "cutout": lambda found: Image.fromarray(cut_out(found.picture, found.soft)),
-    "contour": lambda found: Image.fromarray(rimmed(found.picture, found.mask)),
-    "highlight": lambda found: Image.fromarray(highlighted(found.picture, found.mask)),
+    "heat": lambda found: Image.fromarray(heat(found.image, found.probabilities, 1)),
+    "cutout": lambda found: Image.fromarray(cut_out(found.image, found.soft)),
+    "contour": lambda found: Image.fromarray(rimmed(found.image, found.mask)),
+    "highlight": lambda found: Image.fromarray(highlighted(found.image, found.mask)),
 }
 
 
 def write_results(
     folder: Path,
     stem: str,
-    picture: np.ndarray,
+    image: np.ndarray,
     result: Segmentation,
     captions: list[str],
     kinds: list[str],
@@ -76,7 +76,7 @@ def write_results(
 ) -> list[dict]:
     """Write all that is asked for. Returns, for each prompt, what to say of it.
 
-    That is its `prompt`, `area` in pixels, `share` of the picture, `presence` (the highest probability), the mask's `box`
+    That is its `prompt`, `area` in pixels, `share` of the image, `presence` (the highest probability), the mask's `box`
     (None where it is empty), and its `files`.
     """
     checked_threshold(threshold)
@@ -86,27 +86,27 @@ def write_results(
         """What is said of a prompt, and its panel. Its map is let go of before the next: a large one takes 400 MB."""
         probabilities = result.probability(number)
         mask = clean_up(probabilities > threshold)
-        found = Found(picture, mask, probabilities, clean_up.feather)
+        found = Found(image, mask, probabilities, clean_up.feather)
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: folder / (f"{name}.png" if k == "mask" else f"{name}_{k}.png") for k in kinds}
         for kind, file in files.items():
-            save_picture(file, KINDS[kind](found))
+            save_image(file, KINDS[kind](found))
         if labels_of_all:
             labels_of_all.add(probabilities, mask)
         presence = round(float(probabilities.max()), 4)
         said = {"prompt": caption, **facts(mask), "presence": presence}
         said["files"] = [str(file) for file in files.values()]
-        return said, (caption, panel(picture, mask))
+        return said, (caption, panel(image, mask))
 
     said, panels = zip(*(write_one(number, caption) for number, caption in enumerate(captions)))
-    save_picture(folder / f"{stem}_overlay.png", sheet([("the picture", shrunk(picture)), *panels]))
+    save_image(folder / f"{stem}_overlay.png", sheet([("the image", shrunk(image)), *panels]))
     if labels_of_all:
-        write_labels(folder, stem, picture, labels_of_all.map, captions)
+        write_labels(folder, stem, image, labels_of_all.map, captions)
     return list(said)
 
 
 def facts(mask: np.ndarray) -> dict:
-    """A mask's area, share of the picture, and box (left, top, right, bottom; the ends excluded)."""
+    """A mask's area, share of the image, and box (left, top, right, bottom; the ends excluded)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else ()
     return {
@@ -117,11 +117,11 @@ def facts(mask: np.ndarray) -> dict:
 
 
 def write_labels(
-    folder: Path, stem: str, picture: np.ndarray, labels: np.ndarray, captions: list[str]
+    folder: Path, stem: str, image: np.ndarray, labels: np.ndarray, captions: list[str]
 ) -> None:
     """STEM_labels.png, each pixel the number of its likeliest prompt, and STEM_labels.json, which tells what is where.
 
-    And to look at, STEM_legend.png: the labels in their colours over the picture, with their names. A label's mask is
+    And to look at, STEM_legend.png: the labels in their colours over the image, with their names. A label's mask is
     in COCO's form; "regions" are its connected parts.
     """
     entries = []
@@ -130,8 +130,8 @@ def write_labels(
         parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)]
         entry = {"number": number, "name": caption, **facts(mask), "regions": parts}
         entries.append({**entry, "segmentation": run_lengths(mask)})
-    save_picture(folder / f"{stem}_labels.png", indexed(labels))
-    save_picture(folder / f"{stem}_legend.png", with_legend(picture, labels, captions))
+    save_image(folder / f"{stem}_labels.png", indexed(labels))
+    save_image(folder / f"{stem}_legend.png", with_legend(image, labels, captions))
     height, width = labels.shape
     about = {"height": height, "width": width, "background": 0, "labels": entries}
     write_json(folder / f"{stem}_labels.json", about)
@@ -142,7 +142,7 @@ def slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
 
 
-def save_picture(path: Path, image: Image.Image) -> None:
+def save_image(path: Path, image: Image.Image) -> None:
     with written_whole(path) as temporary:
         image.save(temporary, format="PNG")
 

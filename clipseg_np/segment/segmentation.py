@@ -1,4 +1,4 @@
-"""`Segmentation`: what was found in one picture. Maps at the picture's own size are made when they are asked for."""
+"""`Segmentation`: what was found in one image. Maps at the image's own size are made when they are asked for."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from .prompt_algebra import Expression
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in one picture for P prompts.
+    """What was found in one image for P prompts.
 
-    It holds the decoder's small maps, and makes of them, prompt by prompt, those of the picture's size: one of 100
+    It holds the decoder's small maps, and makes of them, prompt by prompt, those of the image's size: one of 100
     megapixels takes 400 MB.
     """
 
     prompts: tuple[Any, ...]
     logits: Array  # (L,h,w): of each thing that was looked for
-    size: tuple[int, int]  # the picture's height and width
+    size: tuple[int, int]  # the image's height and width
     names: tuple[Hashable, ...]  # L: what the expressions call these things
     expressions: tuple[Expression, ...]  # P: what each prompt asks for
     ops: Ops = REFERENCE

@@ -1,6 +1,6 @@
-"""`Segmenter`: the everyday face. A picture and prompts in, probabilities and masks at the picture's own size out.
+"""`Segmenter`: the everyday face. An image and prompts in, probabilities and masks at the image's own size out.
 
-The picture is encoded once, whatever the number of prompts, and only as far as the last layer that the decoder
+The image is encoded once, whatever the number of prompts, and only as far as the last layer that the decoder
 looks at; transformers encodes it once for each prompt, and to the end.
 """
 
@@ -36,7 +36,7 @@ TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts that are read, for many pictures; made by `Segmenter.prepare`, which embeds them too."""
+    """Prompts that are read, for many images; made by `Segmenter.prepare`, which embeds them too."""
 
     prompts: tuple[Any, ...]
     expressions: tuple[Expression, ...]  # of each prompt
@@ -117,23 +117,23 @@ class Segmenter:
         scales: Sequence[int] = (1,),
         input_data_format: str | None = None,
     ) -> Segmentation:
-        """Segment one picture by P prompts.
+        """Segment one image by P prompts.
 
-        image: a path, a PIL picture or an array (see picture.load_image); a path's picture is turned upright.
-        prompts: a string, a picture, a VisualPrompt (a picture with a mask of what is meant in it), or a list of
-        these. A string is always a text; a picture's path must be a pathlib.Path. One prompt keeps its axis: the
+        image: a path, a PIL image or an array (see image.load_image); a path's image is turned upright.
+        prompts: a string, an image, a VisualPrompt (an image with a mask of what is meant in it), or a list of
+        these. A string is always a text; an image's path must be a pathlib.Path. One prompt keeps its axis: the
         result then has P = 1.
-        scales: 1 looks at the picture as a whole, s at overlapping windows of an s-th of its height and width; of
-        several, the mean counts. Each window costs as much as a picture.
+        scales: 1 looks at the image as a whole, s at overlapping windows of an s-th of its height and width; of
+        several, the mean counts. Each window costs as much as an image.
         input_data_format: "channels_first" or "channels_last", of an array that could be either, as (3,5,3).
 
-        Raises InputError for no prompt, an empty text, unfit scales or an unusable picture, FileNotFoundError for a
+        Raises InputError for no prompt, an empty text, unfit scales or an unusable image, FileNotFoundError for a
         missing file.
         """
         prompts = _listed(prompts)
-        picture = load_image(image, input_data_format)
+        pixels = load_image(image, input_data_format)
         each = [Expression("", number) for number in range(len(prompts))]
-        return self._found(picture, self._query(prompts, each), scales)
+        return self._found(pixels, self._query(prompts, each), scales)
 
     def combine(
         self,
@@ -149,11 +149,11 @@ class Segmenter:
         InputError, besides, for what cannot be read.
         """
         read = None if isinstance(prompts, Query) else _read(prompts)
-        picture = load_image(image, input_data_format)
-        return self._found(picture, self._query(*read) if read else prompts, scales)
+        pixels = load_image(image, input_data_format)
+        return self._found(pixels, self._query(*read) if read else prompts, scales)
 
     def prepare(self, prompts: Any) -> Query:
-        """Read and embed the prompts of `combine` once, for many pictures."""
+        """Read and embed the prompts of `combine` once, for many images."""
         query = self._query(*_read(prompts))
         return replace(query, embeddings=query.embed(), embed=None, token_ids=None)
 
@@ -166,10 +166,10 @@ class Segmenter:
         embed = cache(partial(self._embedded, things, texts, pixels))
         return Query(tuple(prompts), tuple(expressions), names, None, embed, ids)
 
-    def _found(self, picture: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
-        size = picture.shape[:2]
+    def _found(self, image: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
+        size = image.shape[:2]
         scales = checked_scales(scales, size)
-        maps = [self._logits_at(scale, picture, query) for scale in scales]
+        maps = [self._logits_at(scale, image, query) for scale in scales]
         logits = mean_of_scales(maps, self.model.ops) if len(maps) > 1 else maps[0]
         if bool(self.model.ops.xp.isnan(logits).any()):
             self._warn_of_nan()
@@ -177,20 +177,20 @@ class Segmenter:
             query.prompts, logits, size, query.names, query.expressions, self.model.ops
         )
 
-    def _logits_at(self, scale: int, picture: np.ndarray, query: Query) -> Array:
-        """The decoder's maps of the whole picture, from its windows of one scale: (P,scale*h,scale*w)."""
+    def _logits_at(self, scale: int, image: np.ndarray, query: Query) -> Array:
+        """The decoder's maps of the whole image, from its windows of one scale: (P,scale*h,scale*w)."""
         if scale == 1:
-            return self._logits(picture, query)
+            return self._logits(image, query)
         query = replace(query, token_ids=None)  # texts are embedded once for all windows
-        places = windows(picture.shape[:2], scale)
-        parts = ((down, right, self._logits(picture[w], query)) for down, right, w in places)
+        places = windows(image.shape[:2], scale)
+        parts = ((down, right, self._logits(image[w], query)) for down, right, w in places)
         return join(parts, scale, self.model.ops)
 
-    def _logits(self, picture: np.ndarray, query: Query) -> Array:
-        """The decoder's maps of one picture as a whole: (P,h,w)."""
+    def _logits(self, image: np.ndarray, query: Query) -> Array:
+        """The decoder's maps of one image as a whole: (P,h,w)."""
         graphs = self.graphs  # another thread may give them up
         if graphs is not None and not is_traced():
-            pixels = self._pixel_values([picture])
+            pixels = self._pixel_values([image])
             prompts = query.embedded() if query.token_ids is None else query.token_ids
             try:
                 return graphs(pixels, prompts)
@@ -199,7 +199,7 @@ class Segmenter:
                 self.graphs = None
 
         def features() -> ImageFeatures:
-            return self.model.encode_image(self._pixel_values([picture]))
+            return self.model.encode_image(self._pixel_values([image]))
 
         return self.model.decode(*in_parallel(self.model.ops, [features, query.embedded]))
 
@@ -211,20 +211,20 @@ class Segmenter:
         warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=4)
 
     def embed(self, prompts: list) -> Array:
-        """Texts and pictures, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""
+        """Texts and images, in any mix, to conditional embeddings, in their order.  -> (P,projection_dim)"""
         return self._embedded(prompts, *self._read_things(prompts))
 
     def _read_things(self, prompts: list) -> tuple[Features | None, np.ndarray | None]:
-        """Token ids and mask of the texts among prompts, and pixel values of the pictures; None where there are none."""
+        """Token ids and mask of the texts among prompts, and pixel values of the images; None where there are none."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         ids = self._ids(texts) if texts else None
         mean = self.processor.image_processor.image_mean
-        pictures = [
-            prompt.picture(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
+        images = [
+            prompt.prepared(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
             for prompt in prompts
             if not isinstance(prompt, str)
         ]
-        return ids, self._pixel_values(pictures) if pictures else None
+        return ids, self._pixel_values(images) if images else None
 
     def _embedded(self, prompts: list, texts: Features | None, pixels: np.ndarray | None) -> Array:
         """What `_read_things` returned, embedded, in the order of the prompts."""
@@ -236,13 +236,13 @@ class Segmenter:
             parts.append(model.get_conditional_embeddings(conditional_pixel_values=pixels))
         if len(parts) == 1:
             return parts[0]
-        is_picture = [not isinstance(prompt, str) for prompt in prompts]
-        place = np.argsort(np.argsort(is_picture, kind="stable"))  # of each prompt, texts first
+        is_image = [not isinstance(prompt, str) for prompt in prompts]
+        place = np.argsort(np.argsort(is_image, kind="stable"))  # of each prompt, texts first
         return model.ops.xp.concatenate(parts)[model.ops.asarray(place)]
 
-    def _pixel_values(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Of pictures (height,width,3): said, since one that is 3 pixels high could be (C,H,W) too."""
-        return self.processor.image_processor(pictures, input_data_format="channels_last")[
+    def _pixel_values(self, images: list[np.ndarray]) -> np.ndarray:
+        """Of images (height,width,3): said, since one that is 3 pixels high could be (C,H,W) too."""
+        return self.processor.image_processor(images, input_data_format="channels_last")[
             "pixel_values"
         ]
 
@@ -275,7 +275,7 @@ def _listed(prompts: Any) -> list:
     """One prompt or several, as a list without empty texts."""
     prompts = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
     if not prompts:
-        raise InputError("there is no prompt: give at least one text or picture")
+        raise InputError("there is no prompt: give at least one text or image")
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str) and not prompt.strip():
             raise InputError(f"prompt {place + 1} is empty: name what to look for, such as 'a cat'")
@@ -283,7 +283,7 @@ def _listed(prompts: Any) -> list:
 
 
 def _read(prompts: Any) -> tuple[list, list[Expression]]:
-    """Prompts, and the expression of each: a text's own, or a picture's number."""
+    """Prompts, and the expression of each: a text's own, or an image's number."""
     prompts = _listed(prompts)
     return prompts, [
         parse(p) if isinstance(p, str) else Expression("", i) for i, p in enumerate(prompts)

@@ -1,7 +1,7 @@
-"""Looking closer: a picture cut into overlapping windows, and the maps of the windows joined to one.
+"""Looking closer: an image cut into overlapping windows, and the maps of the windows joined to one.
 
-At scale s a window is the s-th part of the picture's height and width, and windows lie half a window apart: 9 of them at
-scale 2, 49 at scale 4. What is small in the picture is large in a window, for the model sees every window at its own side.
+At scale s a window is the s-th part of the image's height and width, and windows lie half a window apart: 9 of them at
+scale 2, 49 at scale 4. What is small in the image is large in a window, for the model sees every window at its own side.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,19 +18,19 @@ LARGEST_SCALE = 16
 
 
 def checked_scales(scales: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
-    """The scales, each once. Raises InputError where there is none, or one does not fit a picture of this height, width."""
+    """The scales, each once. Raises InputError where there is none, or one does not fit an image of this height, width."""
     highest = min(LARGEST_SCALE, *size)
     if not scales or not all(
         isinstance(s, (int, np.integer)) and 1 <= s <= highest for s in scales
     ):
         raise InputError(
-            f"scales are {scales!r}; expected whole numbers from 1, the whole picture, to {highest} for this one"
+            f"scales are {scales!r}; expected whole numbers from 1, the whole image, to {highest} for this one"
         )
     return tuple(dict.fromkeys(int(s) for s in scales))
 
 
 def windows(size: tuple[int, int], scale: int) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-    """Each window's place, in half windows from the top and from the left, and its part of a picture of `size`."""
+    """Each window's place, in half windows from the top and from the left, and its part of an image of `size`."""
 
     def sides(length: int) -> list[slice]:
         ends = [round(half * length / (2 * scale)) for half in range(2 * scale + 1)]
@@ -42,7 +42,7 @@ def windows(size: tuple[int, int], scale: int) -> Iterator[tuple[int, int, tuple
 
 
 def join(parts: Iterable[tuple[int, int, Array]], scale: int, ops: Ops) -> Array:
-    """The logits of a scale's windows, each with its place, (P,h,w), to those of the picture, (P,scale*h,scale*w).
+    """The logits of a scale's windows, each with its place, (P,h,w), to those of the image, (P,scale*h,scale*w).
 
     Where windows overlap, each counts the more the nearer its own middle is.
     """

@@ -1,11 +1,11 @@
-"""Visual prompt engineering: a picture and the mask of the thing that is meant, made into one picture prompt.
+"""Visual prompt engineering: an image and the mask of the thing that is meant, made into one image prompt.
 
 Source: Lüddecke and Ecker (CVPR 2022), section 3.2 and table 2, and the authors' evaluation_utils.py. Of all that
 they tried, cropping to the thing and fading its blurred surroundings to a tenth worked best; it is the default
 here. Their recipe `crop_blur_highlight352` is `crop_blur_highlight`, to their last step.
 
 Two things are not as their words suggest, and are kept. "Dark" is not black: they fade normalised numbers towards
-0, which is the colour that an average picture has. And blur is in pixels of the picture, whatever its size.
+0, which is the colour that an average image has. And blur is in pixels of the image, whatever its size.
 """
 
 from dataclasses import dataclass
@@ -38,18 +38,18 @@ DEFAULT = "crop_blur_darken"
 
 @dataclass(frozen=True, eq=False)
 class VisualPrompt:
-    """A picture prompt with a mask of what is meant in it, for `Segmenter`.
+    """An image prompt with a mask of what is meant in it, for `Segmenter`.
 
-    image: as for picture.load_image. mask: (height,width) of the upright picture, bool or 0 and 1; or a
-    picture or path that is white where the thing is. variant: a name in VARIANTS.
+    image: as for image.load_image. mask: (height,width) of the upright image, bool or 0 and 1; or an
+    image or path that is white where the thing is. variant: a name in VARIANTS.
     """
 
     image: Any
     mask: Any
     variant: str = DEFAULT
 
-    def picture(self, mean: tuple[float, ...]) -> np.ndarray:
-        """The engineered picture; `mean` is the checkpoint's image_mean.  -> (height',width',3), uint8
+    def prepared(self, mean: tuple[float, ...]) -> np.ndarray:
+        """The engineered image; `mean` is the checkpoint's image_mean.  -> (height',width',3), uint8
 
         Raises InputError for an unknown variant, a mask of another size, or one with nothing in it.
         """
@@ -57,15 +57,17 @@ class VisualPrompt:
             raise InputError(
                 f"unknown variant {self.variant!r} of a visual prompt; expected one of {', '.join(VARIANTS)}"
             )
-        picture = load_image(self.image)
+        image = load_image(self.image)
         neutral = 255 * np.broadcast_to(np.array(mean, np.float32), 3)
-        pixels = picture.astype(np.float32) - neutral
+        pixels = image.astype(np.float32) - neutral
         made = engineer(pixels, load_mask(self.mask), **VARIANTS[self.variant], ink=RED - neutral)
         return np.clip(np.rint(made + neutral), 0, 255).astype(np.uint8)
 
+    picture = prepared  # its name in 0.1
+
 
 def load_mask(mask: Any) -> np.ndarray:
-    """A mask as (height,width) bool: an array of 0 and 1, or a picture whose brighter half is the mask."""
+    """A mask as (height,width) bool: an array of 0 and 1, or an image whose brighter half is the mask."""
     if hasattr(mask, "__array__"):
         mask = as_array(mask, "the prompt's mask")
         if mask.ndim == 2 and np.isin(mask, (0, 1)).all():
@@ -76,7 +78,7 @@ def load_mask(mask: Any) -> np.ndarray:
 def crop_blur_highlight(pixel_values: np.ndarray, mask: np.ndarray, size: int = 352) -> np.ndarray:
     """The authors' best recipe, exactly.  (3,H,W) normalised floats, (H,W) of 0 and 1 -> (3,size,size)
 
-    The authors used it on square pictures of 352 pixels; their code counts the rows where it should count the
+    The authors used it on square images of 352 pixels; their code counts the rows where it should count the
     columns of others, which is mended here.
     """
     made = engineer(np.moveaxis(pixel_values, 0, 2), load_mask(mask), **VARIANTS[DEFAULT])
@@ -102,7 +104,7 @@ def engineer(
     """
     if mask.shape != pixels.shape[:2]:
         raise InputError(
-            f"the prompt's mask is {mask.shape[0]} by {mask.shape[1]} pixels and its picture "
+            f"the prompt's mask is {mask.shape[0]} by {mask.shape[1]} pixels and its image "
             f"{pixels.shape[0]} by {pixels.shape[1]}; expected the same height and width"
         )
     if not mask.any():
@@ -115,7 +117,7 @@ def engineer(
 
 
 def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur (H,W,C) with a Gaussian cut off at 15 x 15 pixels; beyond the border the picture is mirrored."""
+    """Blur (H,W,C) with a Gaussian cut off at 15 x 15 pixels; beyond the border the image is mirrored."""
     reach = KERNEL // 2
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights = (weights / weights.sum()).astype(pixels.dtype)
@@ -135,7 +137,7 @@ def mirror(length: int, reach: int) -> np.ndarray:
 
 
 def crop(pixels: np.ndarray, mask: np.ndarray, context: float) -> np.ndarray:
-    """The mask's box and `context` times its sides around it, as far as the picture goes."""
+    """The mask's box and `context` times its sides around it, as far as the image goes."""
     box = []
     for axis, length in enumerate(mask.shape):
         inside = np.flatnonzero(mask.any(axis=1 - axis))

@@ -285,9 +285,9 @@ def test_a_whole_model(folder, dtype, on_cpu, monkeypatch):
     load = CLIPSegForImageSegmentation.from_pretrained
     model, exact = load(folder, backend="cupy", dtype=dtype), load(folder, dtype="float64")
     channels = model.config.vision_config.num_channels
-    pictures = np.random.default_rng(0).normal(size=(1, channels, 32, 32))
+    images = np.random.default_rng(0).normal(size=(1, channels, 32, 32))
     inputs = {
-        "pixel_values": pictures,
+        "pixel_values": images,
         "input_ids": np.array([[1, 2, model.config.text_config.eos_token_id]]),
     }
     found, expected = ops.to_numpy(model(**inputs).logits), exact(**inputs).logits

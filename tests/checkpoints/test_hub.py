@@ -17,7 +17,7 @@ pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
 ROOT = Path(__file__).parents[2]
 DEMO = {file.name: file.read_bytes() for file in (ROOT / "weights" / "demo").iterdir()}
 ID, WEIGHTS = "shapes/demo", "model.safetensors"
-PICTURE = ROOT / "examples" / "shapes.png"
+IMAGE = ROOT / "examples" / "shapes.png"
 PROMPTS = ("a red thing", "a star")
 EXTRAS = {"pytorch_model.bin": b"not fetched", f"checkpoint-500/{WEIGHTS}": b"nor this"}
 OF_THE_ENVIRONMENT = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
@@ -62,7 +62,7 @@ class Machine:
         return self.python("-m", "clipseg_np", *arguments, **changes)
 
     def segment(self, *arguments: object, **changes: str) -> SimpleNamespace:
-        return self.run("segment", PICTURE, *PROMPTS, "--model", ID, *arguments, **changes)
+        return self.run("segment", IMAGE, *PROMPTS, "--model", ID, *arguments, **changes)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def refusal(done: SimpleNamespace) -> str:
 
 def test_a_checkpoint_is_fetched_once_and_then_needs_no_hub(machine, hub, tmp_path):
     expected = tmp_path / "expected"
-    assert main(["segment", str(PICTURE), *PROMPTS, "--output", str(expected)]) == 0
+    assert main(["segment", str(IMAGE), *PROMPTS, "--output", str(expected)]) == 0
 
     first = machine.segment("--output", "first")
     assert first.code == 0, first.error

@@ -59,9 +59,9 @@ def test_without_the_library(monkeypatch):
         download(HUB_ID)
 
 
-def test_an_absent_folder_that_looks_like_a_hub_id_is_called_so(monkeypatch, picture_file, capsys):
+def test_an_absent_folder_that_looks_like_a_hub_id_is_called_so(monkeypatch, image_file, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert main(["segment", str(picture_file), "red", "--model", "weights/absent"]) == 2
+    assert main(["segment", str(image_file), "red", "--model", "weights/absent"]) == 2
     said = "clipseg-np: error: There is no folder weights/absent; as a hub id: huggingface_hub is"
     assert capsys.readouterr().err.startswith(said)
 
@@ -168,14 +168,14 @@ def test_a_cache_that_the_library_calls_incomplete(monkeypatch, cached, checkpoi
 
 @pytest.mark.parametrize("command", ["segment", "batch", "info", "trace"])
 def test_every_command_with_a_model_can_be_offline(
-    monkeypatch, picture_file, tmp_path, capsys, command
+    monkeypatch, image_file, tmp_path, capsys, command
 ):
     pretend_hub(monkeypatch)
     arguments = {
-        "segment": [picture_file, "red"],
-        "batch": [picture_file.parent, "red"],
+        "segment": [image_file, "red"],
+        "batch": [image_file.parent, "red"],
         "info": [],
-        "trace": [picture_file, "red", "--output", tmp_path / "trace.safetensors"],
+        "trace": [image_file, "red", "--output", tmp_path / "trace.safetensors"],
     }
     given = [command, *map(str, arguments[command]), "--model", HUB_ID, "--offline"]
     assert main(given) == 2

@@ -36,13 +36,11 @@ def two(checkpoint, tmp_path):
     return folder
 
 
-def test_one_file_is_a_checkpoint(checkpoint, two, picture):
-    expected = Segmenter.from_pretrained(checkpoint)(picture, "red").probabilities
+def test_one_file_is_a_checkpoint(checkpoint, two, image):
+    expected = Segmenter.from_pretrained(checkpoint)(image, "red").probabilities
     for name in (two / "first.safetensors", str(two / "first.safetensors")):
-        assert np.array_equal(
-            Segmenter.from_pretrained(name)(picture, "red").probabilities, expected
-        )
-    second = Segmenter.from_pretrained(two / "second.safetensors")(picture, "red").probabilities
+        assert np.array_equal(Segmenter.from_pretrained(name)(image, "red").probabilities, expected)
+    second = Segmenter.from_pretrained(two / "second.safetensors")(image, "red").probabilities
     assert np.abs(second - expected).max() > 1e-3
     assert CLIPSegConfig.from_pretrained(two / "first.safetensors") == load(checkpoint).config
     assert len(CLIPSegProcessor.from_pretrained(two / "first.safetensors")("red").input_ids) == 3
@@ -54,9 +52,9 @@ def test_what_a_path_is(two):
     assert checkpoint_path(two) == checkpoint_folder(two) == two
 
 
-def test_on_the_command_line(two, picture_file, tmp_path, capsys):
+def test_on_the_command_line(two, image_file, tmp_path, capsys):
     first = str(two / "first.safetensors")
-    command = ["segment", str(picture_file), "red", "--output", str(tmp_path / "masks")]
+    command = ["segment", str(image_file), "red", "--output", str(tmp_path / "masks")]
     assert main([*command, "--model", first]) == 0
     assert main(["info", "--model", first]) == 0
     printed = capsys.readouterr().out

@@ -20,17 +20,17 @@ def run(*arguments: object) -> int:
 
 
 def test_segment_writes_a_mask_for_each_prompt_and_an_overlay(
-    checkpoint, picture, picture_file, tmp_path, capsys
+    checkpoint, image, image_file, tmp_path, capsys
 ):
     folder = tmp_path / "out" / "deep"
     code = run(
-        "segment", picture_file, "red", "a/b", "--image-prompt", picture_file,
+        "segment", image_file, "red", "a/b", "--image-prompt", image_file,
         "--model", checkpoint, "--output", folder, "--threshold", 0.4,
     )  # fmt: skip
     assert code == 0
     names = ["scene_1_red.png", "scene_2_a-b.png", "scene_3_scene-png.png"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "scene_overlay.png"]
-    expected = Segmenter.from_pretrained(checkpoint)(picture, ["red", "a/b", picture]).masks(0.4)
+    expected = Segmenter.from_pretrained(checkpoint)(image, ["red", "a/b", image]).masks(0.4)
     for name, mask in zip(names, expected):
         written = np.asarray(Image.open(folder / name))
         assert written.dtype == np.uint8
@@ -51,7 +51,7 @@ def damaged(tmp_path, what: str):
     whole = tmp_path / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
     content = {
-        "text": b"not a picture",
+        "text": b"not an image",
         "empty": b"",
         "truncated": whole.read_bytes()[:2000],
     }[what]
@@ -60,26 +60,26 @@ def damaged(tmp_path, what: str):
 
 
 @pytest.mark.parametrize("what", ["text", "empty", "truncated"])
-def test_damaged_pictures(checkpoint, tmp_path, capsys, what):
+def test_damaged_images(checkpoint, tmp_path, capsys, what):
     path = damaged(tmp_path, what)
     assert_refused(capsys, tmp_path, path.name, "segment", path, "red", "--model", checkpoint)
 
 
-def test_prompts_before_between_and_after_options(checkpoint, picture_file, tmp_path):
+def test_prompts_before_between_and_after_options(checkpoint, image_file, tmp_path):
     output = ["--output", tmp_path / "masks"]
     options = ["--model", checkpoint, *output]
-    assert run("segment", picture_file, "a", "--threshold", "0.4", "b", *options, "c") == 0
+    assert run("segment", image_file, "a", "--threshold", "0.4", "b", *options, "c") == 0
     names = sorted(path.name for path in (tmp_path / "masks").iterdir())
     assert names == ["scene_1_a.png", "scene_2_b.png", "scene_3_c.png", "scene_overlay.png"]
-    for wrong in (["segment", picture_file, "a", "--shreshold", "1"], ["info", "a"]):
+    for wrong in (["segment", image_file, "a", "--shreshold", "1"], ["info", "a"]):
         with pytest.raises(SystemExit, match="2"):
             run(*wrong)
 
 
 @pytest.mark.parametrize("size", [(1, 9), (3, 9), (9, 1), (9, 3), (1, 3)])
-def test_a_picture_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, capsys, size):
+def test_an_image_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, capsys, size):
     height, width = size
-    file, output = tmp_path / "pictures" / "thin.png", tmp_path / "masks"
+    file, output = tmp_path / "images" / "thin.png", tmp_path / "masks"
     file.parent.mkdir()
     Image.new("RGB", (width, height), "white").save(file)
     for command in ("segment", file), ("batch", file.parent, "--workers", "1"):
@@ -93,10 +93,10 @@ def test_a_picture_of_few_rows_is_not_taken_for_channels(checkpoint, tmp_path, c
     assert "warning" not in capsys.readouterr().err
 
 
-def test_decompression_bomb(checkpoint, tmp_path, capsys, monkeypatch, picture_file):
+def test_decompression_bomb(checkpoint, tmp_path, capsys, monkeypatch, image_file):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert_refused(
-        capsys, tmp_path, "scene.png", "segment", picture_file, "red", "--model", checkpoint
+        capsys, tmp_path, "scene.png", "segment", image_file, "red", "--model", checkpoint
     )
 
 
@@ -110,35 +110,35 @@ def assert_refused(capsys, tmp_path, message: str, *arguments: object) -> None:
     assert not output.exists()
 
 
-def test_refusals(checkpoint, tmp_path, capsys, picture_file):
+def test_refusals(checkpoint, tmp_path, capsys, image_file):
     model = ["--model", checkpoint]
     missing, empty = tmp_path / "missing.png", tmp_path / "empty"
     empty.mkdir()
     for message, *arguments in [
         ("missing.png", "segment", missing, "red", *model),
         (str(empty), "segment", empty, "red", *model),
-        ("no prompt", "segment", picture_file, *model),
-        ("prompt 1 is empty", "segment", picture_file, "", *model),
-        ("threshold is 2.0", "segment", picture_file, "red", "--threshold", 2, *model),
-        ("missing.png", "segment", picture_file, "--image-prompt", missing, *model),
-        ("config.json is missing", "segment", picture_file, "red", "--model", empty),
-        ("There is no folder", "segment", picture_file, "red", "--model", tmp_path / "absent"),
-        ("name is empty", "segment", picture_file, "red", "--model", ""),
-        ("is a file", "segment", picture_file, "red", "--model", picture_file),
+        ("no prompt", "segment", image_file, *model),
+        ("prompt 1 is empty", "segment", image_file, "", *model),
+        ("threshold is 2.0", "segment", image_file, "red", "--threshold", 2, *model),
+        ("missing.png", "segment", image_file, "--image-prompt", missing, *model),
+        ("config.json is missing", "segment", image_file, "red", "--model", empty),
+        ("There is no folder", "segment", image_file, "red", "--model", tmp_path / "absent"),
+        ("name is empty", "segment", image_file, "red", "--model", ""),
+        ("is a file", "segment", image_file, "red", "--model", image_file),
         ("not a hub id", "download", "no-slash"),
     ]:
         assert_refused(capsys, tmp_path, message, *arguments)
 
 
-def test_output_that_is_a_file(checkpoint, capsys, picture_file):
-    code = run("segment", picture_file, "red", "--model", checkpoint, "--output", picture_file)
+def test_output_that_is_a_file(checkpoint, capsys, image_file):
+    code = run("segment", image_file, "red", "--model", checkpoint, "--output", image_file)
     assert code == 2
     assert "is a file" in capsys.readouterr().err
 
 
-def test_warnings_are_one_line_and_do_not_stop_the_work(checkpoint, tmp_path, capsys, picture_file):
+def test_warnings_are_one_line_and_do_not_stop_the_work(checkpoint, tmp_path, capsys, image_file):
     long = "x" * 30
-    code = run("segment", picture_file, long, "--model", checkpoint, "--output", tmp_path / "masks")
+    code = run("segment", image_file, long, "--model", checkpoint, "--output", tmp_path / "masks")
     assert code == 0
     error = capsys.readouterr().err
     assert error.startswith("clipseg-np: warning: the prompt") and error.count("\n") == 1
@@ -160,10 +160,10 @@ def test_info_names_the_checkpoint_and_its_shape(checkpoint, capsys):
     assert "reads vision layers 0, 2, plain head" in printed
 
 
-def test_as_a_module_from_another_folder(checkpoint, tmp_path, picture_file):
+def test_as_a_module_from_another_folder(checkpoint, tmp_path, image_file):
     root = Path(clipseg_np.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "clipseg_np", "segment", picture_file, "red", "--model", checkpoint],
+        [sys.executable, "-m", "clipseg_np", "segment", image_file, "red", "--model", checkpoint],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, check=False,
         capture_output=True, text=True,
     )  # fmt: skip

@@ -272,7 +272,7 @@ def merges_file(path):
     return path
 
 
-def test_openais_list_of_merges(with_tokenizer, tmp_path, picture):
+def test_openais_list_of_merges(with_tokenizer, tmp_path, image):
     decoder, clip = files(tmp_path, with_tokenizer.state_dict())
     merges = merges_file(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
     convert_original(decoder, clip, tmp_path / "new", tokenizer=merges, extract_layers=LAYERS)
@@ -286,7 +286,7 @@ def test_openais_list_of_merges(with_tokenizer, tmp_path, picture):
     )
     assert [vocab[token] for token in ("re", "red</w>", "at</w>")] == [512, 513, 514]
     assert tokenizer("red").input_ids == [515, 513, 516]
-    assert Segmenter.from_pretrained(tmp_path / "new")(picture, "red").probabilities.shape == (
+    assert Segmenter.from_pretrained(tmp_path / "new")(image, "red").probabilities.shape == (
         1,
         40,
         60,

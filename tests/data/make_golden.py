@@ -81,24 +81,24 @@ def draw_cases() -> list[tuple[str, str, str, dict]]:
     """Checkpoint, name of the case, dotted name of the model inside the checkpoint, and its inputs."""
     rng = np.random.default_rng(20211218)
 
-    def pictures(*shape):
+    def images(*shape):
         return rng.normal(size=shape).astype(np.float32)
 
     ids = np.array([[22, 3, 23, 1, 1], [22, 17, 4, 6, 23]])
     text = {"input_ids": ids, "attention_mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
     labels = rng.uniform(size=(2, 32, 32)).astype(np.float32)
-    squares = pictures(2, 1, 32, 32)
-    prompts = pictures(2, 3, 16, 16)
+    squares = images(2, 1, 32, 32)
+    prompts = images(2, 3, 16, 16)
     return [
         ("plain", "text", "", {**text, "pixel_values": squares, "labels": labels}),
         ("plain", "clip", "clip", {**text, "pixel_values": squares}),
-        ("refined", "tall_picture", "clip.vision_model", {"pixel_values": pictures(1, 3, 24, 16)}),
+        ("refined", "tall_image", "clip.vision_model", {"pixel_values": images(1, 3, 24, 16)}),
         ("refined", "text", "", {**text, "pixel_values": prompts}),
         (
             "refined",
-            "picture_prompts",
+            "image_prompts",
             "",
-            {"pixel_values": pictures(2, 3, 24, 24), "conditional_pixel_values": prompts},
+            {"pixel_values": images(2, 3, 24, 24), "conditional_pixel_values": prompts},
         ),
     ]
 

@@ -46,7 +46,7 @@ def asked(tmp_path_factory, checkpoint):
     return folder
 
 
-WRITTEN = {  # by a command: the files, in the picture's own, upright size where they are pictures of it
+WRITTEN = {  # by a command: the files, in the image's own, upright size where they are images of it
     "a mask of": ["masks/photo_1_a-cat.png", "masks/photo_overlay.png"],
     "several things": ["masks/photo_1_a-cat.png", "masks/photo_2_a-dog.png"],
     "larger or smaller": ["masks/photo_1_a-cat_soft.png", "masks/photo_1_a-cat_heat.png"],
@@ -110,10 +110,10 @@ def test_in_python(row, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (expression,) = re.findall("`(.*)`", row[2])
     segmenter = Segmenter.from_pretrained()
-    picture = np.asarray(PIL.Image.open("cup.jpg"))
-    result = segmenter(picture, ["a cat", "a dog"])
+    image = np.asarray(PIL.Image.open("cup.jpg"))
+    result = segmenter(image, ["a cat", "a dog"])
     if "golden" in expression:
-        inputs = segmenter.processor(text="a cat", images=picture)
+        inputs = segmenter.processor(text="a cat", images=image)
         golden.write_golden("golden.safetensors", segmenter.model, inputs)
         with trace() as activations:
             segmenter.model(**inputs)

@@ -10,14 +10,14 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_example_of_transformers_documentation(checkpoint, picture, capsys):
+def test_the_example_of_transformers_documentation(checkpoint, image, capsys):
     """CLIPSegForImageSegmentation's example: only the import and return_tensors differ, and where the files lie."""
     from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     processor = CLIPSegProcessor.from_pretrained(checkpoint)
     model = CLIPSegForImageSegmentation.from_pretrained(checkpoint)
 
-    image = Image.fromarray(picture)
+    image = Image.fromarray(image)
 
     texts = ["a cat", "a remote", "a blanket"]
     inputs = processor(text=texts, images=[image] * len(texts), padding=True, return_tensors="np")
@@ -29,7 +29,7 @@ def test_the_example_of_transformers_documentation(checkpoint, picture, capsys):
     assert capsys.readouterr().out == "(3, 32, 32)\n"
 
 
-def test_the_examples_of_the_two_towers_and_of_both(checkpoint, picture):
+def test_the_examples_of_the_two_towers_and_of_both(checkpoint, image):
     """The examples of CLIPSegTextModel, CLIPSegVisionModel and CLIPSegModel, with the same changes."""
     from clipseg_np import (
         CLIPSegModel,
@@ -39,7 +39,7 @@ def test_the_examples_of_the_two_towers_and_of_both(checkpoint, picture):
         CLIPTokenizer,
     )
 
-    image = Image.fromarray(picture)
+    image = Image.fromarray(image)
     tokenizer = CLIPTokenizer.from_pretrained(checkpoint)
     inputs = tokenizer(["a cat", "a dog"], padding=True, return_tensors="np")
     outputs = CLIPSegTextModel.from_pretrained(checkpoint)(**inputs)

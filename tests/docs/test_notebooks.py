@@ -24,7 +24,7 @@ def test_it_runs(path):
 
 
 def kinds(outputs) -> set[str]:
-    """What a cell shows: text, pictures, a value."""
+    """What a cell shows: text, images, a value."""
     shown = {output["output_type"] for output in outputs}
     return shown | {kind for output in outputs for kind in output.get("data", {})}
 

@@ -142,13 +142,13 @@ def test_assert_matches_takes_a_file_and_reports(file, model, inputs):
 
 
 def test_from_the_command_line(tmp_path, capsys):
-    picture, golden = "examples/shapes.png", tmp_path / "golden.safetensors"
-    assert main(["trace", picture, "a star", "red", "--output", str(golden)]) == 0
+    image, golden = "examples/shapes.png", tmp_path / "golden.safetensors"
+    assert main(["trace", image, "a star", "red", "--output", str(golden)]) == 0
     assert "arrays" in capsys.readouterr().out
     assert Golden(golden).about["prompts"] == ["a star", "red"]
     port = tmp_path / "port.safetensors"
     backend = ["--dtype", "float32", "--backend", "numpy-reference"]
-    assert main(["trace", picture, "a star", "red", "--output", str(port), *backend]) == 0
+    assert main(["trace", image, "a star", "red", "--output", str(port), *backend]) == 0
     assert main(["compare", str(golden), str(port)]) == 0
     assert "agree" in capsys.readouterr().out
     arrays = load_file(port)
@@ -160,7 +160,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["compare", str(golden), str(port), "--tolerance", "3"]) == 0
     assert main(["compare", str(golden), str(port), "--tolerance", "-1"]) == 2
     assert main(["compare", str(golden), str(tmp_path / "none.npz")]) == 2
-    assert main(["trace", picture, "red", "--output", str(golden), "--names", "x*"]) == 2
+    assert main(["trace", image, "red", "--output", str(golden), "--names", "x*"]) == 2
     assert json.loads(json.dumps(Golden(golden).about)) == Golden(golden).about  # untouched, whole
 
 
@@ -168,7 +168,7 @@ COMMITTED = sorted((Path(__file__).parents[2] / "golden").glob("*.safetensors"))
 
 
 def test_the_committed_files_are_two_architectures_with_three_kinds_of_prompt():
-    names = [f"{n}_{k}" for n in ("plain", "refined") for k in ("embeddings", "pictures", "texts")]
+    names = [f"{n}_{k}" for n in ("plain", "refined") for k in ("embeddings", "images", "texts")]
     assert [path.stem for path in COMMITTED] == names
     for path in COMMITTED:
         golden = Golden(path)

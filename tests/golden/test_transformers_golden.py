@@ -93,8 +93,8 @@ def test_all_cases_are_there():
     assert [str(case) for case in CASES] == [
         "plain/clip.golden",
         "plain/text.golden",
-        "refined/picture_prompts.golden",
-        "refined/tall_picture.golden",
+        "refined/image_prompts.golden",
+        "refined/tall_image.golden",
         "refined/text.golden",
     ]
 

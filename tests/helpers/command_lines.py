@@ -73,9 +73,9 @@ class Drawing:
         )
         return "".join(map(chr, points))
 
-    def picture(self) -> str:
+    def image(self) -> str:
         given = self.yard.given
-        good = sorted((given / "pictures").glob("*.png"))
+        good = sorted((given / "images").glob("*.png"))
         wrong = [
             *sorted((given / "wrong").iterdir()),
             given / "absent.png",
@@ -140,7 +140,7 @@ class Drawing:
         if self.often(0.15):
             found += [
                 "--image-prompt",
-                self.picture(),
+                self.image(),
                 *(["--prompt-mask", mask] if self.often(0.5) else []),
             ]
         if self.often(0.04):
@@ -175,7 +175,7 @@ class Drawing:
             output = "-" if self.often(0.3) else output
             return [
                 command,
-                self.picture(),
+                self.image(),
                 *self.prompts(),
                 "--output",
                 output,
@@ -220,7 +220,7 @@ class Drawing:
             target = str(self.of([out / "t.safetensors", out / "a" / "b"], wrong))
             return [
                 command,
-                self.picture(),
+                self.image(),
                 *(self.prompts() or ["red"]),
                 "--output",
                 target,

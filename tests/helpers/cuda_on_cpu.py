@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy
+import numpy as np
 
 from clipseg_np.backends import cupy_kernels, cupy_ops
 
@@ -161,7 +161,7 @@ class CpuModule:
 
 def as_c(value):
     """An array's address, or a NumPy scalar of the same size in C."""
-    if isinstance(value, numpy.ndarray):
+    if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
     kinds = {"int32": ctypes.c_int, "float32": ctypes.c_float, "float64": ctypes.c_double}
     kinds |= {"uint64": ctypes.c_size_t, "int64": ctypes.c_void_p}
@@ -196,8 +196,8 @@ class CpuCublas:
         count, sums, _ = rest[13:]
         self.sums.append(sums)
         assert type_a == type_b == type_c
-        dtype = numpy.dtype({0: "float32", 1: "float64", 2: "float16"}[type_c])
-        wide = numpy.dtype({68: "float32", 77: "float32", 70: "float64"}[sums])
+        dtype = np.dtype({0: "float32", 1: "float64", 2: "float16"}[type_c])
+        wide = np.dtype({68: "float32", 77: "float32", 70: "float64"}[sums])
         scalar = ctypes.c_double if wide == "float64" else ctypes.c_float
         assert type(alpha._obj) is type(beta._obj) is scalar and handle.value == 7
 
@@ -207,8 +207,8 @@ class CpuCublas:
             length = (count - 1) * step + (columns - 1) * lead + rows
             held = (ctypes.c_char * (length * dtype.itemsize)).from_address(pointer)
             strides = [n * dtype.itemsize for n in (step, 1, lead)]
-            flat = numpy.frombuffer(held, dtype)
-            return numpy.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
+            flat = np.frombuffer(held, dtype)
+            return np.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
 
         def operand(how, pointer, lead, step, rows, columns):
             if how:
@@ -219,7 +219,7 @@ class CpuCublas:
             """In TF32, to 10 bits after the point: the other 13 of float32's are cut off, after half of the last."""
             if sums != 77:
                 return x.astype(wide)
-            bits = numpy.ascontiguousarray(x, "float32").view("uint32")
+            bits = np.ascontiguousarray(x, "float32").view("uint32")
             return ((bits + 0x1000) & 0xFFFFE000).astype("uint32").view("float32")
 
         product = operand(how_a, a, lead_a, step_a, m, k) @ operand(how_b, b, lead_b, step_b, k, n)
@@ -256,7 +256,7 @@ class CpuCupy:
         return SimpleNamespace(malloc=lambda size: SimpleNamespace(ptr=256, size=size))
 
     def __getattr__(self, name: str):
-        return getattr(numpy, name)
+        return getattr(np, name)
 
     def RawModule(self, code: str, name_expressions: tuple[str, ...]) -> CpuModule:
         return CpuModule(self.folder, code, name_expressions)

@@ -10,7 +10,7 @@ from functools import partialmethod
 from types import ModuleType
 from typing import Any
 
-import numpy
+import numpy as np
 
 CROSSINGS = {"asarray", "array"}  # the functions that may bring arrays onto the device
 JOINS, MAX_JOINED = {"stack", "concatenate"}, 8  # CuPy copies the addresses of more from the host
@@ -26,18 +26,18 @@ class DeviceArray:
     __array_ufunc__ = None  # NumPy's operators leave the answer to this class
     __hash__ = None
 
-    def __init__(self, values: numpy.ndarray):
+    def __init__(self, values: np.ndarray):
         self._values = values
 
     def __array__(self, *_: Any, **__: Any):
         raise TypeError("implicit conversion of a device array to a NumPy array")
 
-    def get(self) -> numpy.ndarray:
+    def get(self) -> np.ndarray:
         _to_host("get")
         return self._values.copy()
 
-    def set(self, values: numpy.ndarray) -> None:
-        assert isinstance(values, numpy.ndarray) and values.dtype == self.dtype
+    def set(self, values: np.ndarray) -> None:
+        assert isinstance(values, np.ndarray) and values.dtype == self.dtype
         _from_host("set")
         self._values[...] = values
 
@@ -125,13 +125,13 @@ def run(function: Any, *args: Any, **kwargs: Any) -> Any:
     args = [inside(arg) for arg in args]
     kwargs = {name: inside(value) for name, value in kwargs.items()}
     result = function(*args, **kwargs)
-    if not isinstance(result, (numpy.ndarray, numpy.generic)):
+    if not isinstance(result, (np.ndarray, np.generic)):
         if recording is not None:
             recording.keep(lambda: function(*args, **kwargs))
         return result
-    result = numpy.asarray(result)
+    result = np.asarray(result)
     if recording is not None:
-        recording.keep(lambda: numpy.copyto(result, function(*args, **kwargs)))
+        recording.keep(lambda: np.copyto(result, function(*args, **kwargs)))
     is_new = not any(result is arg for arg in args)
     return wrapped(result) if is_new else DeviceArray(result)
 
@@ -140,14 +140,14 @@ def inside(value: Any) -> Any:
     """What a device function may be given, as NumPy values: device arrays and plain Python values."""
     if isinstance(value, DeviceArray):
         return value._values
-    if isinstance(value, numpy.ndarray):
+    if isinstance(value, np.ndarray):
         raise TypeError("a NumPy array where a device array is expected")
     if isinstance(value, (tuple, list)):
         return type(value)(inside(part) for part in value)
     return value
 
 
-def wrapped(values: numpy.ndarray) -> DeviceArray:
+def wrapped(values: np.ndarray) -> DeviceArray:
     if on_new_array is not None and values.base is None:
         on_new_array(values)
     return DeviceArray(values)
@@ -168,7 +168,7 @@ def _unary(self, function: Any):
 
 def _method(name: str):
     def method(self, *args, **kwargs):
-        return run(getattr(numpy.ndarray, name), self, *args, **kwargs)
+        return run(getattr(np.ndarray, name), self, *args, **kwargs)
 
     return method
 
@@ -193,7 +193,7 @@ class DeviceModule:
         self._path = path  # of a module within NumPy's
 
     def __getattr__(self, name: str) -> Any:
-        found = operator.attrgetter(f"{self._path}{name}")(numpy)
+        found = operator.attrgetter(f"{self._path}{name}")(np)
         if isinstance(found, ModuleType):
             return DeviceModule(f"{self._path}{name}.")
         if not callable(found) or isinstance(found, type):
@@ -202,7 +202,7 @@ class DeviceModule:
         def function(*args, **kwargs):
             if name in CROSSINGS and not isinstance(args[0], DeviceArray):
                 _from_host(name)
-                return wrapped(numpy.array(*args, **kwargs))
+                return wrapped(np.array(*args, **kwargs))
             if name in JOINS and len(args[0]) > MAX_JOINED:
                 _from_host(f"{name} of {len(args[0])} arrays")
             return run(found, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""ViTImageProcessor: its numbers, fields, files and complaints; and probabilities at a picture's
+"""ViTImageProcessor: its numbers, fields, files and complaints; and probabilities at an image's
 size.
 """
 
@@ -27,9 +27,9 @@ def test_P01_P02_pixel_values_from_first_principles():
     """A red-to-blue ramp of 2 pixels, doubled: bytes first, then 0..1, then ImageNet's mean and
     std.
     """
-    picture = np.array([[[200, 0, 0], [0, 0, 100]]], np.uint8)
+    image = np.array([[[200, 0, 0], [0, 0, 100]]], np.uint8)
     processor = ViTImageProcessor(size=(1, 4), **IMAGENET)
-    pixel_values = processor(Image.fromarray(picture)).pixel_values
+    pixel_values = processor(Image.fromarray(image)).pixel_values
     assert pixel_values.shape == (1, 3, 1, 4)
     assert pixel_values.dtype == np.float32
     levels = np.array([[200, 150, 50, 0], [0, 0, 0, 0], [0, 25, 75, 100]])
@@ -39,60 +39,60 @@ def test_P01_P02_pixel_values_from_first_principles():
 
 
 def test_the_resize_is_rounded_to_bytes_before_the_rest():
-    picture = np.array([[0, 255]], np.uint8)
-    pixel_values = ViTImageProcessor(size=1, do_normalize=False)(picture).pixel_values
+    image = np.array([[0, 255]], np.uint8)
+    pixel_values = ViTImageProcessor(size=1, do_normalize=False)(image).pixel_values
     assert pixel_values[0, 0, 0, 0] == np.float32(128 / 255)
 
 
 def test_each_step_can_be_left_out():
-    picture = drawn(5, 6)
-    planes = picture.transpose(2, 0, 1)[None].astype(np.float32)
+    image = drawn(5, 6)
+    planes = image.transpose(2, 0, 1)[None].astype(np.float32)
     bare = {"do_resize": False, "do_rescale": False, "do_normalize": False}
-    np.testing.assert_array_equal(ViTImageProcessor(**bare)(picture).pixel_values, planes)
+    np.testing.assert_array_equal(ViTImageProcessor(**bare)(image).pixel_values, planes)
     scaled = ViTImageProcessor(**{**bare, "do_rescale": True, "rescale_factor": 0.5})
-    np.testing.assert_array_equal(scaled(picture).pixel_values, planes * 0.5)
+    np.testing.assert_array_equal(scaled(image).pixel_values, planes * 0.5)
     shifted = ViTImageProcessor(**{**bare, "do_normalize": True, "image_mean": 3, "image_std": 2})
-    np.testing.assert_array_equal(shifted(picture).pixel_values, (planes - 3) / 2)
+    np.testing.assert_array_equal(shifted(image).pixel_values, (planes - 3) / 2)
 
 
 def test_floats_in_0_to_1_are_not_rescaled_twice():
-    picture = drawn(5, 6)
-    expected = ViTImageProcessor(size=5)(picture).pixel_values
-    for floats in (picture / 255, (picture / 255).astype(np.float32)):
+    image = drawn(5, 6)
+    expected = ViTImageProcessor(size=5)(image).pixel_values
+    for floats in (image / 255, (image / 255).astype(np.float32)):
         for do_rescale in (True, False):
             processor = ViTImageProcessor(size=5, do_rescale=do_rescale)
             np.testing.assert_array_equal(processor(floats).pixel_values, expected)
 
 
 def test_data_format_channels_last():
-    picture = drawn(5, 6)
-    first = ViTImageProcessor(size=5)(picture).pixel_values
-    last = ViTImageProcessor(size=5)(picture, data_format="channels_last").pixel_values
+    image = drawn(5, 6)
+    first = ViTImageProcessor(size=5)(image).pixel_values
+    last = ViTImageProcessor(size=5)(image, data_format="channels_last").pixel_values
     np.testing.assert_array_equal(last, first.transpose(0, 2, 3, 1))
 
 
 # what goes in
 
 
-def test_one_picture_is_a_batch_of_one_and_a_list_may_mix_everything(tmp_path):
+def test_one_image_is_a_batch_of_one_and_a_list_may_mix_everything(tmp_path):
     Image.fromarray(drawn(9, 3)).save(tmp_path / "a.png")
     rgba = Image.fromarray(drawn(5, 5)).convert("RGBA")
     grey = drawn(6, 2)[:, :, 0]
-    pictures = [drawn(7, 8), rgba, grey, str(tmp_path / "a.png"), tmp_path / "a.png", grey > 100]
+    images = [drawn(7, 8), rgba, grey, str(tmp_path / "a.png"), tmp_path / "a.png", grey > 100]
     processor = ViTImageProcessor(size=18)
-    batch = processor(pictures, return_tensors="np")
+    batch = processor(images, return_tensors="np")
     assert list(batch) == ["pixel_values"]
     assert batch["pixel_values"].shape == (6, 3, 18, 18)
-    for index, picture in enumerate(pictures):
-        alone = processor.preprocess(picture).pixel_values
+    for index, image in enumerate(images):
+        alone = processor.preprocess(image).pixel_values
         assert alone.shape == (1, 3, 18, 18)
         np.testing.assert_array_equal(alone[0], batch.pixel_values[index])
 
 
-def test_an_array_of_pictures():
-    pictures = np.stack([drawn(6, 7, seed) for seed in range(3)])
-    expected = ViTImageProcessor(size=5)(list(pictures)).pixel_values
-    for array in (pictures, pictures.transpose(0, 3, 1, 2)):
+def test_an_array_of_images():
+    images = np.stack([drawn(6, 7, seed) for seed in range(3)])
+    expected = ViTImageProcessor(size=5)(list(images)).pixel_values
+    for array in (images, images.transpose(0, 3, 1, 2)):
         np.testing.assert_array_equal(ViTImageProcessor(size=5)(array).pixel_values, expected)
 
 
@@ -103,14 +103,14 @@ def test_four_channels_with_their_layout_named():
     np.testing.assert_array_equal(pixel_values, processor(rgba[:, :, :3]).pixel_values)
 
 
-def test_pictures_of_one_size_need_no_resizing_and_others_are_named():
+def test_images_of_one_size_need_no_resizing_and_others_are_named():
     processor = ViTImageProcessor(do_resize=False)
     assert processor([drawn(5, 6), drawn(5, 6)]).pixel_values.shape == (2, 3, 5, 6)
     with pytest.raises(InputError, match=r"\(5, 6\), \(6, 5\)"):
         processor([drawn(5, 6), drawn(6, 5)])
 
 
-def test_a_bad_picture_in_a_list_is_named():
+def test_a_bad_image_in_a_list_is_named():
     with pytest.raises(InputError, match=r"images\[1\]"):
         ViTImageProcessor()([drawn(5, 6), np.full((5, 6), np.nan)])
     with pytest.raises(InputError, match="empty"):
@@ -298,7 +298,7 @@ def test_old_and_new_files(tmp_path, name, content):
     assert loaded.to_dict() == ViTImageProcessor(size=352, **IMAGENET).to_dict()
 
 
-def test_the_combined_file_comes_first_where_it_speaks_of_pictures(tmp_path):
+def test_the_combined_file_comes_first_where_it_speaks_of_images(tmp_path):
     ViTImageProcessor(size=7).save_pretrained(tmp_path)
     combined = tmp_path / "processor_config.json"
     combined.write_text(json.dumps({"processor_class": "CLIPSegProcessor"}))
@@ -318,7 +318,7 @@ def test_a_folder_without_settings_and_one_with_impossible_settings(tmp_path):
 # masks
 
 
-def test_probabilities_at_the_picture_s_size():
+def test_probabilities_at_the_image_s_size():
     logits = np.array([[[-4.0, 4.0]], [[0.0, 0.0]]])
     probabilities = probabilities_at(logits, (2, 4))
     assert probabilities.dtype == np.float32

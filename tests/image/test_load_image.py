@@ -1,4 +1,4 @@
-"""One picture, in every form that a person may have it, as RGB bytes; and what is wrong with it
+"""One image, in every form that a person may have it, as RGB bytes; and what is wrong with it
 otherwise.
 """
 
@@ -27,18 +27,18 @@ def over_white(colours, alpha=ALPHA):
     return np.round(colours * share + 255 * (1 - share)).astype(np.uint8)
 
 
-# PIL pictures
+# PIL images
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
 def test_P06_modes_that_pillow_converts(mode):
     if mode == "LAB":
-        picture = Image.frombytes("LAB", (7, 5), RGB.tobytes())
+        image = Image.frombytes("LAB", (7, 5), RGB.tobytes())
     else:
-        picture = Image.fromarray(RGB).convert(mode)
-    loaded = load_image(picture)
+        image = Image.fromarray(RGB).convert(mode)
+    loaded = load_image(image)
     assert (loaded.shape, loaded.dtype) == ((5, 7, 3), np.uint8)
-    np.testing.assert_array_equal(loaded, np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(loaded, np.asarray(image.convert("RGB")))
 
 
 def test_rgb_and_grey():
@@ -75,9 +75,9 @@ def test_premultiplied_alpha_palette_alpha_and_transparent_colours():
 def test_P06_sixteen_bits_are_scaled_not_clipped(mode):
     levels = np.array([[0, 128, 129, 255, 257, 30000, 65535]] * 5, np.uint16)
     stored = levels.astype(">u2" if mode.endswith("B") else "<u2")
-    picture = Image.frombytes(mode, (7, 5), stored.tobytes())
+    image = Image.frombytes(mode, (7, 5), stored.tobytes())
     expected = [[0, 0, 1, 1, 1, 117, 255]] * 5
-    np.testing.assert_array_equal(load_image(picture), three(expected))
+    np.testing.assert_array_equal(load_image(image), three(expected))
 
 
 def test_32_bit_grey_is_8_or_16_bits_wide():
@@ -86,7 +86,7 @@ def test_32_bit_grey_is_8_or_16_bits_wide():
     np.testing.assert_array_equal(load_image(Image.fromarray(narrow * 257)), three(narrow))
 
 
-def test_float_pictures_are_on_pillow_s_scale():
+def test_float_images_are_on_pillow_s_scale():
     levels = np.linspace(0, 255, 35, dtype=np.float32).reshape(5, 7)
     np.testing.assert_array_equal(load_image(Image.fromarray(levels)), three(np.floor(levels)))
 
@@ -94,7 +94,7 @@ def test_float_pictures_are_on_pillow_s_scale():
 # files
 
 
-def test_a_path_gives_what_its_picture_gives(tmp_path):
+def test_a_path_gives_what_its_image_gives(tmp_path):
     rgba = Image.fromarray(np.concatenate([RGB, ALPHA], axis=2))
     rgba.save(tmp_path / "a.png")
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), load_image(rgba))
@@ -121,14 +121,14 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_P05_a_file_s_orientation_is_honoured_and_an_open_picture_is_left_alone(
+def test_P05_a_file_s_orientation_is_honoured_and_an_open_image_is_left_alone(
     tmp_path, orientation
 ):
-    picture = Image.fromarray(RGB)
-    exif = picture.getexif()
+    image = Image.fromarray(RGB)
+    exif = image.getexif()
     exif[0x0112] = orientation
     path = tmp_path / "turned.png"
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
     np.testing.assert_array_equal(load_image(path), UPRIGHT[orientation](RGB))
     with Image.open(path) as opened:
         assert opened.getexif()[0x0112] == orientation
@@ -177,10 +177,10 @@ def test_an_array_that_could_be_either_is_channels_first_with_a_warning():
 
 
 def test_the_result_is_the_caller_s_own():
-    for picture in (RGB.copy(), Image.fromarray(RGB), GREY.copy()):
-        before = np.array(picture)
-        load_image(picture)[:] = 1
-        np.testing.assert_array_equal(np.asarray(picture), before)
+    for image in (RGB.copy(), Image.fromarray(RGB), GREY.copy()):
+        before = np.array(image)
+        load_image(image)[:] = 1
+        np.testing.assert_array_equal(np.asarray(image), before)
 
 
 def test_rescaled_floats_are_told_from_grey_levels():
@@ -217,7 +217,7 @@ def test_rescaled_floats_are_told_from_grey_levels():
         (Image.new("I", (5, 5), -3), "-3"),
     ],
 )
-def test_unusable_arrays_and_pictures(array, says):
+def test_unusable_arrays_and_images(array, says):
     with pytest.raises(InputError, match=says) as error:
         load_image(array, name="images[4]")
     assert "images[4]" in str(error.value)
@@ -243,13 +243,13 @@ def test_truncated_files(tmp_path, kind):
             load_image(path)
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_no_images(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
         load_image(tmp_path / "absent.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("not a picture at all")
-    for name, says in [("folder", "is a folder"), ("empty", "0 bytes"), ("text", "not a picture")]:
+    (tmp_path / "text.png").write_text("not an image at all")
+    for name, says in [("folder", "is a folder"), ("empty", "0 bytes"), ("text", "not an image")]:
         with pytest.raises(InputError, match=says) as error:
             load_image(tmp_path / f"{name}.png")
         assert f"{name}.png" in str(error.value)
@@ -277,7 +277,7 @@ def test_decompression_bombs(tmp_path, monkeypatch):
         load_image(path)
 
 
-def test_an_open_picture_whose_file_is_cut_off(tmp_path):
+def test_an_open_image_whose_file_is_cut_off(tmp_path):
     path = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
@@ -298,18 +298,18 @@ class OnAGpu:
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
 
-def test_a_gpus_array_is_taken_like_its_copy(picture):
-    for image in (picture, picture / 255, picture[..., 0] > 99):
-        assert np.array_equal(load_image(OnAGpu(image)), load_image(image))
+def test_a_gpus_array_is_taken_like_its_copy(image):
+    for given in (image, image / 255, image[..., 0] > 99):
+        assert np.array_equal(load_image(OnAGpu(given)), load_image(given))
         processor = ViTImageProcessor(size=32)
-        found, expected = (processor(x).pixel_values for x in (OnAGpu(image), image))
+        found, expected = (processor(x).pixel_values for x in (OnAGpu(given), given))
         assert np.array_equal(found, expected)
-    mask = (picture[..., 0] > 99).astype("uint8")
+    mask = (image[..., 0] > 99).astype("uint8")
     assert np.array_equal(load_mask(OnAGpu(mask)), mask > 0)
 
 
-def test_an_array_that_cannot_be_brought_over_is_refused(picture):
-    array = OnAGpu(picture)
+def test_an_array_that_cannot_be_brought_over_is_refused(image):
+    array = OnAGpu(image)
     array.get = None
     with pytest.raises(InputError, match="images.0. is a OnAGpu that NumPy cannot read"):
         ViTImageProcessor()([array])

@@ -1,4 +1,4 @@
-"""Resizing: Pillow's bytes for pictures, plain interpolation for float maps."""
+"""Resizing: Pillow's bytes for images, plain interpolation for float maps."""
 
 import numpy as np
 import PIL
@@ -26,7 +26,7 @@ def by_pillow(pixels, size, resample):
 def check(pixels, size, resample):
     both_sides = pixels.shape[1] != size[1]
     if OLD_PILLOW and resample and both_sides and vertical_first(pixels.shape[:2], size):
-        pytest.skip("Pillow before 13 resizes such tall pictures in the other order")
+        pytest.skip("Pillow before 13 resizes such tall images in the other order")
     resized = resize(pixels, size, resample)
     assert resized.dtype == np.uint8
     np.testing.assert_array_equal(resized, by_pillow(pixels, size, resample))

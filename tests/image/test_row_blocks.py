@@ -1,4 +1,4 @@
-"""Large pictures, some rows at a time: the same results as at once, in memory that stays small."""
+"""Large images, some rows at a time: the same results as at once, in memory that stays small."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from clipseg_np.masks.draw import heat, highlighted
 from clipseg_np.masks.morphology import grow, regions
 
 rng = np.random.default_rng(0)
-PICTURE = rng.integers(0, 256, (41, 30, 3), np.uint8)
+IMAGE = rng.integers(0, 256, (41, 30, 3), np.uint8)
 MASK = rng.random((41, 30)) > 0.9
 
 
@@ -29,18 +29,18 @@ def test_the_bands_are_all_rows_once():
 
 def results(checkpoint) -> dict[str, np.ndarray]:
     """All that is made band by band."""
-    result = Segmenter.from_pretrained(checkpoint).combine(PICTURE, ["red", "red - !(a blue x)"])
+    result = Segmenter.from_pretrained(checkpoint).combine(IMAGE, ["red", "red - !(a blue x)"])
     wide = rng.integers(0, 2**16, (41, 30), np.uint16)
     wide[:] = np.arange(41 * 30).reshape(41, 30) * 53
     return {
         "maps": result.probabilities,
-        "highlighted": highlighted(PICTURE, MASK),
-        "heat": heat(PICTURE, result.probability(0)),
+        "highlighted": highlighted(IMAGE, MASK),
+        "heat": heat(IMAGE, result.probability(0)),
         "regions": np.array([[r.area, *r.box] for r in regions(MASK)]),
         "grown": np.stack([grow(MASK, pixels) for pixels in (0, 1, 2.5, 7, 100, -1, -3)]),
-        "over white": load_image(np.dstack([PICTURE, PICTURE[..., 0]])),
+        "over white": load_image(np.dstack([IMAGE, IMAGE[..., 0]])),
         "16 bits": load_image(wide),
-        "floats": load_image(PICTURE / 255),
+        "floats": load_image(IMAGE / 255),
     }
 
 
@@ -70,7 +70,7 @@ print(usage.ru_maxrss, os.waitstatus_to_exitcode(status))
 
 @pytest.mark.slow
 def test_a_hundred_megapixels_in_bounded_memory(checkpoint, tmp_path):
-    """Six prompts: their maps alone would take 2.4 GB. Here 18 bytes a pixel are held, of which the picture has 7."""
+    """Six prompts: their maps alone would take 2.4 GB. Here 18 bytes a pixel are held, of which the image has 7."""
     file = tmp_path / "large.png"
     Image.new("RGB", (10000, 10000), (200, 30, 30)).save(file, compress_level=1)
     output = tmp_path / "masks"

@@ -18,23 +18,23 @@ from clipseg_np.masks.draw import (
 
 
 def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
-    picture = np.zeros((40, 40, 3), np.uint8)
-    picture[..., 0] = 120
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[..., 0] = 120
     mask = np.zeros((40, 40), bool)
     mask[10:20, 10:20] = True
-    shown = highlighted(picture, mask)
+    shown = highlighted(image, mask)
     assert (shown[mask] == (120, 0, 0)).all()
     assert (shown[0, 0] == int(0.35 * 40)).all()
     assert (shown[9, 15] == OUTLINE).all() and (shown[8, 15] != OUTLINE).any()
 
 
-def test_one_panel_for_the_picture_and_one_for_each_mask_in_rows_of_four():
-    picture = np.zeros((30, 60, 3), np.uint8)
-    page = sheet([("the picture", picture), *((f"prompt {i}", picture) for i in range(5))])
+def test_one_panel_for_the_image_and_one_for_each_mask_in_rows_of_four():
+    image = np.zeros((30, 60, 3), np.uint8)
+    page = sheet([("the image", image), *((f"prompt {i}", image) for i in range(5))])
     assert page.size == (4 * (320 + MARGIN) + MARGIN, 2 * (160 + MARGIN + LINE) + MARGIN)
 
 
-def test_a_thin_picture_keeps_a_pixel():
+def test_a_thin_image_keeps_a_pixel():
     page = sheet([("x", panel(np.zeros((1, 900, 3), np.uint8), np.zeros((1, 900), bool)))])
     assert page.size[1] == 1 + LINE + 2 * MARGIN
 
@@ -46,26 +46,24 @@ def test_long_captions_are_cut():
     assert cut.endswith("...") and font.getlength(cut) <= 100
 
 
-def test_a_panel_of_a_large_picture_is_made_of_fewer_pixels():
-    picture = np.arange(3000 * 10 * 3, dtype=np.uint8).reshape(10, 3000, 3)
-    assert shrunk(picture).shape == (5, 1500, 3) and (shrunk(picture) == picture[::2, ::2]).all()
-    assert shrunk(picture[:, :1280]).shape == (10, 1280, 3)
+def test_a_panel_of_a_large_image_is_made_of_fewer_pixels():
+    image = np.arange(3000 * 10 * 3, dtype=np.uint8).reshape(10, 3000, 3)
+    assert shrunk(image).shape == (5, 1500, 3) and (shrunk(image) == image[::2, ::2]).all()
+    assert shrunk(image[:, :1280]).shape == (10, 1280, 3)
     mask = np.zeros((10, 3000), bool)
     mask[:, :1500] = True
-    shown = panel(picture, mask)
-    assert (shown[:, :750] == picture[::2, :1500:2]).all() and (
-        shown[:, -1] != picture[::2, -2]
-    ).any()
+    shown = panel(image, mask)
+    assert (shown[:, :750] == image[::2, :1500:2]).all() and (shown[:, -1] != image[::2, -2]).any()
 
 
-def test_labels_have_their_colours_in_the_picture_and_in_the_legend():
-    picture = np.full((20, 30, 3), 100, np.uint8)
+def test_labels_have_their_colours_in_the_image_and_in_the_legend():
+    image = np.full((20, 30, 3), 100, np.uint8)
     labels = np.zeros((20, 30), np.uint8)
     labels[:10, :15] = 2
-    page = np.asarray(with_legend(picture, labels, ["a cat", "a dog"]))
+    page = np.asarray(with_legend(image, labels, ["a cat", "a dog"]))
     body = page[MARGIN:-MARGIN, MARGIN:-MARGIN]
     assert (body[20, 20] == (0.3 * 100 + 0.7 * label_colours()[2]).astype(np.uint8)).all()
     assert (body[300, 400] == 50).all()
-    for number in (1, 2):  # their squares, below the picture
+    for number in (1, 2):  # their squares, below the image
         row = page.shape[0] - MARGIN - LINE * (2 - number) - LINE + MARGIN + 7
         assert (page[row, MARGIN + 7] == label_colours()[number]).all(), number

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import InputError
-from clipseg_np.masks.metrics import THRESHOLDS, Metrics, count, picture_iou, simpson
+from clipseg_np.masks.metrics import THRESHOLDS, Metrics, count, image_iou, simpson
 
 # scipy.integrate.simps(y, x) of SciPy 1.10.1 for n points x = sorted uniform, y = uniform, of default_rng(n)
 SIMPS = {
@@ -16,10 +16,10 @@ SIMPS = {
 }
 
 
-def drawn(seed: int, pictures: int = 6):
+def drawn(seed: int, images: int = 6):
     """Probability maps that lean towards their masks, with values that lie exactly on thresholds, and classes."""
     rng = np.random.default_rng(seed)
-    for number in range(pictures):
+    for number in range(images):
         mask = rng.uniform(size=(9, 11)) < 0.3
         map_ = np.clip(0.35 * mask + rng.uniform(0, 0.7, mask.shape), 0, 1).astype(np.float32)
         map_[0] = rng.choice(THRESHOLDS, 11)
@@ -103,12 +103,12 @@ def test_without_classes_there_is_no_mean_over_them():
     assert "mIoU" not in metrics.scores().at(0.5)
 
 
-def test_picture_iou():
+def test_image_iou():
     a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    assert picture_iou(a, b) == 1
+    assert image_iou(a, b) == 1
     a[:2], b[1:3] = True, True
-    assert picture_iou(a, b) == pytest.approx(4 / 12)
-    assert picture_iou(a, ~a) == 0
+    assert image_iou(a, b) == pytest.approx(4 / 12)
+    assert image_iou(a, ~a) == 0
 
 
 def test_unusable_input_is_refused():
@@ -119,4 +119,4 @@ def test_unusable_input_is_refused():
     with pytest.raises(InputError, match="nothing to score"):
         Metrics().scores()
     with pytest.raises(InputError, match="expected the same"):
-        picture_iou(np.zeros((2, 2)), np.zeros((3, 2)))
+        image_iou(np.zeros((2, 2)), np.zeros((3, 2)))

@@ -96,15 +96,15 @@ def test_crumbs_go_and_the_rest_stays():
 
 
 def test_a_cut_out_is_transparent_where_the_mask_is_not():
-    picture = np.full((2, 3, 3), 9, np.uint8)
+    image = np.full((2, 3, 3), 9, np.uint8)
     mask = np.array([[1, 0, 1], [0, 0, 1]], bool)
-    cut = cut_out(picture, mask)
+    cut = cut_out(image, mask)
     assert cut.shape == (2, 3, 4) and cut.dtype == np.uint8
     np.testing.assert_array_equal(cut[..., 3], mask * 255)
-    np.testing.assert_array_equal(cut[..., :3], picture)
-    assert cut_out(picture, np.full((2, 3), 0.5, np.float32))[0, 0, 3] == 128
+    np.testing.assert_array_equal(cut[..., :3], image)
+    assert cut_out(image, np.full((2, 3), 0.5, np.float32))[0, 0, 3] == 128
     with pytest.raises(InputError, match="expected one size"):
-        cut_out(picture, mask.T)
+        cut_out(image, mask.T)
 
 
 def test_the_contour_is_the_rim_inside():

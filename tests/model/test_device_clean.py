@@ -43,14 +43,14 @@ def test_the_device_refuses_what_cupy_refuses():
 def outputs_of(model, rng):
     config = model.config
     C, p = config.vision_config.num_channels, config.vision_config.patch_size
-    pictures = rng.normal(size=(2, C, 3 * p, 2 * p))
+    images = rng.normal(size=(2, C, 3 * p, 2 * p))
     ids = rng.integers(0, config.text_config.vocab_size, (2, 5))
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     record = {"output_attentions": True, "output_hidden_states": True}
-    labels = model(pixel_values=pictures, input_ids=ids).logits > 0
-    both = model(pixel_values=pictures, input_ids=ids, attention_mask=mask, labels=labels, **record)
-    visual = model(pixel_values=pictures, conditional_pixel_values=pictures[::-1])
-    clip = model.clip(input_ids=ids, pixel_values=pictures, return_loss=True, **record)
+    labels = model(pixel_values=images, input_ids=ids).logits > 0
+    both = model(pixel_values=images, input_ids=ids, attention_mask=mask, labels=labels, **record)
+    visual = model(pixel_values=images, conditional_pixel_values=images[::-1])
+    clip = model.clip(input_ids=ids, pixel_values=images, return_loss=True, **record)
     return [both, visual, clip]
 
 
@@ -81,13 +81,13 @@ def test_every_activation(name, device):
 
 
 @pytest.mark.parametrize("resample", [0, 1, 2, 3])
-def test_from_picture_to_probabilities(device, checkpoint, tokenizer, picture, resample):
+def test_from_image_to_probabilities(device, checkpoint, tokenizer, image, resample):
     processor = CLIPSegProcessor(ViTImageProcessor(size=32, resample=resample), tokenizer)
     load = CLIPSegForImageSegmentation.from_pretrained
     there = load(checkpoint, backend="device", dtype="float64")
     here = load(checkpoint, dtype="float64")
-    prompts = ["red", picture[::-1], "a blue x"]
-    found = Segmenter(there, processor)(picture, prompts, scales=(1, 2)).probabilities
+    prompts = ["red", image[::-1], "a blue x"]
+    found = Segmenter(there, processor)(image, prompts, scales=(1, 2)).probabilities
     assert isinstance(found, np.ndarray)
-    expected = Segmenter(here, processor)(picture, prompts, scales=(1, 2)).probabilities
+    expected = Segmenter(here, processor)(image, prompts, scales=(1, 2)).probabilities
     np.testing.assert_allclose(found, expected, atol=1e-7)

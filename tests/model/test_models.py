@@ -38,7 +38,7 @@ def refined():
     return CLIPSegForImageSegmentation.from_pretrained(REFINED, dtype="float64")
 
 
-def pictures(model, *shape, seed=0):
+def images(model, *shape, seed=0):
     """(B,C,H,W) from (B,H,W)"""
     channels = model.config.vision_config.num_channels
     return np.random.default_rng(seed).normal(size=(shape[0], channels, *shape[1:]))
@@ -56,14 +56,14 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (16, 48), (80, 16), (33, 47)])
-def test_P08_logits_have_the_pictures_height_and_width(plain, height, width):
+def test_P08_logits_have_the_images_height_and_width(plain, height, width):
     """The decoder is told the grid; the reference takes the square root of the number of tokens."""
-    logits = plain(pixel_values=pictures(plain, 1, height, width), input_ids=IDS).logits
+    logits = plain(pixel_values=images(plain, 1, height, width), input_ids=IDS).logits
     assert logits.shape == (P, height // 16 * 16, width // 16 * 16)
 
 
 def test_P08_a_grid_of_six_is_not_two_by_three_when_it_is_three_by_two(plain):
-    """Rows and columns keep their places: a picture changed in one patch changes that patch's logits most."""
+    """Rows and columns keep their places: an image changed in one patch changes that patch's logits most."""
     base = np.zeros((1, 1, 48, 32))
     changed = base.copy()
     changed[:, :, 32:48, 0:16] = 3.0  # row 2, column 0
@@ -89,21 +89,21 @@ def test_P18b_the_refined_head_upsamples_by_a_quarter_of_the_patch_twice(patch, 
         use_complex_transposed_convolution=True,
     )
     model = CLIPSegForImageSegmentation(config)
-    picture = np.zeros((1, 3, 2 * patch, 3 * patch))
-    assert model(pixel_values=picture, input_ids=[[1, 2]]).logits.shape == (
+    image = np.zeros((1, 3, 2 * patch, 3 * patch))
+    assert model(pixel_values=image, input_ids=[[1, 2]]).logits.shape == (
         1,
         2 * factor,
         3 * factor,
     )
     plain = CLIPSegForImageSegmentation(replace(config, use_complex_transposed_convolution=False))
-    logits = plain(pixel_values=picture, input_ids=[[1, 2]]).logits
+    logits = plain(pixel_values=image, input_ids=[[1, 2]]).logits
     assert logits.shape == (1, 2 * patch, 3 * patch)
 
 
 def test_P19_one_prompt_keeps_its_axis_and_logits_are_not_probabilities(plain):
-    logits = plain(pixel_values=pictures(plain, 1, 32, 32), input_ids=IDS[:1]).logits
+    logits = plain(pixel_values=images(plain, 1, 32, 32), input_ids=IDS[:1]).logits
     assert logits.shape == (1, 32, 32)
-    one_patch = plain(pixel_values=pictures(plain, 1, 16, 16), input_ids=IDS[:1]).logits
+    one_patch = plain(pixel_values=images(plain, 1, 16, 16), input_ids=IDS[:1]).logits
     assert one_patch.shape == (1, 16, 16)
     assert logits.min() < 0 or logits.max() > 1
 
@@ -129,7 +129,7 @@ def test_P07_only_the_grids_positions_are_interpolated(plain):
 
 
 def test_P29_positions_are_interpolated_unless_that_is_refused(plain):
-    other = pictures(plain, 1, 48, 48)
+    other = images(plain, 1, 48, 48)
     assert plain(pixel_values=other, input_ids=IDS).logits.shape == (P, 48, 48)
     assert plain.clip.vision_model(other).last_hidden_state.shape == (1, 10, 16)
     for call in (
@@ -139,7 +139,7 @@ def test_P29_positions_are_interpolated_unless_that_is_refused(plain):
     ):
         with pytest.raises(InputError, match=r"48 by 48 pixels; .* 32 by 32 \(image_size\)"):
             call()
-    own = pictures(plain, 1, 32, 32)
+    own = images(plain, 1, 32, 32)
     same(
         plain(pixel_values=own, input_ids=IDS, interpolate_pos_encoding=False).logits,
         plain(pixel_values=own, input_ids=IDS).logits,
@@ -148,7 +148,7 @@ def test_P29_positions_are_interpolated_unless_that_is_refused(plain):
 
 def test_P12_the_extracted_tokens_are_the_blocks_outputs_with_the_class_token(plain):
     """Block i's output is hidden_states[i + 1]; they are taken before the last norm."""
-    x = pictures(plain, 2, 32, 32)
+    x = images(plain, 2, 32, 32)
     states = plain.clip.vision_model(x, output_hidden_states=True).hidden_states
     features = plain.encode_image(x)
     assert len(states) == 4 and features.grid == (2, 2)
@@ -160,7 +160,7 @@ def test_P12_the_extracted_tokens_are_the_blocks_outputs_with_the_class_token(pl
 def test_P14_the_last_extracted_layer_is_reduced_first(refined):
     """With extract_layers (1, 0): layer 0's tokens meet reduces[0]; the order is the list's, reversed."""
     with trace() as activations:
-        refined(pixel_values=pictures(refined, 1, 16, 16), input_ids=IDS)
+        refined(pixel_values=images(refined, 1, 16, 16), input_ids=IDS)
     for i, block in ((0, 0), (1, 1)):
         tokens = activations[f"clip.vision_model.encoder.layers.{block}"]
         same(activations[f"decoder.reduces.{i}"], refined.decoder.reduces[i](tokens))
@@ -183,27 +183,27 @@ def test_P17_the_class_token_is_dropped_after_the_layers(plain):
 @pytest.mark.parametrize(
     "kind", ["input_ids", "conditional_pixel_values", "conditional_embeddings"]
 )
-def test_one_picture_with_many_prompts_is_as_many_copies_of_it(model, kind, request):
+def test_one_image_with_many_prompts_is_as_many_copies_of_it(model, kind, request):
     model = request.getfixturevalue(model)
     prompt = {
         "input_ids": IDS,
-        "conditional_pixel_values": pictures(model, P, 32, 16, seed=1),
+        "conditional_pixel_values": images(model, P, 32, 16, seed=1),
         "conditional_embeddings": np.random.default_rng(2).normal(
             size=(P, model.config.projection_dim)
         ),
     }[kind]
-    picture = pictures(model, 1, 48, 32)
-    once = model(pixel_values=picture, **{kind: prompt})
-    copies = model(pixel_values=np.repeat(picture, P, axis=0), **{kind: prompt})
+    image = images(model, 1, 48, 32)
+    once = model(pixel_values=image, **{kind: prompt})
+    copies = model(pixel_values=np.repeat(image, P, axis=0), **{kind: prompt})
     same(once.logits, copies.logits)
     same(once.conditional_embeddings, copies.conditional_embeddings)
     assert once.pooled_output.shape == (1, model.config.projection_dim)
-    same(model.decode(model.encode_image(picture), once.conditional_embeddings), once.logits)
+    same(model.decode(model.encode_image(image), once.conditional_embeddings), once.logits)
 
 
 @pytest.mark.parametrize("count", [1, 12])
 @pytest.mark.parametrize("backend, at_once", [("numpy", (2, 5)), ("numpy-reference", (64, 64))])
-def test_many_pictures_and_prompts_are_taken_a_few_at_a_time(backend, at_once, count):
+def test_many_images_and_prompts_are_taken_a_few_at_a_time(backend, at_once, count):
     model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend=backend, dtype="float64")
     assert (model.ops.images_per_slice, model.ops.prompts_per_slice) == at_once
     rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def test_many_pictures_and_prompts_are_taken_a_few_at_a_time(backend, at_once, c
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_pictures_and_prompts_are_encoded_in_one_call_as_in_two(threads):
+def test_images_and_prompts_are_encoded_in_one_call_as_in_two(threads):
     model = CLIPSegForImageSegmentation.from_pretrained(REFINED, dtype="float64", threads=threads)
     rng = np.random.default_rng(0)
     pixel_values = rng.normal(size=(5, 3, 32, 24))
@@ -257,7 +257,7 @@ def test_position_embeddings_are_resized_once_for_each_grid():
 def test_a_model_that_nobody_holds_is_gone_at_once():
     """Not at the next collection of cycles: a GPU's memory may be needed before."""
     model = CLIPSegForImageSegmentation.from_pretrained(PLAIN)
-    model(pixel_values=pictures(model, 1, 24, 40), input_ids=IDS[:1])
+    model(pixel_values=images(model, 1, 24, 40), input_ids=IDS[:1])
     parts = [weakref.ref(part) for part in (model, model.clip.vision_model.embeddings)]
     gc.disable()
     try:
@@ -269,12 +269,12 @@ def test_a_model_that_nobody_holds_is_gone_at_once():
 
 @pytest.mark.parametrize("model", ["plain", "refined"])  # FiLM at the first and the second layer
 @pytest.mark.parametrize("tokens", ["B == T", "B != T"])
-def test_P16_film_takes_prompt_i_to_picture_i(model, tokens, request):
+def test_P16_film_takes_prompt_i_to_image_i(model, tokens, request):
     """(B,T,D) * (B,D) would fail for most B, and silently take prompts for tokens where B == T."""
     model = request.getfixturevalue(model)
     patch = model.config.vision_config.patch_size
     B = 5 if tokens == "B == T" else 3
-    x = pictures(model, B, 2 * patch, 2 * patch)
+    x = images(model, B, 2 * patch, 2 * patch)
     prompts = np.random.default_rng(3).normal(size=(B, model.config.projection_dim))
     together = model(pixel_values=x, conditional_embeddings=prompts).logits
     for i in range(B):
@@ -285,7 +285,7 @@ def test_P16_film_takes_prompt_i_to_picture_i(model, tokens, request):
 
 
 def test_P16_different_prompts_give_different_masks(plain):
-    logits = plain(pixel_values=pictures(plain, 1, 32, 32), input_ids=IDS).logits
+    logits = plain(pixel_values=images(plain, 1, 32, 32), input_ids=IDS).logits
     assert differ(logits[0], logits[1]) and differ(logits[1], logits[2])
 
 
@@ -318,7 +318,7 @@ def test_P15_decoder_layers_normalise_each_sum(plain):
 
 
 def test_labels_give_the_mean_binary_cross_entropy(plain):
-    x = pictures(plain, 2, 32, 32)
+    x = images(plain, 2, 32, 32)
     labels = np.random.default_rng(1).integers(0, 2, (2, 32, 32))
     out = plain(pixel_values=x, input_ids=IDS[:2], labels=labels)
     p = 1 / (1 + np.exp(-out.logits))
@@ -329,13 +329,13 @@ def test_labels_give_the_mean_binary_cross_entropy(plain):
 
 def test_P18b_labels_must_have_the_logits_shape(plain):
     with pytest.raises(InputError, match=r"labels have shape \(32, 32\); .*\(3, 32, 32\)"):
-        plain(pixel_values=pictures(plain, 1, 32, 32), input_ids=IDS, labels=np.zeros((32, 32)))
+        plain(pixel_values=images(plain, 1, 32, 32), input_ids=IDS, labels=np.zeros((32, 32)))
 
 
 def test_P20_logit_scale_plays_no_part_in_segmentation(plain):
     other = CLIPSegForImageSegmentation.from_pretrained(PLAIN, dtype="float64")
     other.clip.logit_scale = np.array(99.0)
-    x = pictures(plain, 1, 32, 32)
+    x = images(plain, 1, 32, 32)
     same(other(pixel_values=x, input_ids=IDS).logits, plain(pixel_values=x, input_ids=IDS).logits)
     assert differ(other.clip(IDS, x).logits_per_image, plain.clip(IDS, x).logits_per_image)
 
@@ -345,7 +345,7 @@ def test_P20_logit_scale_plays_no_part_in_segmentation(plain):
 
 def test_encode_image_stops_at_the_last_extracted_layer(plain):
     with trace() as activations:
-        features = plain.encode_image(pictures(plain, 1, 32, 32))
+        features = plain.encode_image(images(plain, 1, 32, 32))
         plain.decode(features, np.ones((2, 20)))
     layers = {name for name in activations if name.startswith("clip.vision_model.encoder.layers.")}
     assert {name.split(".")[4] for name in layers} == {"0", "1"}
@@ -354,8 +354,8 @@ def test_encode_image_stops_at_the_last_extracted_layer(plain):
     assert len(activations.all["decoder.reduces.0"]) == 1
 
 
-def test_pictures_in_a_batch_do_not_see_each_other(plain):
-    x = pictures(plain, 3, 48, 32)
+def test_images_in_a_batch_do_not_see_each_other(plain):
+    x = images(plain, 3, 48, 32)
     together = plain(pixel_values=x, input_ids=IDS, attention_mask=MASK)
     for i in range(3):
         alone = plain(
@@ -366,7 +366,7 @@ def test_pictures_in_a_batch_do_not_see_each_other(plain):
 
 
 def test_the_same_call_gives_the_same_numbers_and_leaves_its_inputs_alone(plain):
-    x, ids, mask = pictures(plain, 1, 40, 32), IDS.copy(), MASK.copy()
+    x, ids, mask = images(plain, 1, 40, 32), IDS.copy(), MASK.copy()
     kept = x.copy()
     first = plain(pixel_values=x, input_ids=ids, attention_mask=mask).logits
     second = plain(pixel_values=x, input_ids=ids, attention_mask=mask).logits
@@ -398,7 +398,7 @@ def test_no_warning_in_an_everyday_call(plain):
 @pytest.mark.parametrize("part", [CLIPSegTextModel, CLIPSegVisionModel, CLIPSegModel])
 def test_a_part_loaded_alone_computes_what_it_does_inside(part, plain):
     alone = part.from_pretrained(PLAIN, dtype="float64")
-    x = pictures(plain, 1, 32, 48)
+    x = images(plain, 1, 32, 48)
     if part is CLIPSegTextModel:
         same(alone(IDS).pooler_output, plain.clip.text_model(IDS).pooler_output)
     elif part is CLIPSegVisionModel:

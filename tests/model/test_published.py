@@ -15,20 +15,20 @@ from PIL import Image
 from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor
 
 VARIABLE = "CLIPSEG_NP_CHECKPOINTS"
-PICTURE = "000000039769.jpg"
+IMAGE = "000000039769.jpg"
 TOLERANCE = 1e-3
 
 
 def run(name: str, texts: list[str], padding: bool | str, **settings):
     """The official checkpoint's outputs for the photo and these texts; skips where a file is missing."""
     if VARIABLE not in os.environ:
-        pytest.skip(f"{VARIABLE} is not set: it names a folder with {name}/ and {PICTURE}")
+        pytest.skip(f"{VARIABLE} is not set: it names a folder with {name}/ and {IMAGE}")
     folder = Path(os.environ[VARIABLE])
-    for needed in (folder / PICTURE, folder / name / "config.json"):
+    for needed in (folder / IMAGE, folder / name / "config.json"):
         if not needed.is_file():
             pytest.skip(f"{needed} is missing")
     processor = CLIPSegProcessor.from_pretrained(folder / name, **settings)
-    image = Image.open(folder / PICTURE)
+    image = Image.open(folder / IMAGE)
     inputs = processor(
         text=texts, images=[image] * len(texts), padding=padding, return_tensors="np"
     )

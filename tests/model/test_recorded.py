@@ -147,25 +147,25 @@ def eager(checkpoint, ops):
     "prompts", [["red"], ["red", "blue"], "image", ["red", "image"]], ids=lambda p: str(p)
 )
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
-def test_recorded_and_eager_passes_give_the_same(prompts, scales, on_gpu, eager, picture):
-    given = [picture[::-1] if p == "image" else p for p in np.atleast_1d(prompts)]
-    expected = eager(picture, given, scales=scales).logits
-    found = on_gpu(picture, given, scales=scales).logits
+def test_recorded_and_eager_passes_give_the_same(prompts, scales, on_gpu, eager, image):
+    given = [image[::-1] if p == "image" else p for p in np.atleast_1d(prompts)]
+    expected = eager(image, given, scales=scales).logits
+    found = on_gpu(image, given, scales=scales).logits
     assert of_largest(found.get(), expected.get()) <= 1e-6
     assert eager.graphs is None and len(on_gpu.graphs) >= 1
 
 
-def test_each_combination_of_shapes_is_recorded_once_and_a_few_are_kept(on_gpu, picture):
-    on_gpu(picture, "red")
+def test_each_combination_of_shapes_is_recorded_once_and_a_few_are_kept(on_gpu, image):
+    on_gpu(image, "red")
     (run,) = on_gpu.graphs.kept.values()
-    on_gpu(picture[:20, :20], "ab")  # another image, another length
-    on_gpu.combine(picture, "red")
+    on_gpu(image[:20, :20], "ab")  # another image, another length
+    on_gpu.combine(image, "red")
     assert list(on_gpu.graphs.kept.values()) == [run]
     pools = on_gpu.model.ops.xp.pools
     before = len(pools)
     for number in range(2, 2 * MAX_GRAPHS):
-        on_gpu(picture, ["red"] * number)
-        on_gpu(picture, [f"red {'abcdefg'[:i]}" for i in range(number)])
+        on_gpu(image, ["red"] * number)
+        on_gpu(image, [f"red {'abcdefg'[:i]}" for i in range(number)])
         assert len(on_gpu.graphs) <= MAX_GRAPHS
     del run
     assert sum(pool.used > 0 for pool in pools[before:]) <= MAX_GRAPHS
@@ -173,40 +173,40 @@ def test_each_combination_of_shapes_is_recorded_once_and_a_few_are_kept(on_gpu, 
     assert all(pool.used == pool.free == 0 for pool in pools[before:])
 
 
-def test_the_last_used_is_not_dropped(on_gpu, picture):
+def test_the_last_used_is_not_dropped(on_gpu, image):
     for number in (1, 2, 3, 4, 1, 5):
-        on_gpu(picture, [f"red {'abcdefg'[:i]}" for i in range(number)])
+        on_gpu(image, [f"red {'abcdefg'[:i]}" for i in range(number)])
     assert [key[1][0] for key in on_gpu.graphs.kept] == [3, 4, 1, 5]
 
 
-def test_prepared_prompts_are_embedded_once(on_gpu, eager, picture):
+def test_prepared_prompts_are_embedded_once(on_gpu, eager, image):
     query = on_gpu.prepare(["red", "blue"])
-    found = [on_gpu.combine(image, query).logits for image in (picture, picture[::-1])]
-    expected = [eager.combine(x, ["red", "blue"]).logits for x in (picture, picture[::-1])]
+    found = [on_gpu.combine(x, query).logits for x in (image, image[::-1])]
+    expected = [eager.combine(x, ["red", "blue"]).logits for x in (image, image[::-1])]
     assert all(of_largest(a.get(), b.get()) <= 1e-6 for a, b in zip(found, expected))
     assert {key[2] for key in on_gpu.graphs.kept} == {"f"}
 
 
-def test_a_trace_sees_the_eager_pass(on_gpu, picture):
+def test_a_trace_sees_the_eager_pass(on_gpu, image):
     with trace() as activations:
-        on_gpu(picture, "red")
+        on_gpu(image, "red")
     assert len(on_gpu.graphs) == 0
     assert "decoder.layers.0.self_attn.q_proj" in activations
 
 
-def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(on_gpu, eager, picture, monkeypatch):
+def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(on_gpu, eager, image, monkeypatch):
     decode = on_gpu.model.decode
     monkeypatch.setattr(on_gpu.model, "decode", lambda f, e: decode(f, e + float(e.sum() * 0)))
     with pytest.warns(UserWarning, match="passes are not recorded: .*float") as warned:
-        found = [on_gpu(picture, "red").logits for _ in range(2)]
+        found = [on_gpu(image, "red").logits for _ in range(2)]
     assert len(warned) == 1 and on_gpu.graphs is None
-    expected = eager(picture, "red").logits
+    expected = eager(image, "red").logits
     assert all(of_largest(x.get(), expected.get()) <= 1e-6 for x in found)
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_where_memory_is_short_fewer_are_kept_or_none(failures, on_gpu, eager, picture, monkeypatch):
-    on_gpu(picture, "red")
+def test_where_memory_is_short_fewer_are_kept_or_none(failures, on_gpu, eager, image, monkeypatch):
+    on_gpu(image, "red")
     left = [MemoryError("out of memory")] * failures
 
     def recorded_or_not(*inputs):
@@ -216,12 +216,12 @@ def test_where_memory_is_short_fewer_are_kept_or_none(failures, on_gpu, eager, p
 
     monkeypatch.setattr(recorded_module, "recorded", recorded_or_not)
     with pytest.warns(UserWarning, match="memory is too small") if failures == 2 else nullcontext():
-        found = on_gpu(picture, ["red", "a"]).logits
-    assert of_largest(found.get(), eager(picture, ["red", "a"]).logits.get()) <= 1e-6
+        found = on_gpu(image, ["red", "a"]).logits
+    assert of_largest(found.get(), eager(image, ["red", "a"]).logits.get()) <= 1e-6
     assert on_gpu.graphs is None if failures == 2 else len(on_gpu.graphs) == 1
 
 
-def test_a_gpus_array_is_an_image_too(on_gpu, picture):
-    there = on_gpu.model.ops.asarray(picture)
-    found, expected = (on_gpu(image, ["red", image]).probabilities for image in (there, picture))
+def test_a_gpus_array_is_an_image_too(on_gpu, image):
+    there = on_gpu.model.ops.asarray(image)
+    found, expected = (on_gpu(x, ["red", x]).probabilities for x in (there, image))
     assert np.array_equal(found, expected)

@@ -97,7 +97,7 @@ def through(block: Block, x, mask=None):
     return x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
 
 
-def of_pictures(visual: Visual, pixels) -> list:
+def of_images(visual: Visual, pixels) -> list:
     """(B,3,H,W) -> the tokens after each layer, (T,B,D) each"""
     x = visual.conv1(pixels).flatten(2).permute(2, 0, 1)
     first = visual.class_embedding.expand(1, len(pixels), -1)
@@ -118,14 +118,14 @@ def of_texts(clip: Clip, ids):
     return clip.ln_final(x)[ids.argmax(1), torch.arange(len(ids))] @ clip.text_projection
 
 
-def of_picture_prompts(clip: Clip, pixels):
+def of_image_prompts(clip: Clip, pixels):
     """(P,3,H,W) -> (P,projected)"""
-    return clip.visual.ln_post(of_pictures(clip.visual, pixels)[-1][0]) @ clip.visual.proj
+    return clip.visual.ln_post(of_images(clip.visual, pixels)[-1][0]) @ clip.visual.proj
 
 
 def logits(clip: Clip, decoder: Decoder, pixels, condition, layers):
     """(P,3,H,W), (P,projected) -> (P,H,W)"""
-    outputs = of_pictures(clip.visual, pixels)
+    outputs = of_images(clip.visual, pixels)
     x = 0
     for i, layer in enumerate(reversed(layers)):
         x = decoder.reduces[i](outputs[layer]) + x

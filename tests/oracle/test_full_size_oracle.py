@@ -46,19 +46,17 @@ def drawn_prompts() -> dict[str, dict[str, np.ndarray]]:
         ids[row, 0], ids[row, length - 1 :], mask[row, :length] = START, END, 1
     return {
         "text": {"input_ids": ids, "attention_mask": mask},
-        "picture": {
-            "conditional_pixel_values": rng.normal(size=(2, 3, 224, 224)).astype(np.float32)
-        },
+        "image": {"conditional_pixel_values": rng.normal(size=(2, 3, 224, 224)).astype(np.float32)},
         "embedding": {"conditional_embeddings": rng.normal(size=(2, 512)).astype(np.float32)},
     }
 
 
-@pytest.mark.parametrize("kind", ["text", "picture", "embedding"])
+@pytest.mark.parametrize("kind", ["text", "image", "embedding"])
 def test_all_outputs_at_352_pixels(models, kind, agreement):
     name, ours, theirs = models
     prompts = drawn_prompts()[kind]
-    pictures = np.random.default_rng(1).normal(size=(2, 3, 352, 352)).astype(np.float32)
-    inputs = {"pixel_values": pictures, **prompts}
+    images = np.random.default_rng(1).normal(size=(2, 3, 352, 352)).astype(np.float32)
+    inputs = {"pixel_values": images, **prompts}
     with torch.no_grad():
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         expected = theirs(**tensors, output_hidden_states=True)

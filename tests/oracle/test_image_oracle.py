@@ -23,11 +23,11 @@ SEEDS = range(40)
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
 
 
-def agree(pictures, settings, call=None):
-    """Run both processors on the same pictures, and compare; returns the largest difference."""
+def agree(images, settings, call=None):
+    """Run both processors on the same images, and compare; returns the largest difference."""
     call = call or {}
-    theirs = ViTImageProcessorPil(**settings)(pictures, return_tensors="np", **call)["pixel_values"]
-    ours = ViTImageProcessor(**settings)(pictures, return_tensors="np", **call).pixel_values
+    theirs = ViTImageProcessorPil(**settings)(images, return_tensors="np", **call)["pixel_values"]
+    ours = ViTImageProcessor(**settings)(images, return_tensors="np", **call).pixel_values
     assert ours.shape == theirs.shape
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
@@ -44,7 +44,7 @@ def photo(rng, height, width, channels=3):
 
 @pytest.mark.parametrize("resample", [0, 1, 2, 3])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_drawn_pictures_and_settings(seed, resample, agreement):
+def test_drawn_images_and_settings(seed, resample, agreement):
     rng = np.random.default_rng([seed, resample])
     height, width, new_height, new_width = (int(n) for n in rng.integers(5, 400, 4))
     settings = {
@@ -57,10 +57,10 @@ def test_drawn_pictures_and_settings(seed, resample, agreement):
         **(IMAGENET if rng.random() < 0.7 else {"image_mean": 0.4, "image_std": 0.3}),
     }
     if OLD_PILLOW and vertical_first((height, width), (new_height, new_width)):
-        pytest.skip("Pillow before 13 resizes such tall pictures in the other order")
+        pytest.skip("Pillow before 13 resizes such tall images in the other order")
     pixels = photo(rng, height, width)
-    picture = Image.fromarray(pixels) if rng.random() < 0.5 else pixels
-    agreement("pixel values of drawn pictures, four resamplings", agree(picture, settings))
+    image = Image.fromarray(pixels) if rng.random() < 0.5 else pixels
+    agreement("pixel values of drawn images, four resamplings", agree(image, settings))
 
 
 @pytest.mark.parametrize("resample", [0, 1, 2, 3])
@@ -77,14 +77,14 @@ def test_every_mode_that_the_reference_converts(mode):
     rng = np.random.default_rng(7)
     rgba = Image.fromarray(photo(rng, 37, 53, 4))
     if mode == "LAB":
-        picture = Image.frombytes("LAB", (53, 37), photo(rng, 37, 53).tobytes())
+        image = Image.frombytes("LAB", (53, 37), photo(rng, 37, 53).tobytes())
     elif mode in ("LA", "RGBA"):
-        picture = rgba.convert(mode)
+        image = rgba.convert(mode)
     elif mode == "PA":
-        picture = rgba.convert("RGB").convert("P").convert("PA")
+        image = rgba.convert("RGB").convert("P").convert("PA")
     else:
-        picture = rgba.convert("RGB").convert(mode)
-    agree(picture, {"size": (20, 30), **IMAGENET}, {"do_convert_rgb": True})
+        image = rgba.convert("RGB").convert(mode)
+    agree(image, {"size": (20, 30), **IMAGENET}, {"do_convert_rgb": True})
 
 
 def test_a_palette_and_a_colour_that_are_transparent():
@@ -93,8 +93,8 @@ def test_a_palette_and_a_colour_that_are_transparent():
     palette, colour = rgb.convert("P"), rgb.copy()
     palette.info["transparency"] = 3
     colour.info["transparency"] = rgb.getpixel((0, 0))
-    for picture in (palette, colour):
-        agree(picture, {"size": 24}, {"do_convert_rgb": True})
+    for image in (palette, colour):
+        agree(image, {"size": 24}, {"do_convert_rgb": True})
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_a_list_of_mixed_sizes_and_a_path_with_orientation(tmp_path):
     exif = upright.getexif()
     exif[0x0112] = 6
     upright.save(tmp_path / "turned.png", exif=exif)
-    pictures = [upright, photo(rng, 9, 5), Image.fromarray(photo(rng, 1, 1))]
-    agree(pictures, {"size": 12})
+    images = [upright, photo(rng, 9, 5), Image.fromarray(photo(rng, 1, 1))]
+    agree(images, {"size": 12})
     agree(str(tmp_path / "turned.png"), {"size": (12, 16)})
 
 

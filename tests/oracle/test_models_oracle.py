@@ -38,9 +38,9 @@ def drawn(request, tmp_path):
 def test_all_outputs_agree(drawn, agreement):
     rng, config, ours, theirs, dtype = drawn
     vision, B = config.vision_config, int(rng.integers(1, 4))
-    # In float32 a picture of one patch may have nothing but a value that is near zero by accident.
+    # In float32 an image of one patch may have nothing but a value that is near zero by accident.
     side = vision.patch_size * int(rng.integers({"float32": 3, "float64": 1}[dtype], 6))
-    pictures = rng.normal(size=(B, vision.num_channels, side, side)).astype(dtype)
+    images = rng.normal(size=(B, vision.num_channels, side, side)).astype(dtype)
     ids, mask = draw_ids(rng, config, prompts=B)
     prompt_side = vision.patch_size * int(rng.integers(1, 4))
     prompts = rng.normal(size=(B, vision.num_channels, prompt_side, prompt_side)).astype(dtype)
@@ -56,15 +56,15 @@ def test_all_outputs_agree(drawn, agreement):
     found = {}
     with torch.no_grad():
         for number, kind in enumerate(kinds):
-            logits = ours(pixel_values=pictures, **kind).logits
+            logits = ours(pixel_values=images, **kind).logits
             labels = rng.uniform(size=logits.shape).astype(dtype)
-            expected = theirs(**tensors(pixel_values=pictures, labels=labels, **kind), **ALL)
-            got = ours(pixel_values=pictures, labels=labels, **kind, **ALL)
+            expected = theirs(**tensors(pixel_values=images, labels=labels, **kind), **ALL)
+            got = ours(pixel_values=images, labels=labels, **kind, **ALL)
             found |= compare(got, expected, f"prompt kind {number}")
         # Eight pairs, so that not all of their cosines are near zero, where digits cancel in both models.
         ids, mask = draw_ids(rng, config, prompts=8)
-        pictures = rng.normal(size=(8, *pictures.shape[1:])).astype(dtype)
-        together = {"input_ids": ids, "attention_mask": mask, "pixel_values": pictures}
+        images = rng.normal(size=(8, *images.shape[1:])).astype(dtype)
+        together = {"input_ids": ids, "attention_mask": mask, "pixel_values": images}
         expected = theirs.clip(**tensors(**together), return_loss=True, **ALL)
         found |= compare(ours.clip(**together, return_loss=True, **ALL), expected, "clip")
     assert_all_within(found, dtype)

@@ -53,7 +53,7 @@ def test_a_checkpoint_of_the_authors_files(reduced, refined, apart, tmp_path, ag
     with torch.no_grad():
         for prompt, condition in [
             ({"input_ids": ids}, authors.of_texts(clip, ids)),
-            ({"conditional_pixel_values": prompts}, authors.of_picture_prompts(clip, prompts)),
+            ({"conditional_pixel_values": prompts}, authors.of_image_prompts(clip, prompts)),
         ]:
             expected = authors.logits(clip, decoder, pixels, condition, LAYERS)
             assert expected.shape == (2, 48, 48) and expected.std() > 0.05

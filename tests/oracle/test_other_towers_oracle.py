@@ -33,7 +33,7 @@ TOWERS = {
         "projection_dim": 768,
     },
 }
-# Sides of pictures, in pixels, and of the logits, after the plain head and the refined one. The plain head paints
+# Sides of images, in pixels, and of the logits, after the plain head and the refined one. The plain head paints
 # whole patches (25 of 14 pixels in 352), the refined one (patch // 4)² pixels for each.
 SIDES = {
     ("ViT-B/32", "plain"): {224: 224, 352: 352},
@@ -109,14 +109,14 @@ def test_all_outputs_agree(saved, dtype, agreement):
 
 
 def test_a_segmenter(saved):
-    """A picture that is not square, from the file of its model to probabilities of its own size."""
+    """An image that is not square, from the file of its model to probabilities of its own size."""
     _, _, theirs, folder = saved
-    picture = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     prompts = ["red", "a blue thing"]
     segmenter = Segmenter.from_pretrained(folder)
-    result = segmenter(picture, prompts)
+    result = segmenter(image, prompts)
     inputs = segmenter.processor(
-        text=prompts, images=[picture] * 2, padding=True, return_tensors="np"
+        text=prompts, images=[image] * 2, padding=True, return_tensors="np"
     )
     with torch.no_grad():
         logits = theirs(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits

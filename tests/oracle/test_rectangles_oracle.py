@@ -1,4 +1,4 @@
-"""Pictures that are not square.
+"""Images that are not square.
 
 The reference's vision tower takes them; its decoder takes the square root of the number of tokens, so its own
 modules are called here one by one, with the grid's true height and width.
@@ -45,12 +45,12 @@ def test_the_decoder_called_module_by_module_is_the_references(drawn):
     rng, config, _, theirs, dtype = drawn
     vision = config.vision_config
     side = vision.patch_size * 3
-    pictures = torch.from_numpy(rng.normal(size=(2, vision.num_channels, side, side)).astype(dtype))
+    images = torch.from_numpy(rng.normal(size=(2, vision.num_channels, side, side)).astype(dtype))
     embeddings = torch.from_numpy(rng.normal(size=(2, config.projection_dim)).astype(dtype))
     with torch.no_grad():
-        expected = theirs(pixel_values=pictures, conditional_embeddings=embeddings)
+        expected = theirs(pixel_values=images, conditional_embeddings=embeddings)
         states = theirs.clip.vision_model(
-            pictures, interpolate_pos_encoding=True, output_hidden_states=True
+            images, interpolate_pos_encoding=True, output_hidden_states=True
         ).hidden_states
         by_modules = decode(theirs, states, embeddings, (3, 3))
     assert torch.equal(by_modules, expected.logits)
@@ -67,19 +67,19 @@ def test_P08_rectangles(drawn):
         h * vision.patch_size + spare[0],
         w * vision.patch_size + spare[1],
     )
-    pictures = rng.normal(size=shape).astype(dtype)
+    images = rng.normal(size=shape).astype(dtype)
     ids, mask = draw_ids(rng, config, prompts=2)
     options = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
         tower = theirs.clip.vision_model(
-            torch.from_numpy(pictures), interpolate_pos_encoding=True, **options
+            torch.from_numpy(images), interpolate_pos_encoding=True, **options
         )
         embeddings = theirs.get_conditional_embeddings(
             batch_size=2, input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
         )
         logits = decode(theirs, tower.hidden_states, embeddings, (h, w))
-    found = compare(ours.clip.vision_model(pictures, **options), tower, "vision")
-    out = ours(pixel_values=pictures, input_ids=ids, attention_mask=mask)
+    found = compare(ours.clip.vision_model(images, **options), tower, "vision")
+    out = ours(pixel_values=images, input_ids=ids, attention_mask=mask)
     found["logits"] = worst(out.logits, logits)
     beyond = {
         name: f"{share:.2e}" for name, share in found.items() if not share <= TOLERANCE[dtype]

@@ -39,8 +39,8 @@ def config_of(name: str, refined: bool = False, **changes):
 
 
 def inputs_of(name: str) -> dict[str, np.ndarray]:
-    pictures = np.random.default_rng(0).normal(size=(3, 3, 32, 32))
-    inputs = {"input_ids": IDS, "pixel_values": pictures}
+    images = np.random.default_rng(0).normal(size=(3, 3, 32, 32))
+    inputs = {"input_ids": IDS, "pixel_values": images}
     if name == "CLIPSegTextModel":
         del inputs["pixel_values"]
     if name == "CLIPSegVisionModel":

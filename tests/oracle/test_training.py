@@ -42,32 +42,32 @@ def model(parts):
 
 @torch.no_grad()
 def test_the_parts_called_one_by_one_give_the_models_own_masks(parts, model):
-    pictures = torch.randn(2, 3, 128, 128)
+    images = torch.randn(2, 3, 128, 128)
     ids = torch.tensor([[58, 3, 4, 59], [58, 5, 59, 59]])
-    activations, projected = parts.model.encode(model, pictures)
+    activations, projected = parts.model.encode(model, images)
     embeddings = parts.model.embed(model, ids)
     patches = parts.model.decode(model.decoder, activations, embeddings.expand(2, 2, -1))
     for b in range(2):
-        whole = model(pixel_values=pictures[b].expand(2, -1, -1, -1), input_ids=ids)
+        whole = model(pixel_values=images[b].expand(2, -1, -1, -1), input_ids=ids)
         expected = parts.model.by_patches(whole.logits)
         torch.testing.assert_close(patches[b], expected, rtol=1e-4, atol=1e-4)
-    own = model.clip.get_image_features(pictures).pooler_output
+    own = model.clip.get_image_features(images).pooler_output
     torch.testing.assert_close(projected[:, 0], own, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_patches_that_are_not_looked_at_change_nothing(parts, model):
-    pictures = torch.randn(1, 3, 128, 128)
+    images = torch.randn(1, 3, 128, 128)
     keep = torch.arange(0, 256, 3)[None]
-    before, _ = parts.model.encode(model, pictures, keep)
-    cut = parts.model.by_patches(pictures)  # (1,3,N,64), a view of the same numbers in patches
+    before, _ = parts.model.encode(model, images, keep)
+    cut = parts.model.by_patches(images)  # (1,3,N,64), a view of the same numbers in patches
     assert cut.shape == (1, 3, 256, 64)
     others = torch.ones(256, dtype=torch.bool)
     others[keep] = False
     rows, columns = torch.arange(256) // 16, torch.arange(256) % 16
     for row, column in zip(rows[others], columns[others]):
-        pictures[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 9
-    after, _ = parts.model.encode(model, pictures, keep)
+        images[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 9
+    after, _ = parts.model.encode(model, images, keep)
     for one, other in zip(before, after):
         assert one.shape == (1, 1 + keep.shape[1], 128)
         torch.testing.assert_close(one, other)

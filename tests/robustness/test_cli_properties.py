@@ -37,21 +37,21 @@ class Hub:
 
 @pytest.fixture
 def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
-    """With pictures, what is none, and files to compare."""
+    """With images, what is none, and files to compare."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
     monkeypatch.setattr(
         commands, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1)
     )
     yard = Yard(tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
-    pictures, wrong = yard.given / "pictures", yard.given / "wrong"
+    images, wrong = yard.given / "images", yard.given / "wrong"
     for folder in (
-        pictures / "inner",
+        images / "inner",
         wrong,
         *(yard.given / name for name in ("few", "empty", "bad model")),
     ):
         folder.mkdir(parents=True)
-    whole = pictures / "scene.png"
+    whole = images / "scene.png"
     Image.fromarray(pixels).save(whole)
     names = [
         "new\nline.png",
@@ -63,21 +63,21 @@ def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
     ]
     for name in (*names, ".png", "inner/a b.png"):
         try:
-            shutil.copy(whole, pictures / name)
+            shutil.copy(whole, images / name)
         except OSError:  # a file system that has not all names
             continue
     Image.fromarray((pixels > 128)[..., 0]).save(yard.given / "mask.png")
     (wrong / "empty.png").write_bytes(b"")
-    (wrong / "text.png").write_text("no picture")
+    (wrong / "text.png").write_text("no image")
     (wrong / "cut.png").write_bytes(whole.read_bytes()[:500])
     (wrong / "folder.png").mkdir()
     for name, target in {"loop.png": "loop.png", "broken.png": "nowhere"}.items():
         (wrong / name).symlink_to(target)
     if hasattr(os, "mkfifo"):
         os.mkfifo(wrong / "pipe.png")
-    few = [name for name in ("scene.png", "new\nline.png", names[-1]) if (pictures / name).exists()]
+    few = [name for name in ("scene.png", "new\nline.png", names[-1]) if (images / name).exists()]
     for name in few:
-        shutil.copy(pictures / name, yard.given / "few" / name)
+        shutil.copy(images / name, yard.given / "few" / name)
     (yard.given / "bad model" / "config.json").write_text("{}")
     command = ["trace", str(whole), "red", "--model", str(checkpoint), "--names", "decoder.l*"]
     assert main([*command, "--output", str(yard.given / "golden.safetensors")]) == 0
@@ -100,11 +100,11 @@ CODES = {"batch": (0, 1, 2), "compare": (0, 1, 2)}
 
 @pytest.mark.parametrize("command", LINES)
 def test_command_lines(command, yard, checkpoint):
-    whole, codes = (yard.given / "pictures" / "scene.png").read_bytes(), set()
+    whole, codes = (yard.given / "images" / "scene.png").read_bytes(), set()
     for seed in range(LINES[command]):
         with failing_as(command, seed):
             line = drawn_line(command, seed, yard, checkpoint)
-            stdin = whole if seed % 4 else b"no picture"
+            stdin = whole if seed % 4 else b"no image"
             run = yard.run("command lines", *line, stdin=stdin, codes=CODES.get(command, (0, 2)))
             codes.add(run.code)
             if run.code == 0 and "--help" not in line:
@@ -119,8 +119,8 @@ def assert_promises_kept(command: str, line: list[str], run: Run, yard: Yard) ->
     for file in files:
         assert not file.name.startswith(".part-"), files
         if file.suffix == ".png":
-            with Image.open(file) as picture:
-                picture.load()
+            with Image.open(file) as image:
+                image.load()
     if command == "segment" and line[line.index("--output") + 1] == "-":
         assert run.out.startswith(b"\x89PNG") and not files
         return

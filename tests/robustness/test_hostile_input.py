@@ -1,6 +1,6 @@
 """Damaged and lying files by the thousand, through the command: a right answer or a clear error, and nothing else.
 
-Pictures, weights, configs, tokenizers and golden files, damaged by helpers/mutations.py. A failure names its kind and seed;
+Images, weights, configs, tokenizers and golden files, damaged by helpers/mutations.py. A failure names its kind and seed;
 `case(kind, seed)` of the group makes it again. What every run must keep to is in helpers/command.py.
 """
 
@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 20, 24
 
 
 def drawn(*shape: int) -> np.ndarray:
-    """A picture neither flat nor pure noise, so that every format packs it in its own way."""
+    """An image neither flat nor pure noise, so that every format packs it in its own way."""
     ramp = np.add.outer(np.arange(HEIGHT) * 6, np.arange(WIDTH) * 4)[..., None]
     noise = np.random.default_rng(0).integers(0, 60, (HEIGHT, WIDTH, *shape))
     return np.clip(ramp + noise, 0, 255).astype(np.uint8)
@@ -38,8 +38,8 @@ def saved(image: Image.Image, form: str, **options) -> bytes:
     return file.getvalue()
 
 
-def pictures() -> dict[str, bytes]:
-    """A small whole picture of each kind."""
+def images() -> dict[str, bytes]:
+    """A small whole image of each kind."""
     rgb, rgba = Image.fromarray(drawn(3)), Image.fromarray(drawn(4))
     grey = Image.fromarray(drawn(1)[..., 0])
     deep = Image.fromarray(drawn(1)[..., 0].astype(np.uint16) * 257)
@@ -70,7 +70,7 @@ def pictures() -> dict[str, bytes]:
     }
 
 
-PICTURES = pictures()
+IMAGES = images()
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def yard(tmp_path, monkeypatch) -> Yard:
 
 
 def assert_written(yard: Yard, stem: str, size: tuple[int, int], prompts: int = 1) -> None:
-    """A mask of the picture's size for each prompt, and the sheet, all whole."""
+    """A mask of the image's size for each prompt, and the sheet, all whole."""
     names = sorted(path.name for path in yard.output.iterdir())
     assert len(names) == prompts + 1 and f"{stem}_overlay.png" in names, names
     for name in names:
@@ -88,25 +88,25 @@ def assert_written(yard: Yard, stem: str, size: tuple[int, int], prompts: int = 
             assert name.endswith("_overlay.png") or written.size == size[::-1]
 
 
-PICTURE_CASES = 60  # of each kind
+IMAGE_CASES = 60  # of each kind
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", PICTURES)
-def test_pictures(kind, yard, checkpoint, segmenter, monkeypatch):
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images(kind, yard, checkpoint, segmenter, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)  # a blown-up size costs time
     file = yard.given / f"odd.{kind.split()[0]}"
-    kinds = sorted(PICTURES)
-    for seed in range(PICTURE_CASES):
+    kinds = sorted(IMAGES)
+    for seed in range(IMAGE_CASES):
         with failing_as(kind, seed):
             rng = generator(kind, seed)
-            other = PICTURES[mutations.pick(rng, kinds)]
-            file.write_bytes(mutations.damaged_bytes(PICTURES[kind], rng, other))
+            other = IMAGES[mutations.pick(rng, kinds)]
+            file.write_bytes(mutations.damaged_bytes(IMAGES[kind], rng, other))
             output = (
                 "-" if seed % 3 else yard.output
             )  # a folder gets a sheet, too, which takes longer
             command = ["segment", file, "red", "--model", checkpoint, "--output", output]
-            run = yard.run("pictures", *command)
+            run = yard.run("images", *command)
             if run.code == 2:
                 assert file.name in run.error
             elif output == "-":
@@ -124,22 +124,22 @@ def folder(yard, checkpoint) -> Path:
 
 
 @pytest.fixture
-def picture(yard) -> Path:
+def image(yard) -> Path:
     file = yard.given / "scene.png"
-    file.write_bytes(PICTURES["png rgba"])
+    file.write_bytes(IMAGES["png rgba"])
     return file
 
 
-def judge(yard: Yard, kind: str, seed: int, model: Path, picture: Path, named: list[str]) -> None:
-    """Run the model on a picture, by one of four commands; an error names one of `named`."""
+def judge(yard: Yard, kind: str, seed: int, model: Path, image: Path, named: list[str]) -> None:
+    """Run the model on an image, by one of four commands; an error names one of `named`."""
     trace = yard.output / "trace.safetensors"
     command, output = [
-        (["segment", picture, "red", "a + (b & !c)"], yard.output),
+        (["segment", image, "red", "a + (b & !c)"], yard.output),
         (["info"], None),
-        (["trace", picture, "red"], trace),
+        (["trace", image, "red"], trace),
     ][max(0, seed % 8 - 5)]
     if seed % 8 in range(1, 6):  # a folder gets a sheet, too, which takes longer
-        command, output = ["segment", picture, "red"], "-"
+        command, output = ["segment", image, "red"], "-"
     run = yard.run(kind, *command, "--model", model, *(["--output", output] if output else []))
     if run.code == 2:
         assert any(name in run.error for name in named), run.error
@@ -163,14 +163,14 @@ FILES = {  # of a checkpoint: the kind that it is counted as, how it is damaged,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_a_checkpoint(name, yard, folder, picture, capsys):
+def test_files_of_a_checkpoint(name, yard, folder, image, capsys):
     kind, damage, cases = FILES[name]
     file = folder / name
     whole = file.read_bytes()
     for seed in range(cases):
         with failing_as(name, seed):
             file.write_bytes(damage(whole, generator(name, seed)))
-            judge(yard, kind, seed, folder, picture, [name, str(folder)])
+            judge(yard, kind, seed, folder, image, [name, str(folder)])
 
 
 def as_tokenizer_json(folder: Path) -> bytes:
@@ -182,7 +182,7 @@ def as_tokenizer_json(folder: Path) -> bytes:
     return json.dumps({"model": model, "added_tokens": added}).encode()
 
 
-def test_other_files_of_a_tokenizer(yard, folder, picture, capsys):
+def test_other_files_of_a_tokenizer(yard, folder, image, capsys):
     (folder / "tokenizer_config.json").unlink()
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     described = {"content": "<|endoftext|>", "lstrip": False, "normalized": True}
@@ -195,11 +195,11 @@ def test_other_files_of_a_tokenizer(yard, folder, picture, capsys):
         for seed in range(100):
             with failing_as(name, seed):
                 (folder / name).write_bytes(mutations.damaged_json(whole, generator(name, seed)))
-                judge(yard, "tokenizers", seed, folder, picture, [name, str(folder)])
+                judge(yard, "tokenizers", seed, folder, image, [name, str(folder)])
         (folder / name).write_bytes(whole)
 
 
-def test_shards_and_their_index(yard, folder, picture, capsys):
+def test_shards_and_their_index(yard, folder, image, capsys):
     arrays = stored_arrays(folder)
     (folder / "model.safetensors").unlink()
     config = (folder / "config.json").read_bytes()
@@ -212,14 +212,14 @@ def test_shards_and_their_index(yard, folder, picture, capsys):
             rng, whole = generator(name, seed), (folder / name).read_bytes()
             damage = mutations.damaged_safetensors if seed % 2 else mutations.damaged_json
             (folder / name).write_bytes(damage(whole, rng))
-            judge(yard, "checkpoints", seed, folder, picture, [*names, str(folder)])
+            judge(yard, "checkpoints", seed, folder, image, [*names, str(folder)])
             (folder / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_golden_files(suffix, yard, checkpoint, picture, capsys):
+def test_golden_files(suffix, yard, checkpoint, image, capsys):
     golden, other = yard.given / "golden.safetensors", yard.given / f"other{suffix}"
-    command = ["trace", picture, "red", "--model", checkpoint, "--names", "decoder.*"]
+    command = ["trace", image, "red", "--model", checkpoint, "--names", "decoder.*"]
     assert main([str(argument) for argument in (*command, "--output", golden)]) == 0
     if suffix == ".npz":
         np.savez_compressed(other, **Golden(golden))
@@ -235,11 +235,11 @@ def test_golden_files(suffix, yard, checkpoint, picture, capsys):
             assert run.code < 2 or other.name in run.error
 
 
-def test_a_sound_file_is_answered(yard, folder, picture, capsys):
+def test_a_sound_file_is_answered(yard, folder, image, capsys):
     """The tests above would all pass if nothing could be read."""
     for seed in range(8):  # each command
-        judge(yard, "sound files", seed, folder, picture, [])
-    for kind, data in PICTURES.items():
+        judge(yard, "sound files", seed, folder, image, [])
+    for kind, data in IMAGES.items():
         file = yard.given / f"whole.{kind.split()[0]}"
         file.write_bytes(data)
         run = yard.run(

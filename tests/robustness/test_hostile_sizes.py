@@ -70,8 +70,8 @@ def huge_configs(checkpoint: Path, folder: Path):
         yield made
 
 
-def huge_pictures(folder: Path):
-    """Pictures that unpack to many pixels, and headers that only say so."""
+def huge_images(folder: Path):
+    """Images that unpack to many pixels, and headers that only say so."""
     for name, size in {
         "square": (9000, 9000),
         "line": (80_000_000, 1),
@@ -94,22 +94,22 @@ def huge_pictures(folder: Path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its RLIMIT_AS")
-def test_huge_sizes_in_little_memory(checkpoint, picture_file, tmp_path):
+def test_huge_sizes_in_little_memory(checkpoint, image_file, tmp_path):
     output = ["--output", str(tmp_path / "out")]
-    sound = ["segment", str(picture_file), "red", "--model", str(checkpoint), *output]
+    sound = ["segment", str(image_file), "red", "--model", str(checkpoint), *output]
     lines = [sound]
     (tmp_path / "models").mkdir()
     for model in huge_configs(checkpoint, tmp_path / "models"):
-        lines.append(["segment", str(picture_file), "red", "--model", str(model), *output])
+        lines.append(["segment", str(image_file), "red", "--model", str(model), *output])
     for number, length in enumerate((10**8, 10**12, 2**64 - 1)):
         model = tmp_path / "models" / f"header{number}"
         model.mkdir()
         (model / "config.json").symlink_to(checkpoint / "config.json")
         write_raw(model / "model.safetensors", b'{"a":{}}', bytes(8), length)
         lines.append(["info", "--model", str(model)])
-    (tmp_path / "pictures").mkdir()
-    for picture in huge_pictures(tmp_path / "pictures"):
-        lines.append(["segment", str(picture), "red", "--model", str(checkpoint), *output])
+    (tmp_path / "images").mkdir()
+    for image in huge_images(tmp_path / "images"):
+        lines.append(["segment", str(image), "red", "--model", str(checkpoint), *output])
     with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file:
         array = io.BytesIO()
         np.lib.format.write_array_header_1_0(
@@ -137,7 +137,7 @@ def test_huge_sizes_in_little_memory(checkpoint, picture_file, tmp_path):
         for line, (code, _) in zip(lines[1:], ends)
         if code == 2
     }
-    assert str(tmp_path / "pictures" / "line.png") in refused
+    assert str(tmp_path / "images" / "line.png") in refused
     assert [code for line, (code, _) in zip(lines[1:], ends) if "models" in " ".join(line)].count(
         2
     ) >= 49

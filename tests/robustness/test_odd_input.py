@@ -1,4 +1,4 @@
-"""Defects that hostile input found, each by itself: numbers that overflow, odd names, odd files, thin pictures."""
+"""Defects that hostile input found, each by itself: numbers that overflow, odd names, odd files, thin images."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from ..helpers.command import hurry
 
 
 @pytest.mark.parametrize("height", [1, 3, 4])
-def test_a_picture_as_high_as_there_are_channels(segmenter, checkpoint, height, tmp_path):
+def test_an_image_as_high_as_there_are_channels(segmenter, checkpoint, height, tmp_path):
     """Loaded, it is an array that could be (C,H,W) too."""
     pixels = np.random.default_rng(height).integers(0, 256, (height, 50, 3), np.uint8)
     file = tmp_path / "thin.png"
@@ -54,7 +54,7 @@ def test_a_picture_as_high_as_there_are_channels(segmenter, checkpoint, height, 
 
 
 @pytest.mark.parametrize("pixels", [1e9, 1e300, np.inf])
-def test_growing_beyond_the_picture_takes_all_of_it(pixels):
+def test_growing_beyond_the_image_takes_all_of_it(pixels):
     mask = np.zeros((5, 9), bool)
     assert not grow(mask, pixels).any()
     mask[4, 0] = True
@@ -100,15 +100,15 @@ def test_numbers_of_a_config_that_overflow():
 
 
 def test_a_size_that_makes_far_too_many_pixels_or_none():
-    picture = np.zeros((1, 4000, 3), np.uint8)
+    image = np.zeros((1, 4000, 3), np.uint8)
     for size in ({"shortest_edge": 352}, {"max_height": 100, "max_width": 100}):
         made = output_size(size, 1, 4000)
         if min(made) < 1 or made[0] * made[1] > 2**22:
             with pytest.raises(InputError, match="preprocessor_config.json"):
-                ViTImageProcessor(size=size)(Image.fromarray(picture))
+                ViTImageProcessor(size=size)(Image.fromarray(image))
     assert output_size({"max_height": 100, "max_width": 100}, 1, 4000)[0] == 0
     with pytest.raises(InputError, match="expected 1 to"):
-        ViTImageProcessor(size={"shortest_edge": 2**12})(Image.fromarray(picture))
+        ViTImageProcessor(size={"shortest_edge": 2**12})(Image.fromarray(image))
 
 
 def test_added_tokens_without_a_text_or_a_number(tokenizer, tmp_path):
@@ -149,7 +149,7 @@ def test_pipes_and_devices_are_not_waited_for_nor_replaced(tmp_path):
     assert pipe.is_fifo()
 
 
-def test_a_line_of_a_picture_is_too_long(tmp_path):
+def test_a_line_of_an_image_is_too_long(tmp_path):
     Image.new("1", (70_000, 1)).save(tmp_path / "line.png")
     with pytest.raises(InputError, match=r"line.png is 70000 x 1 pixels; expected at most 65,535"):
         load_image(tmp_path / "line.png")
@@ -175,9 +175,9 @@ def test_files_written_together_are_there_all_or_none(tmp_path):
     assert (folder / "1.txt").read_text() == "new"
 
 
-def test_too_many_labels_leave_nothing(checkpoint, picture_file, tmp_path, capsys):
+def test_too_many_labels_leave_nothing(checkpoint, image_file, tmp_path, capsys):
     prompts = [f"a {chr(97 + n % 26)}{n}" for n in range(256)]
-    command = ["segment", str(picture_file), *prompts, "--labels", "--model", str(checkpoint)]
+    command = ["segment", str(image_file), *prompts, "--labels", "--model", str(checkpoint)]
     assert main([*command, "--output", str(tmp_path / "out")]) == 2
     assert "at most 255" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -196,10 +196,10 @@ def test_a_long_caption_is_cut_to_what_can_be_seen():
     assert sum(asked) < 200_000
 
 
-def test_names_that_are_no_unicode(checkpoint, picture_file, tmp_path, capsys):
+def test_names_that_are_no_unicode(checkpoint, image_file, tmp_path, capsys):
     name = os.fsdecode(b"odd\xff.png")
     try:
-        picture_file.rename(tmp_path / name)
+        image_file.rename(tmp_path / name)
     except OSError:
         pytest.skip("this file system takes no such name")
     command = [
@@ -229,7 +229,7 @@ def test_names_that_are_no_unicode(checkpoint, picture_file, tmp_path, capsys):
         (["segment", "a\nb.png", "red"], r"a\nb.png"),
         (["segment", "a\0b.png", "red"], "NUL"),
         (["segment", "a.png", "red", "--threshold", "x"], "See clipseg-np segment --help"),
-        (["segment", "a.png", "red", "--grow", "nan"], "There is no picture"),
+        (["segment", "a.png", "red", "--grow", "nan"], "There is no image"),
         (["segment", "-", "red", "--output", ""], "--output is empty"),
         (["batch", ".", "a", "--workers", "3000000000"], "at most 1024"),
         (["batch", ".", "a", "--glob", ""], "--glob ''"),
@@ -237,7 +237,7 @@ def test_names_that_are_no_unicode(checkpoint, picture_file, tmp_path, capsys):
         (["batch", ".", "a", "--threshold", "2"], "threshold is 2.0"),
         (["trace", "a.png", "red", "--output", "x.npz"], "a .safetensors file"),
         (["x\ny"], r"x\ny"),
-        (["segment", "x" * 100_000, "red"], "There is no picture"),
+        (["segment", "x" * 100_000, "red"], "There is no image"),
     ],
 )
 def test_one_line_for_each_mistake(arguments, said, tmp_path, monkeypatch, capsys):
@@ -256,21 +256,20 @@ def test_one_line_for_each_mistake(arguments, said, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("option", "value"), [("--grow", "nan"), ("--feather", "nan"), ("--smallest", "9" * 30)]
 )
-def test_numbers_of_pixels_that_are_none(option, value, picture_file, tmp_path, capsys):
+def test_numbers_of_pixels_that_are_none(option, value, image_file, tmp_path, capsys):
     output = tmp_path / "out"
     assert (
-        main(["segment", str(picture_file), "red", f"{option}={value}", "--output", str(output)])
-        == 2
+        main(["segment", str(image_file), "red", f"{option}={value}", "--output", str(output)]) == 2
     )
     assert option in capsys.readouterr().err and not output.exists()
 
 
 def test_standard_input_is_called_so(monkeypatch, tmp_path, capsys):
-    (tmp_path / "stdin").write_bytes(b"no picture")
+    (tmp_path / "stdin").write_bytes(b"no image")
     with (tmp_path / "stdin").open() as stream:
         monkeypatch.setattr("sys.stdin", stream)
         assert main(["segment", "-", "red", "--output", str(tmp_path / "out")]) == 2
-    assert "error: standard input is not a picture" in capsys.readouterr().err
+    assert "error: standard input is not an image" in capsys.readouterr().err
 
 
 def test_golden_files_whose_metadata_lies(tmp_path):

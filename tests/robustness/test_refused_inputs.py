@@ -17,7 +17,7 @@ def plain():
     return CLIPSegForImageSegmentation.from_pretrained(PLAIN)
 
 
-def pictures(B, height, width):
+def images(B, height, width):
     return np.zeros((B, 1, height, width))
 
 
@@ -26,13 +26,13 @@ def refuses(message, call):
         call()
 
 
-def test_numbers_of_pictures_and_prompts_that_do_not_fit(plain):
-    two = pictures(2, 32, 32)
+def test_numbers_of_images_and_prompts_that_do_not_fit(plain):
+    two = images(2, 32, 32)
     refuses("2 images and 3 prompts", lambda: plain(pixel_values=two, input_ids=IDS))
     refuses("2 images and 1 prompts", lambda: plain(pixel_values=two, input_ids=IDS[:1]))
     refuses(
         "2 images and 3 prompts",
-        lambda: plain(pixel_values=two, conditional_pixel_values=pictures(3, 32, 32)),
+        lambda: plain(pixel_values=two, conditional_pixel_values=images(3, 32, 32)),
     )
     refuses(
         "2 images and 3 prompts",
@@ -42,7 +42,7 @@ def test_numbers_of_pictures_and_prompts_that_do_not_fit(plain):
 
 
 def test_prompts_in_no_form_or_two(plain):
-    x, vectors = pictures(1, 32, 32), np.ones((1, 20))
+    x, vectors = images(1, 32, 32), np.ones((1, 20))
     refuses("neither", lambda: plain(pixel_values=x))
     refuses("both", lambda: plain(pixel_values=x, input_ids=IDS, conditional_pixel_values=x))
     refuses(
@@ -54,7 +54,7 @@ def test_prompts_in_no_form_or_two(plain):
 
 @pytest.mark.parametrize("shape", [(2, 19), (20,), (0, 20), (1, 1, 20)])
 def test_embeddings_of_another_shape(plain, shape):
-    x = pictures(1, 32, 32)
+    x = images(1, 32, 32)
     refuses(
         r"expected \(prompts, 20\) \(projection_dim\)",
         lambda: plain(pixel_values=x, conditional_embeddings=np.ones(shape)),
@@ -62,7 +62,7 @@ def test_embeddings_of_another_shape(plain, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 1, 15, 32), (1, 32, 32), (0, 1, 32, 32)])
-def test_pictures_of_another_shape(plain, shape):
+def test_images_of_another_shape(plain, shape):
     refuses(
         r"expected \(images, 1, height, width\).*patch of 16 by 16",
         lambda: plain(pixel_values=np.zeros(shape), input_ids=IDS),
@@ -95,7 +95,7 @@ def test_masks_and_positions_that_do_not_fit(plain):
 def test_the_contrastive_loss_needs_pairs(plain):
     refuses(
         "got 3 and 2",
-        lambda: plain.clip(IDS, pictures(2, 32, 32), return_loss=True),
+        lambda: plain.clip(IDS, images(2, 32, 32), return_loss=True),
     )
 
 

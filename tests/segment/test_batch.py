@@ -1,4 +1,4 @@
-"""Folders of pictures: every picture's results whole or not at all, resumed, and the same from any number of workers."""
+"""Folders of images: every image's results whole or not at all, resumed, and the same from any number of workers."""
 
 import io
 import json
@@ -22,23 +22,23 @@ from clipseg_np import InputError, Segmenter
 from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
-from clipseg_np.segment.batch import RECORD, REPORT, Job, pictures_in, run_batch
+from clipseg_np.segment.batch import RECORD, REPORT, Job, images_in, run_batch
 from clipseg_np.segment.results import CleanUp
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five good pictures in two folders, one that is none, and a file that does not claim to be one."""
+    """Five good images in two folders, one that is none, and a file that does not claim to be one."""
     rng = np.random.default_rng(0)
     names = ["a.png", "b.jpg", "a.jpg", "inner/a.png", "inner/deep/c d.webp"]
     for number, name in enumerate(names):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (30 + 7 * number, 40, 3)
         Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(path)
-    (tmp_path / "pictures" / "inner" / "bad.png").write_bytes(b"not a picture")
-    (tmp_path / "pictures" / "notes.txt").write_text("nothing to see")
-    return tmp_path / "pictures"
+    (tmp_path / "images" / "inner" / "bad.png").write_bytes(b"not an image")
+    (tmp_path / "images" / "notes.txt").write_text("nothing to see")
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -60,35 +60,35 @@ def content(folder) -> dict[str, bytes]:
 
 
 def finished(folder) -> int:
-    """Pictures that are done, counted while folders are renamed: `os.walk` passes over one that vanishes."""
+    """Images that are done, counted while folders are renamed: `os.walk` passes over one that vanishes."""
     return sum(RECORD in files for _, _, files in os.walk(folder))
 
 
-def test_every_picture_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_path):
+def test_every_image_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_path):
     report = run(job, folder)
     names = ["a.jpg", "a.png", "b.jpg", "inner/a.png", "inner/bad.png", "inner/deep/c d.webp"]
-    assert [one["picture"] for one in report] == names
-    assert [one["picture"] for one in report if "error" in one] == ["inner/bad.png"]
-    assert "not a picture that Pillow can read" in report[4]["error"]
+    assert [one["image"] for one in report] == names
+    assert [one["image"] for one in report if "error" in one] == ["inner/bad.png"]
+    assert "not an image that Pillow can read" in report[4]["error"]
     lines = (tmp_path / "out" / REPORT).read_text().splitlines()
     assert [json.loads(line) for line in lines] == report
     segmenter = Segmenter.from_pretrained(job.model, threads=1)
     for one in (report[0], report[5]):
-        expected = segmenter.combine(folder / one["picture"], list(job.prompts)).masks()
+        expected = segmenter.combine(folder / one["image"], list(job.prompts)).masks()
         for said, mask in zip(one["prompts"], expected, strict=True):
             (name,) = said["files"]
-            written = np.asarray(Image.open(tmp_path / "out" / one["picture"] / name)) > 0
+            written = np.asarray(Image.open(tmp_path / "out" / one["image"] / name)) > 0
             np.testing.assert_array_equal(written, mask)
     assert not (tmp_path / "out" / "inner" / "bad.png").exists()
 
 
-def test_prompts_are_embedded_once_for_all_pictures(job, folder, monkeypatch):
+def test_prompts_are_embedded_once_for_all_images(job, folder, monkeypatch):
     embedded, embed = [], Segmenter._embedded
     monkeypatch.setattr(Segmenter, "_embedded", lambda *a: embedded.append(a[1]) or embed(*a))
     batch._loaded.cache_clear()
     report = run(replace(job, image_prompts=((str(folder / "a.png"), None),)), folder)
     assert sum("prompts" in one for one in report) == 5
-    assert [len(things) for things in embedded] == [3]  # two texts and a picture
+    assert [len(things) for things in embedded] == [3]  # two texts and an image
 
 
 def test_the_bytes_do_not_depend_on_workers(job, folder, tmp_path):
@@ -136,8 +136,8 @@ def test_a_second_run_does_only_what_changed(job, folder, tmp_path):
     second = stamps()
     changed = {path.relative_to(out).parts[0] for path in second if first.get(path) != second[path]}
     assert changed == {"a.png", "b.jpg", "a.jpg"}
-    assert not (out / "inner" / "a.png").exists()  # its picture is no more
-    assert [one["picture"] for one in report if "error" in one] == ["inner/a.png", "inner/bad.png"]
+    assert not (out / "inner" / "a.png").exists()  # its image is no more
+    assert [one["image"] for one in report if "error" in one] == ["inner/a.png", "inner/bad.png"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same(job, folder, tm
     assert content(out) == content(tmp_path / "out")
 
 
-def test_a_picture_prompt_with_a_mask(job, folder, tmp_path):
+def test_an_image_prompt_with_a_mask(job, folder, tmp_path):
     mask = np.zeros((30, 40), np.uint8)
     mask[5:20, 5:20] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -210,20 +210,20 @@ def test_a_picture_prompt_with_a_mask(job, folder, tmp_path):
 
 
 def test_patterns_and_what_is_found(folder):
-    names = [path.relative_to(folder).as_posix() for path in pictures_in(folder, ["*.jpg"])]
+    names = [path.relative_to(folder).as_posix() for path in images_in(folder, ["*.jpg"])]
     assert names == ["a.jpg", "b.jpg"]
-    names = [path.relative_to(folder).as_posix() for path in pictures_in(folder, ["inner/*.png"])]
+    names = [path.relative_to(folder).as_posix() for path in images_in(folder, ["inner/*.png"])]
     assert names == ["inner/a.png", "inner/bad.png"]
-    with pytest.raises(InputError, match=r"no picture that fits \*.gif"):
-        pictures_in(folder, ["*.gif"])
+    with pytest.raises(InputError, match=r"no image that fits \*.gif"):
+        images_in(folder, ["*.gif"])
     with pytest.raises(InputError, match="is not a folder"):
-        pictures_in(folder / "a.png")
+        images_in(folder / "a.png")
 
 
-def test_results_inside_the_folder_are_not_pictures_to_segment(job, folder):
+def test_results_inside_the_folder_are_not_images_to_segment(job, folder):
     inside = replace(job, output=str(folder / "masks"))
     first = run(inside, folder)
-    assert [one["picture"] for one in run(inside, folder)] == [one["picture"] for one in first]
+    assert [one["image"] for one in run(inside, folder)] == [one["image"] for one in first]
 
 
 @pytest.mark.parametrize("change", [{"prompts": ()}, {"kinds": ("film",)}])
@@ -237,7 +237,7 @@ def test_lines_for_scripts_and_exit_codes(job, folder, capsys):
     command += ["--workers", "1", "--json"]
     assert main([*command, "--glob", "a.*"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line)["picture"] for line in lines] == ["a.jpg", "a.png", "inner/a.png"]
+    assert [json.loads(line)["image"] for line in lines] == ["a.jpg", "a.png", "inner/a.png"]
     assert main([*command, "--workers", "0"]) == 2
     assert main(["batch", str(folder / "none"), "red", "--output", job.output]) == 2
 
@@ -247,7 +247,7 @@ def test_a_gpu_has_one_model_for_all_workers(job, folder, monkeypatch):
     monkeypatch.setattr(commands, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
     monkeypatch.delattr(commands, "ProcessPoolExecutor")
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
-    assert main([*command, "--workers", "3"]) == 1  # for the one bad picture
+    assert main([*command, "--workers", "3"]) == 1  # for the one bad image
     assert len(Path(job.output, REPORT).read_text().splitlines()) == 6
 
 
@@ -273,12 +273,12 @@ def test_a_gpu_that_is_not_there_is_said_once(job, folder, monkeypatch, capsys):
     assert "needs CuPy" in capsys.readouterr().err and not Path(job.output).exists()
 
 
-def test_from_standard_input_to_standard_output(checkpoint, picture, picture_file):
+def test_from_standard_input_to_standard_output(checkpoint, image, image_file):
     command = [sys.executable, "-m", "clipseg_np", "segment", "-", "red", "--output", "-"]
     command += ["--model", str(checkpoint)]
-    done = subprocess.run(command, input=picture_file.read_bytes(), capture_output=True, check=True)
+    done = subprocess.run(command, input=image_file.read_bytes(), capture_output=True, check=True)
     mask = np.asarray(Image.open(io.BytesIO(done.stdout))) > 0
-    expected = Segmenter.from_pretrained(checkpoint)(picture, "red").masks()[0]
+    expected = Segmenter.from_pretrained(checkpoint)(image, "red").masks()[0]
     np.testing.assert_array_equal(mask, expected)
     two = [*command[:6], "blue", *command[6:]]
     refused = subprocess.run(two, input=b"", capture_output=True, check=False)

@@ -15,17 +15,17 @@ from PIL import Image
 from clipseg_np.segment.batch import RECORD, Job, run_batch
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'dask'")
-PICTURES = 60
+IMAGES = 60
 
 
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
-    for number in range(PICTURES):
+    (tmp_path / "images").mkdir()
+    for number in range(IMAGES):
         pixels = rng.integers(0, 256, (300, 400 + number, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:03}.png", compress_level=1)
-    return tmp_path / "pictures"
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number:03}.png", compress_level=1)
+    return tmp_path / "images"
 
 
 def content(folder) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(folder, checkpoint, tmp_path):
 
         def kill_midway():
             while not killed.is_set():
-                if len(list((tmp_path / "out").glob(f"*/{RECORD}"))) >= PICTURES // 4:
+                if len(list((tmp_path / "out").glob(f"*/{RECORD}"))) >= IMAGES // 4:
                     os.kill(first, signal.SIGKILL)
                     killed.set()
                 time.sleep(0.01)
@@ -57,7 +57,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(folder, checkpoint, tmp_path):
         assert killed.is_set()
         killer.join()
         assert first not in client.run(os.getpid).values()
-    assert len(report) == PICTURES and not any("error" in one for one in report)
+    assert len(report) == IMAGES and not any("error" in one for one in report)
     assert not list((tmp_path / "out").rglob("*.part"))
     found = content(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The demonstration checkpoint finds what is named: on the example picture, and on scenes drawn here."""
+"""The demonstration checkpoint finds what is named: on the example image, and on scenes drawn here."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 from clipseg_np import Segmenter, VisualPrompt
 from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.cli.parser import main
-from clipseg_np.masks.metrics import picture_iou
+from clipseg_np.masks.metrics import image_iou
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def test_the_masks_of_readmes_first_command_are_right(training, tmp_path, capsys
     files = sorted(tmp_path.glob("shapes_[0-9]*.png"))
     assert len(files) == len(example.PROMPTS)
     for prompt, file in zip(example.PROMPTS, files):
-        assert picture_iou(np.asarray(Image.open(file)) > 0, scene.mask(prompt)) >= 0.8, prompt
+        assert image_iou(np.asarray(Image.open(file)) > 0, scene.mask(prompt)) >= 0.8, prompt
     assert f'"{example.PROMPTS[0]}"' in (ROOT / "README.md").read_text("utf-8")
 
 
@@ -51,7 +51,7 @@ def test_text_prompts_on_fresh_scenes(training, demo):
         there = [phrases.phrase_of(thing, rng) for thing in scene.things]
         absent = phrases.absent_phrase(scene.things, rng)
         *found, nothing = demo(scene.image, [p.words(rng) for p in (*there, absent)]).masks()
-        ious += [picture_iou(mask, scene.mask(phrase)) for mask, phrase in zip(found, there)]
+        ious += [image_iou(mask, scene.mask(phrase)) for mask, phrase in zip(found, there)]
         empty.append(nothing.mean() < 0.002)
     assert np.mean(ious) >= 0.8
     assert np.mean(empty) >= 0.85
@@ -66,11 +66,11 @@ def test_pairs_of_colour_and_shape_that_it_never_saw(training, demo):
         for colour, shape in pairs:
             phrase = phrases.Phrase(colour=colour, shape=shape)
             mask = demo(scene.image, f"a {colour} {shape}").masks()[0]
-            ious.append(picture_iou(mask, scene.mask(phrase)))
+            ious.append(image_iou(mask, scene.mask(phrase)))
     assert len(ious) >= 30 and np.mean(ious) >= 0.75
 
 
-def test_a_picture_of_a_like_thing_with_its_mask(training, demo):
+def test_an_image_of_a_like_thing_with_its_mask(training, demo):
     scenes = training.scenes
     ious = []
     for seed in range(30):
@@ -80,17 +80,17 @@ def test_a_picture_of_a_like_thing_with_its_mask(training, demo):
         other = scenes.draw_scene(rng, require=(thing.colour, thing.shape))
         prompt = VisualPrompt(other.image, other.things[0].mask)
         wanted = scene.mask(f"a {thing.colour} {thing.shape}")
-        ious.append(picture_iou(demo(scene.image, prompt).masks()[0], wanted))
+        ious.append(image_iou(demo(scene.image, prompt).masks()[0], wanted))
     assert np.mean(ious) >= 0.7
 
 
 def test_the_prompt_matters(training, demo):
-    """The same picture, two phrases: each mask is its own thing's and not the other's."""
+    """The same image, two phrases: each mask is its own thing's and not the other's."""
     example = training.example
     scene = example.example()
     red, star = demo(scene.image, ["a red thing", "a star"]).masks()
-    assert picture_iou(red, scene.mask("a star")) < 0.05
-    assert picture_iou(star, scene.mask("a red thing")) < 0.05
+    assert image_iou(red, scene.mask("a star")) < 0.05
+    assert image_iou(star, scene.mask("a red thing")) < 0.05
 
 
 def test_it_is_small():

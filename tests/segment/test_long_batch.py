@@ -15,16 +15,16 @@ from tests.segment.test_batch import content, finished
 
 pytestmark = pytest.mark.slow
 
-PICTURES, KILLS = 500, 10
+IMAGES, KILLS = 500, 10
 FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tiff")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK")
 
 
-def mixed_pictures(folder) -> None:
+def mixed_images(folder) -> None:
     """Of six formats, five modes, sizes from 1 to 200 pixels, in folders three deep; every 50th cannot be read."""
     rng = np.random.default_rng(0)
     folder.mkdir()
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         kind, mode = FORMATS[number % len(FORMATS)], MODES[number % len(MODES)]
         path = folder.joinpath(*f"{number % 8:03b}"[: number % 4], f"{number}.{kind}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,14 +37,14 @@ def mixed_pictures(folder) -> None:
 
 
 def test_ten_kills(checkpoint, tmp_path):
-    mixed_pictures(tmp_path / "pictures")
-    command = [sys.executable, "-m", "clipseg_np", "batch", tmp_path / "pictures", "red", "red - a"]
+    mixed_images(tmp_path / "images")
+    command = [sys.executable, "-m", "clipseg_np", "batch", tmp_path / "images", "red", "red - a"]
     command += ["--model", checkpoint, "--labels", "--workers", "2", "--output"]
 
     chance, killed = random.Random(0), 0
     while killed < KILLS:
-        # So long that ten runs end before the pictures do, whatever a run's start takes.
-        until = finished(tmp_path / "killed") + chance.randrange(1, PICTURES // (KILLS + 2))
+        # So long that ten runs end before the images do, whatever a run's start takes.
+        until = finished(tmp_path / "killed") + chance.randrange(1, IMAGES // (KILLS + 2))
         process = subprocess.Popen([*command, tmp_path / "killed"], start_new_session=True)
         while process.poll() is None and finished(tmp_path / "killed") < until:
             time.sleep(0.005)
@@ -53,10 +53,10 @@ def test_ten_kills(checkpoint, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         killed += 1
-    assert 0 < finished(tmp_path / "killed") < PICTURES
+    assert 0 < finished(tmp_path / "killed") < IMAGES
     for output in ("killed", "undisturbed"):
         done = subprocess.run([*command, tmp_path / output], check=False)
         assert done.returncode == 1  # some cannot be read
     expected = content(tmp_path / "undisturbed")
     assert content(tmp_path / "killed") == expected
-    assert len(expected) > 4 * PICTURES
+    assert len(expected) > 4 * IMAGES

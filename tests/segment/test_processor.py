@@ -13,37 +13,37 @@ def processor(segmenter):
     return segmenter.processor
 
 
-def test_text_and_images_come_in_the_references_order(processor, picture):
+def test_text_and_images_come_in_the_references_order(processor, image):
     inputs = processor(
-        text=["red", "a red x"], images=[picture] * 2, padding=True, return_tensors="np"
+        text=["red", "a red x"], images=[image] * 2, padding=True, return_tensors="np"
     )
     assert list(inputs) == ["input_ids", "attention_mask", "pixel_values"]
     assert inputs.input_ids.shape == inputs.attention_mask.shape == (2, 5)
     assert inputs.pixel_values.shape == (2, 3, 32, 32)
 
 
-def test_images_and_visual_prompt(processor, picture):
-    named = processor(images=picture, visual_prompt=picture[::-1], return_tensors="np")
+def test_images_and_visual_prompt(processor, image):
+    named = processor(images=image, visual_prompt=image[::-1], return_tensors="np")
     assert list(named) == ["pixel_values", "conditional_pixel_values"]
     assert not np.array_equal(named.pixel_values, named.conditional_pixel_values)
-    by_place = processor(None, picture, picture[::-1])
+    by_place = processor(None, image, image[::-1])
     assert np.array_equal(by_place.conditional_pixel_values, named.conditional_pixel_values)
 
 
-def test_each_part_alone_gives_what_the_part_gives(processor, picture):
+def test_each_part_alone_gives_what_the_part_gives(processor, image):
     assert processor(text="a red x") == processor.tokenizer("a red x")
-    alone = processor(images=picture)
+    alone = processor(images=image)
     assert list(alone) == ["pixel_values"]
-    assert np.array_equal(alone.pixel_values, processor.image_processor(picture).pixel_values)
-    assert list(processor(visual_prompt=picture)) == ["conditional_pixel_values"]
+    assert np.array_equal(alone.pixel_values, processor.image_processor(image).pixel_values)
+    assert list(processor(visual_prompt=image)) == ["conditional_pixel_values"]
 
 
-def test_keywords_go_to_the_part_that_knows_them_without_a_warning(processor, picture):
+def test_keywords_go_to_the_part_that_knows_them_without_a_warning(processor, image):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inputs = processor(
             text="a red x",
-            images=picture,
+            images=image,
             padding="max_length",
             size=16,
             do_normalize=False,
@@ -61,11 +61,11 @@ def test_unknown_keyword_is_named_in_a_warning(processor):
         processor(text="red", colour=1)
 
 
-def test_nothing_and_two_kinds_of_prompt_are_refused(processor, picture):
+def test_nothing_and_two_kinds_of_prompt_are_refused(processor, image):
     with pytest.raises(InputError, match="nothing to process"):
         processor()
     with pytest.raises(InputError, match="both text and visual_prompt"):
-        processor(text="red", images=picture, visual_prompt=picture)
+        processor(text="red", images=image, visual_prompt=image)
 
 
 def test_decode_and_batch_decode(processor):
@@ -74,11 +74,11 @@ def test_decode_and_batch_decode(processor):
     assert processor.batch_decode(ids, skip_special_tokens=True) == ["a red x", "red"]
 
 
-def test_saved_and_loaded_it_gives_the_same(processor, picture, tmp_path):
+def test_saved_and_loaded_it_gives_the_same(processor, image, tmp_path):
     processor.save_pretrained(tmp_path)
     again = CLIPSegProcessor.from_pretrained(tmp_path)
-    before = processor(text="a red x", images=picture, return_tensors="np")
-    after = again(text="a red x", images=picture, return_tensors="np")
+    before = processor(text="a red x", images=image, return_tensors="np")
+    after = again(text="a red x", images=image, return_tensors="np")
     assert all(np.array_equal(before[name], after[name]) for name in before)
     changed = CLIPSegProcessor.from_pretrained(tmp_path, do_normalize=False, model_max_length=5)
     assert changed.image_processor.do_normalize is False

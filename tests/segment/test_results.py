@@ -1,4 +1,4 @@
-"""What `segment` writes: kinds of pictures, clean masks, a map of labels, lines for scripts."""
+"""What `segment` writes: kinds of images, clean masks, a map of labels, lines for scripts."""
 
 import json
 
@@ -14,7 +14,7 @@ from clipseg_np.segment.results import KINDS, CleanUp, write_results
 from clipseg_np.segment.segmentation import Segmentation
 
 rng = np.random.default_rng(0)
-PICTURE = rng.integers(0, 256, (30, 40, 3), np.uint8)
+IMAGE = rng.integers(0, 256, (30, 40, 3), np.uint8)
 MAPS = np.zeros((3, 30, 40), np.float32)
 MAPS[0, 3:12, 4:20] = 0.9
 MAPS[1, 8:20, 10:30] = 0.8
@@ -28,7 +28,7 @@ def write(tmp_path):
         logits = np.log(np.maximum(MAPS, 1e-20) / (1 - MAPS))
         read = tuple(Expression("", number) for number in range(3))
         result = Segmentation(tuple(CAPTIONS), logits, MAPS.shape[1:], (0, 1, 2), read)
-        return write_results(tmp_path, "scene", PICTURE, result, CAPTIONS, list(kinds), **options)
+        return write_results(tmp_path, "scene", IMAGE, result, CAPTIONS, list(kinds), **options)
 
     return write
 
@@ -37,21 +37,21 @@ def opened(folder, name):
     return np.asarray(Image.open(folder / name))
 
 
-def test_every_kind_of_picture(write, tmp_path):
+def test_every_kind_of_image(write, tmp_path):
     said = write(kinds=KINDS)
     mask = MAPS[0] > 0.5
     np.testing.assert_array_equal(opened(tmp_path, "scene_1_a-cat.png"), mask * 255)
     soft = opened(tmp_path, "scene_1_a-cat_soft.png")
     np.testing.assert_array_equal(soft, np.rint(MAPS[0] * 255))
     cut = opened(tmp_path, "scene_1_a-cat_cutout.png")
-    np.testing.assert_array_equal(cut[..., :3], PICTURE)
+    np.testing.assert_array_equal(cut[..., :3], IMAGE)
     np.testing.assert_array_equal(cut[..., 3], mask * 255)
     contour = opened(tmp_path, "scene_1_a-cat_contour.png")
-    changed = (contour != PICTURE).any(-1)
+    changed = (contour != IMAGE).any(-1)
     assert changed.any() and not (changed & ~mask).any() and not changed[6:9, 8:16].any()
     for kind in ("heat", "highlight"):
         shown = opened(tmp_path, f"scene_1_a-cat_{kind}.png")
-        assert shown.shape == PICTURE.shape and shown[mask].mean() > shown[~mask].mean() + 20
+        assert shown.shape == IMAGE.shape and shown[mask].mean() > shown[~mask].mean() + 20
     assert len(said) == 3 and [len(one["files"]) for one in said] == [len(KINDS)] * 3
 
 
@@ -79,7 +79,7 @@ def test_feathered_edges_are_soft_in_mask_and_cut_out(write, tmp_path):
     np.testing.assert_array_equal(opened(tmp_path, "scene_1_a-cat_cutout.png")[..., 3], mask)
 
 
-def test_a_map_of_labels_as_a_picture_and_as_json(write, tmp_path):
+def test_a_map_of_labels_as_an_image_and_as_json(write, tmp_path):
     write(labels=True)
     image = Image.open(tmp_path / "scene_labels.png")
     labels = np.asarray(image)
@@ -111,19 +111,19 @@ def test_the_labels_masks_are_read_by_pycocotools(write, tmp_path):
             assert coco.toBbox(packed).tolist() == [left, top, right - left, bottom - top]
 
 
-def test_a_segmenter_combines_prompts_and_looks_for_each_once(segmenter, picture):
-    prompts = ["red - a blue x", picture[::-1], "a blue x", "!red"]
-    result = segmenter.combine(picture, prompts)
-    red, x, other = segmenter(picture, ["red", "a blue x", picture[::-1]]).probabilities
+def test_a_segmenter_combines_prompts_and_looks_for_each_once(segmenter, image):
+    prompts = ["red - a blue x", image[::-1], "a blue x", "!red"]
+    result = segmenter.combine(image, prompts)
+    red, x, other = segmenter(image, ["red", "a blue x", image[::-1]]).probabilities
     expected = [np.minimum(red, 1 - x), other, x, 1 - red]
     np.testing.assert_allclose(result.probabilities, expected, atol=1e-6)
     assert all(one is other for one, other in zip(result.prompts, prompts, strict=True))
     with pytest.raises(InputError, match="cannot be read"):
-        segmenter.combine(picture, "red - ")
+        segmenter.combine(image, "red - ")
 
 
-def test_from_the_command_line(checkpoint, picture, picture_file, tmp_path, capsys):
-    command = ["segment", str(picture_file), "red - a blue x", "--model", str(checkpoint)]
+def test_from_the_command_line(checkpoint, image, image_file, tmp_path, capsys):
+    command = ["segment", str(image_file), "red - a blue x", "--model", str(checkpoint)]
     command += [
         "--output",
         str(tmp_path / "out"),
@@ -136,7 +136,7 @@ def test_from_the_command_line(checkpoint, picture, picture_file, tmp_path, caps
     assert main(command) == 0
     (said,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert said["prompt"] == "red - a blue x" and len(said["files"]) == 2
-    expected = Segmenter.from_pretrained(checkpoint).combine(picture, "red - a blue x")
+    expected = Segmenter.from_pretrained(checkpoint).combine(image, "red - a blue x")
     assert said["area"] == expected.masks().sum()
     names = {path.name.removeprefix("scene_") for path in (tmp_path / "out").iterdir()}
     first = "1_red-a-blue-x"
@@ -150,4 +150,4 @@ def test_from_the_command_line(checkpoint, picture, picture_file, tmp_path, caps
     }
     for wrong in (["--smallest", "-1"], ["--feather", "-1"]):
         assert main([*command, *wrong]) == 2
-    assert main(["segment", str(picture_file), "red -", "--model", str(checkpoint)]) == 2
+    assert main(["segment", str(image_file), "red -", "--model", str(checkpoint)]) == 2

@@ -1,4 +1,4 @@
-"""Segmenter: prompts of every kind, the picture encoded once and no deeper than needed, results at its own size."""
+"""Segmenter: prompts of every kind, the image encoded once and no deeper than needed, results at its own size."""
 
 from pathlib import Path
 
@@ -18,58 +18,56 @@ from clipseg_np import (
 from ..helpers.checkpoints import checkpoint, stored_arrays
 
 
-def expected_probabilities(segmenter, picture, **prompt):
-    """One prompt through the model's own forward, at the picture's own size."""
+def expected_probabilities(segmenter, image, **prompt):
+    """One prompt through the model's own forward, at the image's own size."""
     from clipseg_np.image.image_processor import resize_bilinear
 
-    inputs = segmenter.processor(images=picture, return_tensors="np", **prompt)
+    inputs = segmenter.processor(images=image, return_tensors="np", **prompt)
     logits = segmenter.model(**inputs).logits
-    return 1 / (1 + np.exp(-resize_bilinear(logits, picture.shape[:2]).astype(np.float64)))[0]
+    return 1 / (1 + np.exp(-resize_bilinear(logits, image.shape[:2]).astype(np.float64)))[0]
 
 
-def test_a_mix_of_prompts_keeps_its_order(segmenter, picture):
-    other = picture[::-1, ::-1].copy()
-    result = segmenter(picture, ["red", other, "a blue x"])
+def test_a_mix_of_prompts_keeps_its_order(segmenter, image):
+    other = image[::-1, ::-1].copy()
+    result = segmenter(image, ["red", other, "a blue x"])
     assert result.probabilities.shape == (3, 40, 60)
     assert result.probabilities.dtype == np.float32
     wanted = [
-        expected_probabilities(segmenter, picture, text="red"),
-        expected_probabilities(segmenter, picture, visual_prompt=other),
-        expected_probabilities(segmenter, picture, text="a blue x"),
+        expected_probabilities(segmenter, image, text="red"),
+        expected_probabilities(segmenter, image, visual_prompt=other),
+        expected_probabilities(segmenter, image, text="a blue x"),
     ]
     assert np.abs(wanted[0] - wanted[2]).max() > 1e-3
     np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("prompt", ["red", ["red"]])
-def test_one_prompt_keeps_its_axis(segmenter, picture, prompt):
-    assert segmenter(picture, prompt).masks().shape == (1, 40, 60)
+def test_one_prompt_keeps_its_axis(segmenter, image, prompt):
+    assert segmenter(image, prompt).masks().shape == (1, 40, 60)
 
 
-def test_the_picture_is_encoded_once_and_no_deeper_than_the_last_extracted_layer(
-    segmenter, picture
-):
+def test_the_image_is_encoded_once_and_no_deeper_than_the_last_extracted_layer(segmenter, image):
     with trace() as activations:
-        segmenter(picture, ["red", "blue", "x"])
+        segmenter(image, ["red", "blue", "x"])
     layers = [name for name in activations if name.startswith("clip.vision_model.encoder.layers.")]
     assert len(activations.all["clip.vision_model.encoder.layers.2"]) == 1
     assert activations["clip.vision_model.encoder.layers.2"].shape[0] == 1
     assert not any(name.startswith("clip.vision_model.encoder.layers.3") for name in layers)
 
 
-def test_P30_masks_are_probabilities_above_the_threshold(segmenter, picture):
-    result = segmenter(picture, "red")
+def test_P30_masks_are_probabilities_above_the_threshold(segmenter, image):
+    result = segmenter(image, "red")
     assert np.array_equal(result.masks(0.25), result.probabilities > 0.25)
     assert result.masks(0).all() and not result.masks(1).any()
     with pytest.raises(InputError, match="threshold is 1.5"):
         result.masks(1.5)
 
 
-def test_P05_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, picture, tmp_path):
+def test_P05_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, image, tmp_path):
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
-    Image.fromarray(picture).save(path, exif=exif, quality=95)
+    Image.fromarray(image).save(path, exif=exif, quality=95)
     result = segmenter(path, "red")
     assert result.probabilities.shape == (1, 60, 40)
     upright = np.rot90(np.asarray(Image.open(path)), -1)
@@ -82,15 +80,15 @@ def test_P05_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, picture,
     "prompts, message",
     [([], "no prompt"), (["red", "  "], "prompt 2 is empty"), ([3], "expected a path")],
 )
-def test_unusable_prompts_are_refused(segmenter, picture, prompts, message):
+def test_unusable_prompts_are_refused(segmenter, image, prompts, message):
     with pytest.raises(InputError, match=message):
-        segmenter(picture, prompts)
+        segmenter(image, prompts)
 
 
-def test_too_long_a_prompt_is_cut_with_a_warning(segmenter, picture):
+def test_too_long_a_prompt_is_cut_with_a_warning(segmenter, image):
     with pytest.warns(UserWarning, match="has 32 tokens; the model reads 16"):
-        long = segmenter(picture, "x" * 30)
-    cut = segmenter(picture, "x" * 14)
+        long = segmenter(image, "x" * 30)
+    cut = segmenter(image, "x" * 14)
     # The 14 letters that fit, but without the end-of-word mark of a whole word.
     assert long.probabilities.shape == cut.probabilities.shape
 
@@ -108,23 +106,23 @@ def test_a_vocabulary_that_does_not_fit_is_refused(segmenter, tokenizer, config)
         Segmenter(CLIPSegForImageSegmentation(ends), small)
 
 
-def test_non_square_input_size(segmenter, picture):
+def test_non_square_input_size(segmenter, image):
     wide = CLIPSegProcessor(
         ViTImageProcessor(size={"height": 24, "width": 40}), segmenter.processor.tokenizer
     )
-    assert Segmenter(segmenter.model, wide)(picture, "red").probabilities.shape == (1, 40, 60)
+    assert Segmenter(segmenter.model, wide)(image, "red").probabilities.shape == (1, 40, 60)
 
 
-def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, picture):
+def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, image):
     again = Segmenter.from_pretrained(checkpoint)
     assert np.array_equal(
-        again(picture, ["red", picture]).probabilities,
-        segmenter(picture, ["red", picture]).probabilities,
+        again(image, ["red", image]).probabilities,
+        segmenter(image, ["red", image]).probabilities,
     )
     double = Segmenter.from_pretrained(checkpoint, dtype="float64")
     assert double.model.dtype == np.float64
     np.testing.assert_allclose(
-        double(picture, "red").probabilities, again(picture, "red").probabilities, atol=1e-4
+        double(image, "red").probabilities, again(image, "red").probabilities, atol=1e-4
     )
 
 
@@ -140,7 +138,7 @@ def with_weights(segmenter, folder, change) -> Segmenter:
 
 @pytest.mark.parametrize("stored", ["float16", "float32"])
 def test_nan_in_the_masks_is_a_warning_that_names_the_damaged_weight(
-    stored, segmenter, picture, tmp_path
+    stored, segmenter, image, tmp_path
 ):
     name = "decoder.film_mul.weight"
 
@@ -150,17 +148,15 @@ def test_nan_in_the_masks_is_a_warning_that_names_the_damaged_weight(
 
     damaged = with_weights(segmenter, tmp_path, damage)
     with pytest.warns(UserWarning, match=f"the masks hold NaN: the checkpoint's {name} holds NaN"):
-        damaged(picture, "red")
+        damaged(image, "red")
 
 
 @pytest.mark.filterwarnings("error")
-def test_infinite_weights_that_no_mask_depends_on_are_no_reason_to_warn(
-    segmenter, picture, tmp_path
-):
+def test_infinite_weights_that_no_mask_depends_on_are_no_reason_to_warn(segmenter, image, tmp_path):
     def change(arrays):
         arrays["clip.logit_scale"][...] = np.inf
 
-    with_weights(segmenter, tmp_path, change)(picture, "red")
+    with_weights(segmenter, tmp_path, change)(image, "red")
 
 
 def mapped_kilobytes(file) -> int:

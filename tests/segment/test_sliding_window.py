@@ -1,4 +1,4 @@
-"""Windows of a picture, and the join of their maps."""
+"""Windows of an image, and the join of their maps."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ rng = np.random.default_rng(0)
 
 @pytest.mark.parametrize("size", [(40, 60), (41, 59), (4, 5), (352, 352)])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_windows_cover_the_picture_and_overlap_by_half(size, scale):
+def test_windows_cover_the_image_and_overlap_by_half(size, scale):
     seen = np.zeros(size, int)
     for down, right, (rows, columns) in windows(size, scale):
         assert abs(rows.start - down * size[0] / (2 * scale)) <= 0.5
@@ -64,32 +64,32 @@ def test_no_more_windows_than_pixels():
 
 def test_a_scale_is_what_its_windows_are_alone(checkpoint):
     segmenter = Segmenter.from_pretrained(checkpoint)
-    picture = rng.integers(0, 256, (60, 80, 3), np.uint8)
-    alone = segmenter(picture[:30, :40], "red").logits
-    whole = segmenter(picture, "red").logits
-    close = segmenter(picture, "red", scales=[2]).logits
+    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    alone = segmenter(image[:30, :40], "red").logits
+    whole = segmenter(image, "red").logits
+    close = segmenter(image, "red", scales=[2]).logits
     assert close.shape == (1, 2 * whole.shape[1], 2 * whole.shape[2])
     quarter = np.s_[:, : whole.shape[1] // 2, : whole.shape[2] // 2]
     np.testing.assert_allclose(close[quarter], alone[quarter], rtol=1e-5, atol=1e-6)
-    both = segmenter.combine(picture, "red", scales=[1, 2]).logits
+    both = segmenter.combine(image, "red", scales=[1, 2]).logits
     np.testing.assert_allclose(both, mean_of_scales([whole, close], Ops()), rtol=1e-5, atol=1e-6)
 
 
 def test_small_things_are_found_in_windows():
-    """The demonstration checkpoint on sixteen scenes in one picture: each thing is four times as small as in training."""
+    """The demonstration checkpoint on sixteen scenes in one image: each thing is four times as small as in training."""
     segmenter = Segmenter.from_pretrained()
-    picture = np.full((512, 512, 3), 90, np.uint8)
+    image = np.full((512, 512, 3), 90, np.uint8)
     true = np.zeros((512, 512), bool)
     rows, columns = np.mgrid[:512, :512]
     for k in range(16):
         y, x = 64 + 128 * (k // 4), 64 + 128 * (k % 4)
         disc = (rows - y) ** 2 + (columns - x) ** 2 < 8**2
         red = k % 3 == 0
-        picture[disc] = (220, 20, 20) if red else (30, 60, 220)
+        image[disc] = (220, 20, 20) if red else (30, 60, 220)
         if red:
             true |= disc
     scores = {}
     for scales in ((1,), (4,)):
-        mask = segmenter(picture, "a red thing", scales=scales).masks()[0]
+        mask = segmenter(image, "a red thing", scales=scales).masks()[0]
         scores[scales] = (mask & true).sum() / (mask | true).sum()
     assert scores[4,] > scores[1,] + 0.1 and scores[4,] > 0.7, scores

@@ -51,7 +51,7 @@ def test_blur_is_a_gaussian_of_fifteen_pixels_mirrored_at_the_border():
     np.testing.assert_allclose(gaussian_blur(pixels, 3.0), plain_blur(pixels, 3.0), atol=1e-12)
 
 
-def test_blur_of_a_picture_smaller_than_the_window():
+def test_blur_of_an_image_smaller_than_the_window():
     assert np.allclose(gaussian_blur(np.full((1, 2, 3), 4.0), 3), 4.0)
 
 
@@ -66,7 +66,7 @@ def test_the_crop_is_the_box_and_a_tenth_of_its_sides():
     pixels, mask = drawn()
     # rows 8 to 18 and a tenth of 10 more on each side, columns 12 to 32 and a tenth of 20
     assert np.array_equal(crop(pixels, mask, 0.1), pixels[7:19, 10:34])
-    # never beyond the picture
+    # never beyond the image
     assert crop(pixels, mask, 5.0).shape == pixels.shape
 
 
@@ -78,7 +78,7 @@ def test_padding_to_a_square_is_even_and_neutral():
 
 
 def test_crop_blur_highlight_is_the_authors_recipe():
-    """Their steps on a square normalised picture, written out: blend, box with context, pad, nearest."""
+    """Their steps on a square normalised image, written out: blend, box with context, pad, nearest."""
     rng = np.random.default_rng(1)
     pixel_values = rng.normal(size=(3, 40, 40)).astype(np.float32)
     mask = np.zeros((40, 40), np.float32)
@@ -96,33 +96,33 @@ def test_crop_blur_highlight_is_the_authors_recipe():
 
 def test_the_everyday_variant_is_the_same_recipe_in_bytes():
     rng = np.random.default_rng(2)
-    picture = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     mask = np.zeros((40, 40), bool)
     mask[10:20, 10:20] = True
-    made = VisualPrompt(picture, mask).picture(MEAN)
-    normalised = np.moveaxis(picture / 255 - np.array(MEAN), 2, 0)
+    made = VisualPrompt(image, mask).prepared(MEAN)
+    normalised = np.moveaxis(image / 255 - np.array(MEAN), 2, 0)
     expected = np.moveaxis(crop_blur_highlight(normalised, mask, size=12), 0, 2) + np.array(MEAN)
     assert made.shape == (12, 12, 3) and made.dtype == np.uint8
     np.testing.assert_allclose(made / 255, expected, atol=0.5 / 255 + 1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_changes_the_picture_in_its_own_way(variant):
-    picture = np.random.default_rng(3).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+def test_every_variant_changes_the_image_in_its_own_way(variant):
+    image = np.random.default_rng(3).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     _, mask = drawn()
-    made = VisualPrompt(picture, mask, variant).picture(MEAN)
+    made = VisualPrompt(image, mask, variant).prepared(MEAN)
     others = [
-        VisualPrompt(picture, mask, name).picture(MEAN) for name in VARIANTS if name != variant
+        VisualPrompt(image, mask, name).prepared(MEAN) for name in VARIANTS if name != variant
     ]
     assert not any(made.shape == other.shape and np.array_equal(made, other) for other in others)
     assert ("crop" in variant) == (made.shape[0] == made.shape[1])
 
 
 def test_the_outline_is_red_and_lies_on_the_edge_only():
-    picture = np.full((20, 20, 3), 90, np.uint8)
+    image = np.full((20, 20, 3), 90, np.uint8)
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
-    made = VisualPrompt(picture, mask, "outline").picture(MEAN)
+    made = VisualPrompt(image, mask, "outline").prepared(MEAN)
     red = (made == (255, 0, 0)).all(axis=2)
     assert red[5, 5:15].all() and red[3, 8] and red[6, 8]
     assert not red[7, 8] and not red[2, 8]
@@ -130,35 +130,35 @@ def test_the_outline_is_red_and_lies_on_the_edge_only():
 
 
 def test_unusable_masks_and_variants_are_refused():
-    picture = np.zeros((20, 20, 3), np.uint8)
+    image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(InputError, match="mask is empty"):
-        VisualPrompt(picture, np.zeros((20, 20), bool)).picture(MEAN)
+        VisualPrompt(image, np.zeros((20, 20), bool)).prepared(MEAN)
     with pytest.raises(InputError, match="20 by 21 .* 20 by 20"):
-        VisualPrompt(picture, np.ones((20, 21), bool)).picture(MEAN)
+        VisualPrompt(image, np.ones((20, 21), bool)).prepared(MEAN)
     with pytest.raises(InputError, match="unknown variant 'dye'"):
-        VisualPrompt(picture, np.ones((20, 20), bool), "dye").picture(MEAN)
+        VisualPrompt(image, np.ones((20, 20), bool), "dye").prepared(MEAN)
 
 
-def test_the_segmenter_takes_it_as_a_picture_prompt(segmenter, picture):
-    mask = np.zeros(picture.shape[:2], bool)
+def test_the_segmenter_takes_it_as_an_image_prompt(segmenter, image):
+    mask = np.zeros(image.shape[:2], bool)
     mask[10:30, 10:30] = True
-    prompt = VisualPrompt(picture, mask)
+    prompt = VisualPrompt(image, mask)
     mean = segmenter.processor.image_processor.image_mean
-    result = segmenter(picture, [prompt, "red", prompt.picture(mean)])
+    result = segmenter(image, [prompt, "red", prompt.prepared(mean)])
     np.testing.assert_allclose(result.probabilities[0], result.probabilities[2], atol=1e-6)
-    whole = segmenter(picture, picture).probabilities[0]
+    whole = segmenter(image, image).probabilities[0]
     assert np.abs(result.probabilities[0] - whole).max() > 1e-4
 
 
-def test_on_the_command_line(checkpoint, picture, picture_file, tmp_path, capsys):
-    mask = np.zeros(picture.shape[:2], np.uint8)
+def test_on_the_command_line(checkpoint, image, image_file, tmp_path, capsys):
+    mask = np.zeros(image.shape[:2], np.uint8)
     mask[10:30, 10:30] = 255
     mask_file, output = tmp_path / "mask.png", tmp_path / "masks"
     Image.fromarray(mask).save(mask_file)
-    asked = ["segment", str(picture_file), "--model", str(checkpoint), "--output", str(output)]
-    asked += ["--image-prompt", str(picture_file), "--prompt-mask", str(mask_file)]
+    asked = ["segment", str(image_file), "--model", str(checkpoint), "--output", str(output)]
+    asked += ["--image-prompt", str(image_file), "--prompt-mask", str(mask_file)]
     assert main([*asked, "--threshold", "0.3"]) == 0
-    expected = Segmenter.from_pretrained(checkpoint)(picture, VisualPrompt(picture, mask > 0))
+    expected = Segmenter.from_pretrained(checkpoint)(image, VisualPrompt(image, mask > 0))
     written = np.asarray(Image.open(output / "scene_1_scene-png.png"))
     assert np.array_equal(written > 0, expected.masks(0.3)[0])
     assert main([*asked, "--prompt-mask", str(mask_file)]) == 2
