@@ -33,12 +33,7 @@ INDEX_NAME = "model.safetensors.index.json"
 # Buffers that old checkpoints carry and no layer takes; the only keys that may be left over.
 IGNORED_ENDINGS = ("position_ids",)
 
-STORED_TYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-}
+STORED_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 TYPES_BY_SIZE = {
     8: "F64 I64 U64",
     4: "F32 I32 U32",

@@ -216,10 +216,7 @@ class CLIPSegVisionModel(PretrainedModel):
         )
 
     def tokens(
-        self,
-        pixel_values: Array,
-        attentions: list | None = None,
-        only: Sequence[int] | None = None,
+        self, pixel_values: Array, attentions: list | None = None, only: Sequence[int] | None = None
     ) -> list[Array]:
         """The first layer's input and each layer's output, or those of `only` these layers.  (B,1+hw,D) each"""
         pixel_values = checked_pixels(self.floats(pixel_values), self.config)

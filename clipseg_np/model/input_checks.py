@@ -7,12 +7,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..nn.ops import Array, in_main_memory
-from .config import (
-    LEGACY_EOS_TOKEN_ID,
-    CLIPSegConfig,
-    CLIPSegTextConfig,
-    CLIPSegVisionConfig,
-)
+from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 
 
 def checked_texts(

@@ -58,10 +58,7 @@ class Segmenter:
     """
 
     def __init__(
-        self,
-        model: CLIPSegForImageSegmentation,
-        processor: CLIPSegProcessor,
-        record: bool = True,
+        self, model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor, record: bool = True
     ):
         text, tokenizer = model.config.text_config, processor.tokenizer
         if len(tokenizer) > text.vocab_size:

@@ -106,12 +106,7 @@ class Instance(NamedTuple):
 
 
 # What is taken for CuPy's by its name, as a variable or an attribute.
-VARIABLES = {
-    "xp": cupy,
-    "cupy": cupy,
-    "cuda": cupy.cuda,
-    "stream": Instance(cupy.cuda.Stream),
-}
+VARIABLES = {"xp": cupy, "cupy": cupy, "cuda": cupy.cuda, "stream": Instance(cupy.cuda.Stream)}
 RESULTS = {
     cupy.cuda.get_current_stream: Instance(cupy.cuda.Stream),
     cupy.get_default_memory_pool: Instance(cupy.cuda.MemoryPool),

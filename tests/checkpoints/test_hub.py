@@ -52,10 +52,7 @@ class Machine:
             cwd=self.here, env=kept | settings | changes, check=False, capture_output=True, text=True,
         )  # fmt: skip
         return SimpleNamespace(
-            code=done.returncode,
-            out=done.stdout,
-            error=done.stderr,
-            asked=self.hub.asked[before:],
+            code=done.returncode, out=done.stdout, error=done.stderr, asked=self.hub.asked[before:]
         )
 
     def run(self, *arguments: object, **changes: str) -> SimpleNamespace:

@@ -50,11 +50,7 @@ def damaged(tmp_path, what: str):
     path = tmp_path / f"{what}.png"
     whole = tmp_path / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
-    content = {
-        "text": b"not an image",
-        "empty": b"",
-        "truncated": whole.read_bytes()[:2000],
-    }[what]
+    content = {"text": b"not an image", "empty": b"", "truncated": whole.read_bytes()[:2000]}[what]
     path.write_bytes(content)
     return path
 

@@ -70,8 +70,7 @@ def test_a_trace_sees_parts_and_tasks_in_their_order():
         here = threading.get_ident()
         for _ in range(5):
             in_parallel(
-                fast,
-                [lambda: (time.sleep(0.01), record("task", 0)), lambda: record("task", here)],
+                fast, [lambda: (time.sleep(0.01), record("task", 0)), lambda: record("task", here)]
             )
         record("task", threading.get_ident())
     assert seen.all == {"part": [0, 2, 4], "task": [0, here] * 5 + [here]}

@@ -90,11 +90,7 @@ def test_P18b_the_refined_head_upsamples_by_a_quarter_of_the_patch_twice(patch, 
     )
     model = CLIPSegForImageSegmentation(config)
     image = np.zeros((1, 3, 2 * patch, 3 * patch))
-    assert model(pixel_values=image, input_ids=[[1, 2]]).logits.shape == (
-        1,
-        2 * factor,
-        3 * factor,
-    )
+    assert model(pixel_values=image, input_ids=[[1, 2]]).logits.shape == (1, 2 * factor, 3 * factor)
     plain = CLIPSegForImageSegmentation(replace(config, use_complex_transposed_convolution=False))
     logits = plain(pixel_values=image, input_ids=[[1, 2]]).logits
     assert logits.shape == (1, 2 * patch, 3 * patch)

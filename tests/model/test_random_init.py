@@ -108,8 +108,7 @@ def test_the_factor_scales_what_is_drawn():
 
 
 @pytest.mark.parametrize(
-    "part, config",
-    [(CLIPSegTextModel, TEXT), (CLIPSegVisionModel, VISION), (CLIPSegModel, CONFIG)],
+    "part, config", [(CLIPSegTextModel, TEXT), (CLIPSegVisionModel, VISION), (CLIPSegModel, CONFIG)]
 )
 def test_every_model_has_a_random_start(part, config):
     model = part(config, seed=1)

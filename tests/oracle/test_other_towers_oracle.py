@@ -9,12 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
-from clipseg_np import (
-    CLIPSegForImageSegmentation,
-    CLIPSegProcessor,
-    Segmenter,
-    ViTImageProcessor,
-)
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter, ViTImageProcessor
 
 from .reference import compare, draw_ids, reference_model, worst
 

@@ -35,8 +35,7 @@ def test_numbers_of_images_and_prompts_that_do_not_fit(plain):
         lambda: plain(pixel_values=two, conditional_pixel_values=images(3, 32, 32)),
     )
     refuses(
-        "2 images and 3 prompts",
-        lambda: plain.decode(plain.encode_image(two), np.ones((3, 20))),
+        "2 images and 3 prompts", lambda: plain.decode(plain.encode_image(two), np.ones((3, 20)))
     )
     refuses("got 3 prompts; expected 2", lambda: plain.get_conditional_embeddings(2, input_ids=IDS))
 
@@ -46,8 +45,7 @@ def test_prompts_in_no_form_or_two(plain):
     refuses("neither", lambda: plain(pixel_values=x))
     refuses("both", lambda: plain(pixel_values=x, input_ids=IDS, conditional_pixel_values=x))
     refuses(
-        "another kind",
-        lambda: plain(pixel_values=x, input_ids=IDS, conditional_embeddings=vectors),
+        "another kind", lambda: plain(pixel_values=x, input_ids=IDS, conditional_embeddings=vectors)
     )
     refuses("pixel_values are missing", lambda: plain(input_ids=IDS))
 
@@ -93,10 +91,7 @@ def test_masks_and_positions_that_do_not_fit(plain):
 
 
 def test_the_contrastive_loss_needs_pairs(plain):
-    refuses(
-        "got 3 and 2",
-        lambda: plain.clip(IDS, images(2, 32, 32), return_loss=True),
-    )
+    refuses("got 3 and 2", lambda: plain.clip(IDS, images(2, 32, 32), return_loss=True))
 
 
 def test_a_model_needs_its_own_config():

@@ -116,8 +116,7 @@ def test_non_square_input_size(segmenter, image):
 def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, image):
     again = Segmenter.from_pretrained(checkpoint)
     assert np.array_equal(
-        again(image, ["red", image]).probabilities,
-        segmenter(image, ["red", image]).probabilities,
+        again(image, ["red", image]).probabilities, segmenter(image, ["red", image]).probabilities
     )
     double = Segmenter.from_pretrained(checkpoint, dtype="float64")
     assert double.model.dtype == np.float64
