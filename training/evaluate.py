@@ -26,9 +26,9 @@ from phrases import HELD_OUT, Phrase, absent_phrase, phrase_of
 from scenes import draw_scene
 
 from clipseg_np import Segmenter, VisualPrompt
-from clipseg_np.masks.draw import highlighted, sheet
+from clipseg_np.masks.draw import highlight, sheet
 from clipseg_np.masks.metrics import Metrics, image_iou
-from clipseg_np.masks.morphology import grow
+from clipseg_np.masks.morphology import dilate
 
 EVALUATION = 977  # first word of the seeds
 EMPTY = 0.002
@@ -63,8 +63,8 @@ class Answer:
         """The image with the true mask's edge in green, and beside it what was found."""
         image = self.image.copy()
         thickness = max(1, round(max(self.true.shape) / 160))
-        image[grow(self.true, thickness) & ~self.true] = TRUE_EDGE
-        beside = np.concatenate([image, highlighted(self.image, self.found)], axis=1)
+        image[dilate(self.true, thickness) & ~self.true] = TRUE_EDGE
+        beside = np.concatenate([image, highlight(self.image, self.found)], axis=1)
         return f"{self.score:.2f}  {self.words}", beside
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 from ..nn.ops import in_main_memory
-from .row_blocks import by_bands
+from .row_blocks import map_row_blocks
 
 LAYOUTS = ("channels_first", "channels_last")
 # Pixels on a side of a file's image, as in JPEG. A line of 80 million zips to nothing, and to
@@ -148,14 +148,14 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
         image = image.convert("LA")
     see_through = {"A", "a"} & set(image.getbands()) or image.info.get("transparency") is not None
     if see_through:
-        return by_bands(_over_white, np.asarray(image.convert("RGBA")))
+        return map_row_blocks(_over_white, np.asarray(image.convert("RGBA")))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _from_array(array: np.ndarray, layout: str | None, name: str) -> np.ndarray:
     pixels = _to_bytes(_channels_last(array, layout, name), name)
     if pixels.shape[2] == 4:
-        return by_bands(_over_white, pixels)
+        return map_row_blocks(_over_white, pixels)
     return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
@@ -200,7 +200,7 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
         raise InputError(f"{name} holds NaN or infinity; expected floats in 0..1.")
     if array.dtype.kind == "f":
         if low >= 0 and high <= 1:
-            return by_bands(
+            return map_row_blocks(
                 lambda rows: (rows.astype(np.float64) * 255).astype(np.float32).astype(np.uint8),
                 array,
             )
@@ -213,7 +213,9 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if low >= 0 and high <= 255 and array.dtype != np.uint16:
         return array.astype(np.uint8)
     if low >= 0 and high <= 65535:
-        return by_bands(lambda rows: ((rows.astype(np.int64) + 128) // 257).astype(np.uint8), array)
+        return map_row_blocks(
+            lambda rows: ((rows.astype(np.int64) + 128) // 257).astype(np.uint8), array
+        )
     raise InputError(
         f"{name} holds integers from {low} to {high}; expected 0..255, or 0..65535 for 16 bits."
     )

@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-PIXELS = 1 << 21  # in a band
+MAX_PIXELS_PER_BLOCK = 1 << 21  # in a band
 
 
-def bands(height: int, width: int) -> Iterator[slice]:
-    """The rows from top to bottom, so many at a time as hold about `PIXELS`; a small image is one band."""
-    rows = max(1, PIXELS // max(1, width))
+def row_blocks(height: int, width: int) -> Iterator[slice]:
+    """The rows from top to bottom, so many at a time as hold about `MAX_PIXELS_PER_BLOCK`; a small image is one band."""
+    rows = max(1, MAX_PIXELS_PER_BLOCK // max(1, width))
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))
 
 
-def by_bands(function: Callable, first: np.ndarray, *others: np.ndarray) -> np.ndarray:
+def map_row_blocks(function: Callable, first: np.ndarray, *others: np.ndarray) -> np.ndarray:
     """`function(first, *others)`, of bands of rows, put together: for work in which each pixel is by itself.
 
     All are (height,width,...); the result is what the function returns of them, (height,...).
     """
     whole = None
-    for rows in bands(*first.shape[:2]):
+    for rows in row_blocks(*first.shape[:2]):
         part = function(first[rows], *(other[rows] for other in others))
         if whole is None:
             whole = np.empty((first.shape[0], *part.shape[1:]), part.dtype)

@@ -9,34 +9,34 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ..errors import InputError
-from ..image.row_blocks import bands, by_bands
+from ..image.row_blocks import map_row_blocks, row_blocks
 
 
-def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
+def dilate(mask: np.ndarray, pixels: float) -> np.ndarray:
     """The mask with all that lies within `pixels` of it, as the crow flies; a negative number shrinks it.
 
     Beyond the image's border lies nothing: shrinking takes nothing off there.
     """
     if pixels < 0:
-        return ~grow(~mask, -pixels)
+        return ~dilate(~mask, -pixels)
     if pixels >= np.hypot(*mask.shape):  # the image's diagonal: from anywhere to anywhere
         return np.full_like(mask, mask.any())
     grown = mask.copy()
     height, width = mask.shape
     margin = int(min(pixels, max(height, width)))
-    for rows in bands(height, width):  # a band, and what of the mask can reach it
+    for rows in row_blocks(height, width):  # a band, and what of the mask can reach it
         reach = slice(max(0, rows.start - margin), rows.stop + margin)
         columns = np.flatnonzero(mask[reach].any(axis=0))
         if not len(columns) or mask[rows].all():
             continue
         part = slice(max(0, columns[0] - margin), columns[-1] + margin + 1)
-        near = _grown(mask[reach, part], pixels)
+        near = _dilate_window(mask[reach, part], pixels)
         grown[rows, part] = near[rows.start - reach.start :][: rows.stop - rows.start]
     return grown
 
 
-def _grown(mask: np.ndarray, pixels: float) -> np.ndarray:
-    """`grow`, of a mask that is not large: for each row downwards, what lies near enough to its left and right."""
+def _dilate_window(mask: np.ndarray, pixels: float) -> np.ndarray:
+    """`dilate`, of a mask that is not large: for each row downwards, what lies near enough to its left and right."""
     height, width = mask.shape
     counts = np.zeros((height, width + 1), np.int32)  # of True to the left
     np.cumsum(mask, axis=1, out=counts[:, 1:])
@@ -58,17 +58,17 @@ def feather(mask: np.ndarray, pixels: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Region:
+class Component:
     """A connected part of a mask: its `area` in pixels, and its `box` (left, top, right, bottom), the ends excluded."""
 
     area: int
     box: tuple[int, int, int, int]
 
 
-def regions(mask: np.ndarray) -> list[Region]:
+def connected_components(mask: np.ndarray) -> list[Component]:
     """The connected parts, also those that touch by a corner, as they begin from the top."""
     rows, starts, ends = runs(mask)
-    numbers = region_numbers(mask.shape[0], rows, starts, ends)
+    numbers = component_numbers(mask.shape[0], rows, starts, ends)
     count = numbers.max(initial=-1) + 1
     area = np.bincount(numbers, ends - starts, count).astype(int)
     left, top = np.full(count, mask.shape[1]), np.full(count, mask.shape[0])
@@ -78,10 +78,10 @@ def regions(mask: np.ndarray) -> list[Region]:
     np.maximum.at(right, numbers, ends)
     np.maximum.at(bottom, numbers, rows + 1)
     boxes = np.stack([left, top, right, bottom], 1).tolist()
-    return [Region(int(size), tuple(box)) for size, box in zip(area, boxes)]
+    return [Component(int(size), tuple(box)) for size, box in zip(area, boxes)]
 
 
-def region_numbers(
+def component_numbers(
     height: int, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> np.ndarray:
     """For each of a mask's `runs`, the number of the region that it belongs to, from 0."""
@@ -112,7 +112,7 @@ def region_numbers(
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows, first columns and end columns (excluded) of all runs of True along the rows, in reading order."""
     found = []
-    for band in bands(*mask.shape):
+    for band in row_blocks(*mask.shape):
         padded = np.zeros((band.stop - band.start, mask.shape[1] + 2), np.int8)
         padded[:, 1:-1] = mask[band]
         step = np.diff(padded, axis=1)
@@ -121,10 +121,10 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
-def without_crumbs(mask: np.ndarray, smallest: int) -> np.ndarray:
+def remove_small_components(mask: np.ndarray, smallest: int) -> np.ndarray:
     """The mask without its connected parts of fewer than `smallest` pixels."""
     rows, starts, ends = runs(mask)
-    numbers = region_numbers(mask.shape[0], rows, starts, ends)
+    numbers = component_numbers(mask.shape[0], rows, starts, ends)
     large = np.bincount(numbers, ends - starts) >= smallest
     kept = np.zeros_like(mask)
     kept[mask] = np.repeat(large[numbers], ends - starts)
@@ -140,13 +140,13 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise InputError(
             f"the mask is {mask.shape} and the image {image.shape[:2]}; expected one size"
         )
-    opaque = by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), mask)
+    opaque = map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), mask)
     return np.dstack([image, opaque])
 
 
 def contour(mask: np.ndarray, pixels: int = 1) -> np.ndarray:
     """The mask's rim, so many pixels wide, inside of it. Where the mask runs over the image's border, there is none."""
-    return mask & ~grow(mask, -pixels)
+    return mask & ~dilate(mask, -pixels)
 
 
 def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -178,7 +178,7 @@ class Labels:
         np.copyto(self.highest, probabilities, where=likelier)
 
 
-def run_lengths(mask: np.ndarray) -> dict:
+def run_length_encoding(mask: np.ndarray) -> dict:
     """The mask in COCO's form: the lengths of runs of 0 and 1 in turn, beginning with 0, down the columns."""
     values = mask.ravel(order="F")
     changes = np.flatnonzero(np.diff(values)) + 1

@@ -10,9 +10,26 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import write_json, written_whole
-from ..image.row_blocks import by_bands
-from ..masks.draw import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
-from ..masks.morphology import Labels, cut_out, feather, grow, regions, run_lengths, without_crumbs
+from ..image.row_blocks import map_row_blocks
+from ..masks.draw import (
+    draw_contour,
+    heat,
+    highlight,
+    legend,
+    palette_image,
+    panel,
+    sheet,
+    subsample,
+)
+from ..masks.morphology import (
+    Labels,
+    connected_components,
+    cut_out,
+    dilate,
+    feather,
+    remove_small_components,
+    run_length_encoding,
+)
 from .segmentation import Segmentation, checked_threshold
 
 
@@ -26,9 +43,9 @@ class CleanUp:
 
     def __call__(self, mask: np.ndarray) -> np.ndarray:
         if self.smallest:
-            mask = without_crumbs(mask, self.smallest)
+            mask = remove_small_components(mask, self.smallest)
         if self.grow:
-            mask = grow(mask, self.grow)
+            mask = dilate(mask, self.grow)
         return mask
 
 
@@ -48,7 +65,9 @@ class Found:
 
 
 def grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), values))
+    return Image.fromarray(
+        map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
+    )
 
 
 # The kinds of image, by name: the mask, white on black; how likely each pixel is; that as a heat map over the
@@ -58,8 +77,8 @@ KINDS: dict[str, Callable[[Found], Image.Image]] = {
     "soft": lambda found: grey(found.probabilities),
     "heat": lambda found: Image.fromarray(heat(found.image, found.probabilities, 1)),
     "cutout": lambda found: Image.fromarray(cut_out(found.image, found.soft)),
-    "contour": lambda found: Image.fromarray(rimmed(found.image, found.mask)),
-    "highlight": lambda found: Image.fromarray(highlighted(found.image, found.mask)),
+    "contour": lambda found: Image.fromarray(draw_contour(found.image, found.mask)),
+    "highlight": lambda found: Image.fromarray(highlight(found.image, found.mask)),
 }
 
 
@@ -99,7 +118,7 @@ def write_results(
         return said, (caption, panel(image, mask))
 
     said, panels = zip(*(write_one(number, caption) for number, caption in enumerate(captions)))
-    save_image(folder / f"{stem}_overlay.png", sheet([("the image", shrunk(image)), *panels]))
+    save_image(folder / f"{stem}_overlay.png", sheet([("the image", subsample(image)), *panels]))
     if labels_of_all:
         write_labels(folder, stem, image, labels_of_all.map, captions)
     return list(said)
@@ -127,11 +146,11 @@ def write_labels(
     entries = []
     for number, caption in enumerate(captions, start=1):
         mask = labels == number
-        parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)]
+        parts = [{"area": r.area, "box": list(r.box)} for r in connected_components(mask)]
         entry = {"number": number, "name": caption, **facts(mask), "regions": parts}
-        entries.append({**entry, "segmentation": run_lengths(mask)})
-    save_image(folder / f"{stem}_labels.png", indexed(labels))
-    save_image(folder / f"{stem}_legend.png", with_legend(image, labels, captions))
+        entries.append({**entry, "segmentation": run_length_encoding(mask)})
+    save_image(folder / f"{stem}_labels.png", palette_image(labels))
+    save_image(folder / f"{stem}_legend.png", legend(image, labels, captions))
     height, width = labels.shape
     about = {"height": height, "width": width, "background": 0, "labels": entries}
     write_json(folder / f"{stem}_labels.json", about)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..image.load_image import as_array, load_image
-from ..masks.morphology import grow
+from ..masks.morphology import dilate
 
 KERNEL = 15  # side of the blur's window, pixels
 RED = (255, 0, 0)
@@ -159,4 +159,4 @@ def to_square(pixels: np.ndarray) -> np.ndarray:
 
 def edge(mask: np.ndarray) -> np.ndarray:
     """The pixels within OUTLINE of where mask and surroundings meet.  (H,W) -> (H,W), bool"""
-    return grow(mask, OUTLINE) & grow(~mask, OUTLINE)
+    return dilate(mask, OUTLINE) & dilate(~mask, OUTLINE)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from clipseg_np import Segmenter
-from clipseg_np.image import row_blocks as bands
+from clipseg_np.image import row_blocks
 from clipseg_np.image.load_image import load_image
 from clipseg_np.image.resize import resize_bilinear
-from clipseg_np.masks.draw import heat, highlighted
-from clipseg_np.masks.morphology import grow, regions
+from clipseg_np.masks.draw import heat, highlight
+from clipseg_np.masks.morphology import connected_components, dilate
 
 rng = np.random.default_rng(0)
 IMAGE = rng.integers(0, 256, (41, 30, 3), np.uint8)
@@ -20,11 +20,21 @@ MASK = rng.random((41, 30)) > 0.9
 
 
 def test_the_bands_are_all_rows_once():
-    for height, width in ((1, 1), (7, bands.PIXELS), (2000, 3000), (3, 2 * bands.PIXELS)):
-        rows = np.concatenate([np.arange(height)[band] for band in bands.bands(height, width)])
+    for height, width in (
+        (1, 1),
+        (7, row_blocks.MAX_PIXELS_PER_BLOCK),
+        (2000, 3000),
+        (3, 2 * row_blocks.MAX_PIXELS_PER_BLOCK),
+    ):
+        rows = np.concatenate(
+            [np.arange(height)[band] for band in row_blocks.row_blocks(height, width)]
+        )
         assert (rows == np.arange(height)).all()
-        for band in bands.bands(height, width):
-            assert band.stop - band.start == 1 or (band.stop - band.start) * width <= bands.PIXELS
+        for band in row_blocks.row_blocks(height, width):
+            assert (
+                band.stop - band.start == 1
+                or (band.stop - band.start) * width <= row_blocks.MAX_PIXELS_PER_BLOCK
+            )
 
 
 def results(checkpoint) -> dict[str, np.ndarray]:
@@ -34,10 +44,10 @@ def results(checkpoint) -> dict[str, np.ndarray]:
     wide[:] = np.arange(41 * 30).reshape(41, 30) * 53
     return {
         "maps": result.probabilities,
-        "highlighted": highlighted(IMAGE, MASK),
+        "highlighted": highlight(IMAGE, MASK),
         "heat": heat(IMAGE, result.probability(0)),
-        "regions": np.array([[r.area, *r.box] for r in regions(MASK)]),
-        "grown": np.stack([grow(MASK, pixels) for pixels in (0, 1, 2.5, 7, 100, -1, -3)]),
+        "regions": np.array([[r.area, *r.box] for r in connected_components(MASK)]),
+        "grown": np.stack([dilate(MASK, pixels) for pixels in (0, 1, 2.5, 7, 100, -1, -3)]),
         "over white": load_image(np.dstack([IMAGE, IMAGE[..., 0]])),
         "16 bits": load_image(wide),
         "floats": load_image(IMAGE / 255),
@@ -47,7 +57,7 @@ def results(checkpoint) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("pixels", [1, 100, 700])
 def test_bands_of_any_height_give_the_same(pixels, checkpoint, monkeypatch):
     whole = results(checkpoint)
-    monkeypatch.setattr(bands, "PIXELS", pixels)
+    monkeypatch.setattr(row_blocks, "MAX_PIXELS_PER_BLOCK", pixels)
     for name, array in results(checkpoint).items():
         np.testing.assert_array_equal(array, whole[name], name)
 

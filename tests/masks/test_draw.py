@@ -7,13 +7,13 @@ from clipseg_np.masks.draw import (
     LINE,
     MARGIN,
     OUTLINE,
-    fitting,
-    highlighted,
-    label_colours,
+    highlight,
+    label_colors,
+    legend,
     panel,
     sheet,
-    shrunk,
-    with_legend,
+    shorten,
+    subsample,
 )
 
 
@@ -22,7 +22,7 @@ def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
     image[..., 0] = 120
     mask = np.zeros((40, 40), bool)
     mask[10:20, 10:20] = True
-    shown = highlighted(image, mask)
+    shown = highlight(image, mask)
     assert (shown[mask] == (120, 0, 0)).all()
     assert (shown[0, 0] == int(0.35 * 40)).all()
     assert (shown[9, 15] == OUTLINE).all() and (shown[8, 15] != OUTLINE).any()
@@ -41,15 +41,15 @@ def test_a_thin_image_keeps_a_pixel():
 
 def test_long_captions_are_cut():
     font = ImageFont.load_default(size=15)
-    assert fitting("red", 100, font) == "red"
-    cut = fitting("a very long prompt indeed", 100, font)
+    assert shorten("red", 100, font) == "red"
+    cut = shorten("a very long prompt indeed", 100, font)
     assert cut.endswith("...") and font.getlength(cut) <= 100
 
 
 def test_a_panel_of_a_large_image_is_made_of_fewer_pixels():
     image = np.arange(3000 * 10 * 3, dtype=np.uint8).reshape(10, 3000, 3)
-    assert shrunk(image).shape == (5, 1500, 3) and (shrunk(image) == image[::2, ::2]).all()
-    assert shrunk(image[:, :1280]).shape == (10, 1280, 3)
+    assert subsample(image).shape == (5, 1500, 3) and (subsample(image) == image[::2, ::2]).all()
+    assert subsample(image[:, :1280]).shape == (10, 1280, 3)
     mask = np.zeros((10, 3000), bool)
     mask[:, :1500] = True
     shown = panel(image, mask)
@@ -60,10 +60,10 @@ def test_labels_have_their_colours_in_the_image_and_in_the_legend():
     image = np.full((20, 30, 3), 100, np.uint8)
     labels = np.zeros((20, 30), np.uint8)
     labels[:10, :15] = 2
-    page = np.asarray(with_legend(image, labels, ["a cat", "a dog"]))
+    page = np.asarray(legend(image, labels, ["a cat", "a dog"]))
     body = page[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    assert (body[20, 20] == (0.3 * 100 + 0.7 * label_colours()[2]).astype(np.uint8)).all()
+    assert (body[20, 20] == (0.3 * 100 + 0.7 * label_colors()[2]).astype(np.uint8)).all()
     assert (body[300, 400] == 50).all()
     for number in (1, 2):  # their squares, below the image
         row = page.shape[0] - MARGIN - LINE * (2 - number) - LINE + MARGIN + 7
-        assert (page[row, MARGIN + 7] == label_colours()[number]).all(), number
+        assert (page[row, MARGIN + 7] == label_colors()[number]).all(), number

@@ -5,14 +5,14 @@ import pytest
 
 from clipseg_np.errors import InputError
 from clipseg_np.masks.morphology import (
+    connected_components,
     contour,
     cut_out,
+    dilate,
     feather,
-    grow,
     label_map,
-    regions,
-    run_lengths,
-    without_crumbs,
+    remove_small_components,
+    run_length_encoding,
 )
 
 
@@ -28,14 +28,14 @@ def test_growing_takes_in_what_is_near_enough(seed, pixels):
     near = np.zeros(mask.shape, bool)
     for i, j in np.argwhere(mask):
         near |= (rows - i) ** 2 + (columns - j) ** 2 <= pixels**2
-    np.testing.assert_array_equal(grow(mask, pixels), near)
-    np.testing.assert_array_equal(grow(~mask, -pixels), ~near)
+    np.testing.assert_array_equal(dilate(mask, pixels), near)
+    np.testing.assert_array_equal(dilate(~mask, -pixels), ~near)
 
 
 def test_growing_and_shrinking_leave_nothing_and_everything_alone():
     for mask in (np.zeros((4, 5), bool), np.ones((4, 5), bool)):
         for pixels in (3, -3):
-            assert np.array_equal(grow(mask, pixels), mask)
+            assert np.array_equal(dilate(mask, pixels), mask)
 
 
 def test_feathering_keeps_the_middle_of_an_edge_at_one_half():
@@ -68,7 +68,7 @@ def flooded(mask):
 @pytest.mark.parametrize("seed", range(5))
 def test_connected_parts_are_those_of_a_flood(seed, share):
     mask = drawn(seed, share=share)
-    labels, found = flooded(mask), regions(mask)
+    labels, found = flooded(mask), connected_components(mask)
     assert len(found) == labels.max(initial=0)
     for number, region in enumerate(found, 1):
         rows, columns = np.nonzero(labels == number)
@@ -81,18 +81,18 @@ def test_a_spiral_and_a_comb_are_one_part_each():
     comb = np.zeros((7, 9), bool)
     comb[:, ::2] = True
     comb[-1] = True
-    assert len(regions(comb)) == 1
-    assert len(regions(comb[:-1])) == 5
+    assert len(connected_components(comb)) == 1
+    assert len(connected_components(comb[:-1])) == 5
 
 
 def test_crumbs_go_and_the_rest_stays():
     mask = np.zeros((10, 10), bool)
     mask[1:4, 1:4] = mask[6, 6:8] = mask[9, 0] = True
-    cleaned = without_crumbs(mask, 3)
+    cleaned = remove_small_components(mask, 3)
     assert cleaned.sum() == 9 and cleaned[2, 2]
-    assert without_crumbs(mask, 2).sum() == 11
-    assert np.array_equal(without_crumbs(mask, 1), mask)
-    assert not without_crumbs(np.zeros((3, 3), bool), 5).any()
+    assert remove_small_components(mask, 2).sum() == 11
+    assert np.array_equal(remove_small_components(mask, 1), mask)
+    assert not remove_small_components(np.zeros((3, 3), bool), 5).any()
 
 
 def test_a_cut_out_is_transparent_where_the_mask_is_not():
@@ -128,9 +128,9 @@ def test_a_label_map_holds_the_likeliest_prompt_above_the_threshold():
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
 def test_run_lengths_go_down_the_columns_and_begin_with_nothing(share):
     mask = drawn(1, share=share)
-    coded = run_lengths(mask)
+    coded = run_length_encoding(mask)
     assert coded["size"] == [23, 31] and sum(coded["counts"]) == mask.size
     values = np.repeat(np.arange(len(coded["counts"])) % 2, coded["counts"])
     np.testing.assert_array_equal(values.reshape(mask.shape, order="F"), mask)
     assert all(count > 0 for count in coded["counts"][1:])
-    assert run_lengths(np.array([[True, False]]))["counts"] == [0, 1, 1]
+    assert run_length_encoding(np.array([[True, False]]))["counts"] == [0, 1, 1]

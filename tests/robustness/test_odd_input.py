@@ -15,8 +15,8 @@ from clipseg_np.errors import InputError, naming
 from clipseg_np.golden.traces import Golden
 from clipseg_np.image.image_processor import output_size, probabilities_at
 from clipseg_np.image.load_image import load_image
-from clipseg_np.masks.draw import fitting
-from clipseg_np.masks.morphology import grow
+from clipseg_np.masks.draw import shorten
+from clipseg_np.masks.morphology import dilate
 from clipseg_np.segment.batch import file_hash
 from clipseg_np.segment.prompt_algebra import parse
 
@@ -56,10 +56,10 @@ def test_an_image_as_high_as_there_are_channels(segmenter, checkpoint, height, t
 @pytest.mark.parametrize("pixels", [1e9, 1e300, np.inf])
 def test_growing_beyond_the_image_takes_all_of_it(pixels):
     mask = np.zeros((5, 9), bool)
-    assert not grow(mask, pixels).any()
+    assert not dilate(mask, pixels).any()
     mask[4, 0] = True
-    assert grow(mask, pixels).all() and not grow(mask, -pixels).any()
-    assert not grow(mask, np.hypot(4, 8) - 0.1).all()
+    assert dilate(mask, pixels).all() and not dilate(mask, -pixels).any()
+    assert not dilate(mask, np.hypot(4, 8) - 0.1).all()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_long_caption_is_cut_to_what_can_be_seen():
             asked.append(len(text))
             return font.getlength(text)
 
-    assert fitting("i" * 10_000, 320, Counting()) == fitting("i" * 400, 320, font)
+    assert shorten("i" * 10_000, 320, Counting()) == shorten("i" * 400, 320, font)
     assert sum(asked) < 200_000
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipseg_np import InputError, Segmenter
 from clipseg_np.cli.parser import main
-from clipseg_np.masks.morphology import grow, label_map, without_crumbs
+from clipseg_np.masks.morphology import dilate, label_map, remove_small_components
 from clipseg_np.segment.prompt_algebra import Expression
 from clipseg_np.segment.results import KINDS, CleanUp, write_results
 from clipseg_np.segment.segmentation import Segmentation
@@ -65,11 +65,11 @@ def test_what_is_said_of_each_prompt(write):
 
 def test_masks_are_cleaned_in_order(write, tmp_path):
     write(clean_up=CleanUp(smallest=5, grow=3))
-    expected = grow(without_crumbs(MAPS[1] > 0.5, 5), 3)
+    expected = dilate(remove_small_components(MAPS[1] > 0.5, 5), 3)
     np.testing.assert_array_equal(opened(tmp_path, "scene_2_a-dog.png") > 0, expected)
     write(clean_up=CleanUp(grow=-2))
     shrunk = opened(tmp_path, "scene_2_a-dog.png") > 0
-    np.testing.assert_array_equal(shrunk, grow(MAPS[1] > 0.5, -2))
+    np.testing.assert_array_equal(shrunk, dilate(MAPS[1] > 0.5, -2))
 
 
 def test_feathered_edges_are_soft_in_mask_and_cut_out(write, tmp_path):
