@@ -109,7 +109,7 @@ def image_file(image, tmp_path):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What became of hostile input: the numbers in README.md."""
+    """What became of hostile input: the numbers in docs/EVIDENCE.md."""
     if FIGURES:
         terminalreporter.section("hostile input through the command")
         for kind, counts in FIGURES.items():

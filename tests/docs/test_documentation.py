@@ -1,17 +1,23 @@
-"""What the documentation shows, run: the reference's own example with its import changed, and README's first snippet."""
+"""The examples in the documentation run: the reference's own, and those of README and COOKBOOK."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from ..helpers.documents import ROOT, blocks
 
 
 def test_the_example_of_transformers_documentation(checkpoint, image, capsys):
-    """CLIPSegForImageSegmentation's example: only the import and return_tensors differ, and where the files lie."""
+    """CLIPSegForImageSegmentation's example: only the import, return_tensors and the path differ."""
     from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     processor = CLIPSegProcessor.from_pretrained(checkpoint)
@@ -57,14 +63,52 @@ def test_the_examples_of_the_two_towers_and_of_both(checkpoint, image):
     assert logits_per_image.shape == (1, 2) and np.isfinite(logits_per_image).all()
 
 
-def test_the_first_snippet_of_the_readme(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(ROOT)
-    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[
-        1
-    ]
-    (tmp_path / "snippet.py").write_text(snippet, "utf-8")
-    runpy.run_path(tmp_path / "snippet.py")
-    shape, areas = capsys.readouterr().out.splitlines()
-    width, height = Image.open("examples/shapes.png").size
-    assert shape == f"(2, {height}, {width})"
-    assert len(re.findall(r"\d+", areas)) == 2
+def run_shell(command: str, folder: Path) -> str:
+    """Run a command of the documentation in bash, with `clipseg-np` of this source tree."""
+    shell = f"""clipseg-np() {{ "{sys.executable}" -m clipseg_np "$@"; }}\n{command}"""
+    done = subprocess.run(
+        ["bash", "-euc", shell],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("bash"))
+def test_a_block_of_commands(block, user_folder):
+    commands = blocks("bash")[block].replace(".venv/bin/", "").splitlines()
+    # A download and an installation need the network.
+    kept = [line for line in commands if not re.match("pip |clipseg-np download ", line)]
+    run_shell("\n".join(kept), user_folder)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_a_block_of_python(block, user_folder, monkeypatch, capsys):
+    with ThreadPoolExecutor(1) as executor:
+        # A cluster of one thread stands in for the one that the example names.
+        dask = SimpleNamespace(Client=lambda _: SimpleNamespace(get_executor=lambda: executor))
+        monkeypatch.setitem(sys.modules, "dask", SimpleNamespace(distributed=dask))
+        monkeypatch.setitem(sys.modules, "dask.distributed", dask)
+        Path("block.py").write_text(blocks("python")[block], "utf-8")
+        names = runpy.run_path("block.py")
+    if "report" in names:
+        assert [record["image"] for record in names["report"]] == ["inner/photo.jpg"]
+        assert "error" not in names["report"][0]
+    if "logits" in names:
+        assert names["logits"].shape == (2, 32, 32)
+    printed = capsys.readouterr().out
+    if block == "README 1":
+        shape, areas = printed.splitlines()
+        width, height = Image.open("examples/shapes.png").size
+        assert shape == f"(2, {height}, {width})"
+        assert len(re.findall(r"\d+", areas)) == 2
+    if "# (1, 257, 128)" in blocks("python")[block]:
+        assert printed == "(1, 257, 128)\n"
+
+
+def test_the_documents_have_blocks():
+    assert len(blocks("python")) >= 7 and len(blocks("bash")) >= 2

@@ -1,4 +1,4 @@
-"""Collects how far apart the two are, and prints it as a table at the end: the one in README.md."""
+"""Collects how far apart the two are, and prints it as a table at the end: the one in docs/EVIDENCE.md."""
 
 import pytest
 

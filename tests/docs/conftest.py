@@ -1,0 +1,42 @@
+"""The files that the recipes and examples name."""
+
+import os
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ..helpers.documents import ROOT
+
+PHOTO_SIZE = (150, 200)  # height and width, upright
+
+
+@pytest.fixture(scope="session")
+def user_files(tmp_path_factory, checkpoint):
+    """A photo taken with the camera on its side; a cup and its mask; a folder; a checkpoint."""
+    folder = tmp_path_factory.mktemp("user")
+    rng = np.random.default_rng(0)
+    height, width = PHOTO_SIZE
+    photo = PIL.Image.fromarray(rng.integers(0, 256, (width, height, 3), np.uint8))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    photo.save(folder / "photo.jpg", exif=exif)
+    PIL.Image.fromarray(rng.integers(0, 256, (60, 50, 3), np.uint8)).save(folder / "cup.jpg")
+    mask = np.zeros((60, 50), bool)
+    mask[10:40, 10:40] = True
+    PIL.Image.fromarray(mask).save(folder / "cup_mask.png")
+    (folder / "photos" / "inner").mkdir(parents=True)
+    shutil.copy(folder / "photo.jpg", folder / "photos" / "inner")
+    shutil.copytree(checkpoint, folder / "clipseg-rd64-refined")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+@pytest.fixture
+def user_folder(user_files, tmp_path, monkeypatch):
+    """An own copy of these files, as the working folder."""
+    for path in user_files.iterdir():
+        os.symlink(path, tmp_path / path.name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
