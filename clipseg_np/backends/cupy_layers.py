@@ -8,7 +8,7 @@ equals the formula, but for rounding (tests/backends/test_cupy_kernels.py).
 from typing import TYPE_CHECKING
 
 from ..nn.layers import MLP, Attention, DecoderLayer, EncoderLayer
-from ..nn.ops import Array, joined_heads
+from ..nn.ops import Array, join_heads
 
 if TYPE_CHECKING:
     from .cupy_ops import CupyOps
@@ -32,7 +32,7 @@ def attended(
     weight, bias = ops.packed_projections(layer)
     packed = ops.fused_linear(x, weight, bias).reshape(B, T, 3, N, D // N)
     query, key, value = packed.transpose(2, 0, 3, 1, 4)  # (B,N,T,d) each, where they lie
-    return joined_heads(ops.attention(query, key, value, mask, attentions))
+    return join_heads(ops.attention(query, key, value, mask, attentions))
 
 
 def widened(ops: "CupyOps", layer: MLP, x: Array) -> Array:

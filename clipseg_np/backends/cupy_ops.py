@@ -221,30 +221,30 @@ class CupyOps(Ops):
 
     def attention(
         self,
-        query: Array,
-        key: Array,
-        value: Array,
+        q: Array,
+        k: Array,
+        v: Array,
         mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
-        B, H, T, d = query.shape
+        B, H, T, d = q.shape
         if mask is not None:
             mask = self.xp.broadcast_to(mask, (len(mask), 1, T, T))
-        if attentions is None and query.dtype == "float16" and d in self.head_sizes:
-            return self.flash_attention(query, key, value, mask)
+        if attentions is None and q.dtype == "float16" and d in self.head_sizes:
+            return self.flash_attention(q, k, v, mask)
         # Heads of one image are read, and written, where they lie; those of several are copied together.
-        query, key, value = (x.reshape(B * H, T, d) for x in (query, key, value))
-        weights = self.xp.empty((B * H, T, T), query.dtype)
+        q, k, v = (x.reshape(B * H, T, d) for x in (q, k, v))
+        weights = self.xp.empty((B * H, T, T), q.dtype)
         # Scaled before it is rounded: in float16 it could overflow.
-        self._cublas.product(query, key.swapaxes(1, 2), weights, alpha=d**-0.5)
+        self._cublas.product(q, k.swapaxes(1, 2), weights, alpha=d**-0.5)
         weights = self._softmax(weights.reshape(B, H, T, T), mask)
         if attentions is not None:
             attentions.append(weights)
         if B == 1:
-            mixed = self.xp.empty((T, H, d), value.dtype).swapaxes(0, 1)
+            mixed = self.xp.empty((T, H, d), v.dtype).swapaxes(0, 1)
         else:
-            mixed = self.xp.empty((B * H, T, d), value.dtype)
-        self._cublas.product(weights.reshape(B * H, T, T), value, mixed)
+            mixed = self.xp.empty((B * H, T, d), v.dtype)
+        self._cublas.product(weights.reshape(B * H, T, T), v, mixed)
         return mixed.reshape(B, H, T, d)
 
     def flash_attention(

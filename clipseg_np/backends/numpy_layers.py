@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..nn.layers import MLP, Attention
-from ..nn.ops import Array, joined_heads, split_heads
+from ..nn.ops import Array, join_heads, split_heads
 from .numpy_kernels import ELEMENTWISE, MANY_TOKENS, MIN_MULTIPLIES_PER_THREAD, bias_as_input
 from .threads import evenly, slices
 
@@ -36,7 +36,7 @@ def attention(
     threads = min(ops.threads.free, N, B * T * D * 3 * D // MIN_MULTIPLIES_PER_THREAD + 1)
     if T < MANY_TOKENS or threads == 1 or attentions is not None:
         query, key, value = (split_heads(y, N) for y in ops.linears(x, maps))
-        return layer.out_proj(joined_heads(ops.attention(query, key, value, mask, attentions)))
+        return layer.out_proj(join_heads(ops.attention(query, key, value, mask, attentions)))
     mixed = ops.memory.empty((N, D // N, B, T), x.dtype)
     parts = evenly(N, threads)
 

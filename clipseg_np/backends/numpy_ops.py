@@ -165,21 +165,21 @@ class NumpyOps(Ops):
 
     def attention(
         self,
-        query: Array,
-        key: Array,
-        value: Array,
+        q: Array,
+        k: Array,
+        v: Array,
         mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
-        B, H, T, d = query.shape
+        B, H, T, d = q.shape
         if T < MANY_TOKENS:
             with one_blas_thread:
-                return super().attention(query, key, value, mask, attentions)
-        mixed = self.memory.empty((H, d, B, T), value.dtype)
-        kept = None if attentions is None else np.empty((B, H, T, T), query.dtype)
+                return super().attention(q, k, v, mask, attentions)
+        mixed = self.memory.empty((H, d, B, T), v.dtype)
+        kept = None if attentions is None else np.empty((B, H, T, T), q.dtype)
 
         def some_heads(part: slice) -> None:
-            some = (x[:, part] for x in (query, key, value))
+            some = (x[:, part] for x in (q, k, v))
             self.attend(*some, mask, mixed[part], None if kept is None else kept[:, part])
 
         self.threads.share(some_heads, H, max(1, SCORES // (B * T**2)), 1)

@@ -1,6 +1,6 @@
-"""Many images and prompts in slices, and texts beside an image, by as many workers as a backend has.
+"""Images and prompts in slices, and texts beside an image, by the workers of a backend.
 
-A trace sees one after the other, in order.
+In a trace, one runs after the other, in order.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 def in_parallel(ops: Ops, tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Run independent tasks and return their results in order, by `ops.parallel_for` unless there is a trace."""
+    """The results of independent tasks, in order, by `ops.parallel_for` unless there is a trace."""
     return [task() for task in tasks] if is_traced() else ops.parallel_for(tasks)
 
 
 def in_slices(ops: Ops, work: Callable[[slice], T], length: int, size: int) -> list[T]:
-    """Apply `work` to consecutive slices of range(length), each at most `size` long, and return the results in order.
+    """Apply `work` to consecutive slices of range(length), each at most `size` long.
 
-    The slices are as even as can be, the longest first, and each of the `ops.workers` gets as many. Under a
-    trace all are `size` long but for the last.
+    Returns the results in order. The lengths of slices differ by at most 1, and each of the
+    `ops.workers` gets as many slices. In a trace, all slices but the last are `size` long.
     """
     if is_traced():
         ends = [*range(0, length, size), length]
@@ -34,8 +34,16 @@ def in_slices(ops: Ops, work: Callable[[slice], T], length: int, size: int) -> l
     return in_parallel(ops, [partial(work, slice(*pair)) for pair in pairwise(ends)])
 
 
+def joined_slices(
+    ops: Ops, work: Callable[[slice], Sequence[Array]], length: int, size: int
+) -> list[Array]:
+    """As in_slices; the arrays that `work` returns for all slices are concatenated."""
+    arrays = zip(*in_slices(ops, work, length, size))
+    return [parts[0] if len(parts) == 1 else ops.xp.concatenate(parts) for parts in arrays]
+
+
 def encode(model: Any, pixel_values: Array, **prompts: Any) -> tuple[Any, Array]:
-    """`model.encode_image` of the images, and beside it `model.get_conditional_embeddings` of the prompts."""
+    """`model.encode_image(pixel_values)` beside `model.get_conditional_embeddings(**prompts)`."""
     features = partial(model.encode_image, pixel_values)
     embeddings = partial(model.get_conditional_embeddings, **prompts)
     return tuple(in_parallel(model.ops, [features, embeddings]))

@@ -1,10 +1,10 @@
 """CLIP: a text tower and a vision tower that meet in one space.
 
-Reference: Radford et al., "Learning transferable visual models from natural language supervision" (2021);
-the classes of the same names in transformers' modeling_clipseg.py (5.23).
+Reference: Radford et al., "Learning transferable visual models from natural language supervision"
+(2021); the classes of the same names in transformers' modeling_clipseg.py (5.23).
 
-Deviations: images whose height and width differ are as welcome as square ones; `get_text_features` and
-`get_image_features` return the projected array; hidden states are returned only when asked for.
+Deviations: an image need not be square; `get_text_features` and `get_image_features` return the
+projected array; hidden states are returned only on request.
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,27 @@ from .pretrained import PretrainedModel
 
 
 class TextEmbeddings(Layer):
-    """Token ids to vectors: what a token is, plus where it stands.  (P,T) -> (P,T,D)"""
+    """Token ids to vectors: the token's, plus its position's.  (P,T) -> (P,T,D)"""
 
     def __init__(self, scope: Scope, config: CLIPSegTextConfig):
         super().__init__(scope)
-        D, longest = config.hidden_size, config.max_position_embeddings
+        D, max_T = config.hidden_size, config.max_position_embeddings
         self.token_embedding = Embedding(scope / "token_embedding", config.vocab_size, D)
-        self.position_embedding = Embedding(scope / "position_embedding", longest, D)
+        self.position_embedding = Embedding(scope / "position_embedding", max_T, D)
 
     def forward(self, input_ids: Array, position_ids: Array) -> Array:
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
 
 
 class GridPositions(Embedding):
-    """Learned positions of the class token and of a square grid of patches, for a grid of any size."""
+    """Positions of the class token and of any grid of patches, learned on a square grid."""
 
     def __init__(self, scope: Scope, side: int, embedding_dim: int):
         super().__init__(scope, 1 + side**2, embedding_dim)
         self.side = side
 
     def forward(self, h: int, w: int) -> Array:
-        """-> (1+hw,D): the class token's, then those of h by w patches, row by row"""
+        """-> (1+hw,D): the class token's position, then those of h by w patches, row by row"""
         side, D = self.side, self.weight.shape[1]
         if (h, w) == (side, side):
             return self.weight
@@ -49,7 +49,7 @@ class GridPositions(Embedding):
 
 
 class VisionEmbeddings(Layer):
-    """An image to tokens: the class token, then the patches row by row.  (B,C,H,W) -> (B,1+hw,D)"""
+    """Images to tokens: the class token, then the patches row by row.  (B,C,H,W) -> (B,1+hw,D)"""
 
     def __init__(self, scope: Scope, config: CLIPSegVisionConfig):
         super().__init__(scope)
@@ -72,7 +72,7 @@ class VisionEmbeddings(Layer):
 
 
 class Encoder(Layer):
-    """Pre-norm transformer layers.  (B,T,D) -> the input and each layer's output, (B,T,D) each"""
+    """Pre-norm transformer layers.  (B,T,D) -> hidden states: the input and each layer's output"""
 
     def __init__(self, scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
         super().__init__(scope)
@@ -83,20 +83,15 @@ class Encoder(Layer):
         ]
 
     def forward(
-        self,
-        x: Array,
-        mask: Array | None = None,
-        attentions: list | None = None,
-        only: Sequence[int] | None = None,
+        self, x: Array, mask: Array = None, attentions: list | None = None, only: Sequence[int] = ()
     ) -> list[Array]:
-        """`only` asks for the outputs of these layers, and ends the work after the last of them."""
-        wanted = range(-1, len(self.layers)) if only is None else only  # -1: the input
+        """With `only`, the outputs of these layers alone; the layers after them do not run."""
         hidden_states = {-1: x}
-        for i in range(max(wanted) + 1):
-            x = self.layers[i](x, mask, attentions)
-            if i in wanted:
+        for i, layer in enumerate(self.layers[: max(only) + 1] if only else self.layers):
+            x = layer(x, mask, attentions)
+            if not only or i in only:
                 hidden_states[i] = x
-        return [hidden_states[i] for i in wanted]
+        return [hidden_states[i] for i in only or hidden_states]
 
 
 class CLIPSegTextModel(PretrainedModel):
@@ -124,55 +119,39 @@ class CLIPSegTextModel(PretrainedModel):
     ) -> BaseModelOutputWithPooling:
         """input_ids (P,T); attention_mask (P,T), 0 at padding; position_ids (P,T) or (1,T).
 
-        A token attends to itself and to those before it, save padding. `hidden_states` end before the final norm.
-        Raises InputError for ids outside the vocabulary, too long a text, or shapes that do not fit. All is checked in
-        main memory, to which arrays of a GPU are copied.
+        A token attends to itself and to the tokens before it, except padding. `hidden_states` are
+        those before the final norm. Raises InputError for ids outside the vocabulary, too long a
+        text, or shapes that do not fit; a GPU's arrays are copied to main memory to be checked.
         """
         texts = checked_texts(input_ids, attention_mask, position_ids, self.config)
-        texts = [None if part is None else self.ops.asarray(part) for part in texts]
+        texts = [None if array is None else self.ops.asarray(array) for array in texts]
         attentions = [] if output_attentions else None
-        hidden_states = self.tokens(*texts, attentions)
-        last = self.final_layer_norm(hidden_states[-1])
-        return BaseModelOutputWithPooling(
-            last_hidden_state=last,
-            pooler_output=self.pooled(last, texts[0]),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
+        hidden_states, last, pooled = self.encode(*texts, attentions)
+        hidden_states = hidden_states if output_hidden_states else None
+        return BaseModelOutputWithPooling(last, pooled, hidden_states, attentions)
 
-    def tokens(
+    def encode(
         self,
         input_ids: Array,
         attention_mask: Array | None = None,
         position_ids: Array | None = None,
         attentions: list | None = None,
-    ) -> list[Array]:
-        """The first layer's input and each layer's output, (P,T,D) each, for arrays that are checked already.
+    ) -> tuple[list[Array], Array, Array]:
+        """Hidden states and last hidden state, (P,T,D) each, and pooled output (P,D).
 
-        Nothing here waits for a GPU.
+        The arrays are on the model's device and are not checked. A text is pooled at its first end
+        token; by old configs, at its highest id.
         """
-        if position_ids is None:
-            position_ids = self.ops.xp.arange(input_ids.shape[1])[None]
-        x = self.embeddings(input_ids, position_ids)
-        return self.encoder(x, self._mask(attention_mask, input_ids.shape[1]), attentions)
-
-    def pooled(self, last: Array, input_ids: Array) -> Array:
-        """The vector at each text's end.  (P,T,D) -> (P,D)"""
-        return last[self.ops.xp.arange(len(last)), self._end_of_text(input_ids)]
-
-    def _end_of_text(self, input_ids: Array) -> Array:
-        """Its first end token; the highest id where the config is an old one.  (P,T) -> (P)"""
-        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
-            return input_ids.argmax(axis=-1)
-        return (input_ids == self.config.eos_token_id).argmax(axis=-1)
-
-    def _mask(self, attention_mask: Array | None, T: int) -> Array:
-        """True where a token attends to another: (1,1,T,T) or, with padding, (P,1,T,T)."""
-        order = self.ops.xp.arange(T)
-        causal = (order[None, :] <= order[:, None])[None, None]
-        if attention_mask is None:
-            return causal
-        return causal & (attention_mask != 0)[:, None, None, :]
+        order = self.ops.xp.arange(input_ids.shape[1])
+        x = self.embeddings(input_ids, order[None] if position_ids is None else position_ids)
+        # True where a token attends to another: (1,1,T,T) or, with padding, (P,1,T,T)
+        mask = (order[None, :] <= order[:, None])[None, None]
+        if attention_mask is not None:
+            mask = mask & (attention_mask != 0)[:, None, None, :]
+        hidden_states = self.encoder(x, mask, attentions)
+        last, eos = self.final_layer_norm(hidden_states[-1]), self.config.eos_token_id
+        end = (input_ids if eos == LEGACY_EOS_TOKEN_ID else input_ids == eos).argmax(axis=-1)
+        return hidden_states, last, last[self.ops.xp.arange(len(last)), end]
 
 
 class CLIPSegVisionModel(PretrainedModel):
@@ -201,24 +180,22 @@ class CLIPSegVisionModel(PretrainedModel):
     ) -> BaseModelOutputWithPooling:
         """pixel_values (B,C,H,W), of any height and width that hold a patch.
 
-        Pixels past the last whole patch are not seen. Raises InputError for other shapes, and for another size
-        than the config's image_size where `interpolate_pos_encoding` is False.
+        Pixels past the last whole patch are not seen. Raises InputError for other shapes, and for
+        another size than the config's image_size where `interpolate_pos_encoding` is False.
         """
         if not interpolate_pos_encoding:
             require_own_size(pixel_values, self.config)
         attentions = [] if output_attentions else None
         hidden_states = self.tokens(pixel_values, attentions=attentions)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states[-1],
-            pooler_output=self.post_layernorm(hidden_states[-1][:, 0]),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
+        last = hidden_states[-1]
+        pooled = self.post_layernorm(last[:, 0])
+        hidden_states = hidden_states if output_hidden_states else None
+        return BaseModelOutputWithPooling(last, pooled, hidden_states, attentions)
 
     def tokens(
-        self, pixel_values: Array, attentions: list | None = None, only: Sequence[int] | None = None
+        self, pixel_values: Array, attentions: list | None = None, only: Sequence[int] = ()
     ) -> list[Array]:
-        """The first layer's input and each layer's output, or those of `only` these layers.  (B,1+hw,D) each"""
+        """The hidden states, or the outputs of `only` these layers.  (B,1+hw,D) each"""
         pixel_values = checked_pixels(self.floats(pixel_values), self.config)
         x = self.pre_layrnorm(self.embeddings(pixel_values))
         return self.encoder(x, None, attentions, only)
@@ -230,7 +207,7 @@ class CLIPSegVisionModel(PretrainedModel):
 
 
 class CLIPSegModel(PretrainedModel):
-    """Both towers and their projections into one space, where an image lies near its description."""
+    """Both towers, and projections into a space where an image lies near its description."""
 
     landmark = "logit_scale"
     prefixes = ("clip.", "")
@@ -246,10 +223,7 @@ class CLIPSegModel(PretrainedModel):
         self.logit_scale = scope.take("logit_scale", ())
 
     def get_text_features(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None = None,
-        position_ids: Array | None = None,
+        self, input_ids: Array, attention_mask: Array = None, position_ids: Array = None
     ) -> Array:
         """(P,T) -> (P,projection_dim), not normalized"""
         text = self.text_model(input_ids, attention_mask, position_ids)
@@ -274,38 +248,31 @@ class CLIPSegModel(PretrainedModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> CLIPSegOutput:
-        """How well each of B images fits each of P texts: cosines times e^logit_scale.
+        """B images and P texts to the cosine of each pair, times e^logit_scale.
 
-        `return_loss` asks for the contrastive loss, which takes image i and text i for a pair and needs B = P.
+        `return_loss` adds the contrastive loss, for which image i and text i are a pair and B = P.
         As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
         """
-        asked = {
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-        }
-        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **asked)
-        text = self.text_model(input_ids, attention_mask, position_ids, **asked)
+        options = dict(
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **options)
+        text = self.text_model(input_ids, attention_mask, position_ids, **options)
         vision.pooler_output = self.visual_projection(vision.pooler_output)
         text.pooler_output = self.text_projection(text.pooler_output)
         image_embeds = self._unit(vision.pooler_output)
         text_embeds = self._unit(text.pooler_output)
         logits_per_text = text_embeds @ image_embeds.T * self.ops.xp.exp(self.logit_scale)
-        return CLIPSegOutput(
-            loss=self._contrastive_loss(logits_per_text) if return_loss else None,
-            logits_per_image=logits_per_text.T,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text,
-            vision_model_output=vision,
-        )
+        loss = self._contrastive_loss(logits_per_text) if return_loss else None
+        logits = logits_per_text.T, logits_per_text
+        return CLIPSegOutput(loss, *logits, text_embeds, image_embeds, text, vision)
 
     def _unit(self, x: Array) -> Array:
-        """Rows at length 1.  (n,D) -> (n,D)"""
+        """Rows scaled to length 1.  (n,D) -> (n,D)"""
         return x / self.ops.xp.sqrt((x * x).sum(axis=-1, keepdims=True))
 
     def _contrastive_loss(self, logits: Array) -> Array:
-        """The mean of the two cross-entropies: of finding each text's image, and each image's text."""
+        """The mean of two cross-entropies: of each text's image, and of each image's text."""
         require_pairs(logits)
         pairs = self.ops.xp.arange(len(logits))
         return (self.ops.cross_entropy(logits, pairs) + self.ops.cross_entropy(logits.T, pairs)) / 2

@@ -1,10 +1,10 @@
-"""CLIPSeg: a small decoder that turns the vision tower's tokens and one prompt's vector into a mask.
+"""CLIPSeg: a small decoder that makes a mask of the vision tower's tokens and a prompt's vector.
 
-Reference: Lüddecke and Ecker, "Image segmentation using text and image prompts" (CVPR 2022); the classes of
-the same names in transformers' modeling_clipseg.py (5.23).
+Reference: Lüddecke and Ecker, "Image segmentation using text and image prompts" (CVPR 2022); the
+classes of the same names in transformers' modeling_clipseg.py (5.23).
 
-Deviations: the decoder knows the grid's height and width, so that images need not be square; one image
-may meet any number of prompts and is then encoded once; a prompt in two forms at once is refused.
+Deviations: the decoder knows the grid's height and width, so that images need not be square; one
+image may have any number of prompts and is encoded once; a prompt in two forms at once is refused.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..nn.layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
 from ..nn.ops import Array
 from ..nn.scope import Scope
 from . import input_checks
-from .batched import in_slices
+from .batched import joined_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
 from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
@@ -22,10 +22,10 @@ from .pretrained import PretrainedModel
 
 
 class RefinedHead(Layer):
-    """The head of "refined" checkpoints: convolution, then two steps up.  (P,D,h,w) -> (P,1,h(p//4)²,w(p//4)²)
+    """The head of "refined" checkpoints: a convolution, then two transposed ones.
 
-    The result is as large as the image only for patches of 16 pixels. The steps are numbered as in the
-    checkpoint, which counts the two relu between them.
+    (P,D,h,w) -> (P,1,h(p//4)²,w(p//4)²), which is the image's size only for patches of 16 pixels.
+    The steps have the checkpoint's numbers, which count the two relu between them.
     """
 
     def __init__(self, scope: Scope, width: int, patch_size: int):
@@ -46,10 +46,10 @@ class RefinedHead(Layer):
 
 
 class Decoder(Layer):
-    """Tokens of the extracted layers, deepest first, and a prompt's vector, to logits.
+    """Reduced tokens of the extracted layers, deepest first, and the prompts' vectors, to logits.
 
-    What `reduce` makes of the activations, (B,1+hw,D) each, and conditional_embeddings (P,projection_dim)
-    -> logits (P,H,W); B is P or 1.
+    (B,1+hw,D) for each layer, and conditional_embeddings (P,projection_dim) -> (P,H,W); B is P or
+    1.
     """
 
     def __init__(self, scope: Scope, config: CLIPSegConfig):
@@ -71,7 +71,7 @@ class Decoder(Layer):
             self.transposed_convolution = ConvTranspose2d(head, D, 1, vision.patch_size)
 
     def reduce(self, activations: Sequence[Array]) -> list[Array]:
-        """Tokens as wide as the decoder, deepest layer first; no prompt changes them.  (B,1+hw,D) each"""
+        """Tokens with the decoder's D features, deepest layer first.  (B,1+hw,D) each"""
         return [layer(tokens) for layer, tokens in zip(self.reduces, reversed(activations))]
 
     def forward(
@@ -94,21 +94,18 @@ class Decoder(Layer):
                 hidden_states.append(x)
             x = self.layers[i](x, attentions)
             hidden_states.append(x)
-        return CLIPSegDecoderOutput(
-            logits=self.paint(x, grid),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
+        hidden_states = hidden_states if output_hidden_states else None
+        return CLIPSegDecoderOutput(self.paint(x, grid), hidden_states, attentions)
 
     def film(self, x: Array, conditional_embeddings: Array) -> Array:
-        """Feature-wise linear modulation (Perez et al., 2018).  (P or 1,T,D), (P,projection_dim) -> (P,T,D)"""
+        """FiLM (Perez et al., 2018): the prompt scales and shifts features.  -> (P,T,D)"""
         # (P,projection_dim) -> (P,D) -> (P,1,D)
         multiply = self.film_mul(conditional_embeddings)[:, None, :]
         add = self.film_add(conditional_embeddings)[:, None, :]
         return multiply * x + add
 
     def paint(self, x: Array, grid: tuple[int, int]) -> Array:
-        """Patch tokens, without the class token, to logits.  (P,1+hw,D) -> (P,H,W)"""
+        """Patch tokens to logits; the class token is dropped.  (P,1+hw,D) -> (P,H,W)"""
         P, _, D = x.shape
         # (P,1+hw,D) -> (P,hw,D) -> (P,h,w,D) -> (P,D,h,w)
         cells = x[:, 1:].reshape(P, *grid, D).transpose(0, 3, 1, 2)
@@ -127,9 +124,9 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         self.decoder = Decoder(self.scope / "decoder", config)
 
     def encode_image(self, pixel_values: Array) -> ImageFeatures:
-        """(B,C,H,W) to what the decoder needs: the vision tower as far as the last extracted layer.
+        """(B,C,H,W) to the decoder's input. The vision tower runs up to the last extracted layer.
 
-        A few images at a time, `ops.images_per_slice`; a trace then holds what the tower returned each time.
+        It gets `ops.images_per_slice` images at a time; a trace keeps what it returned each time.
         """
         vision = self.clip.vision_model
         pixel_values = input_checks.checked_pixels(self.floats(pixel_values), vision.config)
@@ -137,10 +134,8 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         def activations(images: slice) -> list[Array]:
             return vision.tokens(pixel_values[images], only=self.config.extract_layers)
 
-        parts = in_slices(self.ops, activations, len(pixel_values), self.ops.images_per_slice)
-        return ImageFeatures(
-            tuple(self._joined(part) for part in zip(*parts)), vision.grid(pixel_values)
-        )
+        outputs = joined_slices(self.ops, activations, len(pixel_values), self.ops.images_per_slice)
+        return ImageFeatures(tuple(outputs), vision.grid(pixel_values))
 
     def get_conditional_embeddings(
         self,
@@ -150,9 +145,9 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         position_ids: Array | None = None,
         conditional_pixel_values: Array | None = None,
     ) -> Array:
-        """Prompts, as token ids (P,T) or as images (P,C,H,W), to (P,projection_dim), not normalized.
+        """Prompts, as token ids (P,T) or images (P,C,H,W), to (P,projection_dim), not normalized.
 
-        Raises InputError where there is no prompt, or both kinds, or not `batch_size` of them (if given).
+        Raises InputError for no prompt, both kinds, or another number than `batch_size` (if given).
         """
         input_checks.require_one_kind_of_prompt(input_ids, conditional_pixel_values)
         if input_ids is not None:
@@ -163,28 +158,21 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         return embeddings
 
     def decode(self, features: ImageFeatures, conditional_embeddings: Array) -> Array:
-        """One image with P prompts, or B images with B prompts.  (P,projection_dim) -> logits (P,H,W)
+        """One image with P prompts, or B images with B prompts.  (P,projection_dim) -> (P,H,W)
 
-        The decoder gets a few prompts at a time, `ops.prompts_per_slice`, so that memory does not grow with their
-        number; a trace then holds what it returned each time.
+        The decoder gets `ops.prompts_per_slice` prompts at a time, so that their number costs no
+        memory; a trace keeps what it returned each time.
         """
-        B = len(features.activations[0])
-        embeddings = input_checks.checked_embeddings(
-            self.floats(conditional_embeddings), B, self.config
-        )
+        B, embeddings = len(features.activations[0]), self.floats(conditional_embeddings)
+        embeddings = input_checks.checked_embeddings(embeddings, B, self.config)
         reduced = self.decoder.reduce(features.activations)
 
-        def logits(prompts: slice) -> Array:
+        def logits(prompts: slice) -> list[Array]:
             # A single image is shared by all prompts.
-            tokens = reduced if B == 1 else [part[prompts] for part in reduced]
-            return self.decoder(tokens, embeddings[prompts], features.grid).logits
+            tokens = reduced if B == 1 else [layer[prompts] for layer in reduced]
+            return [self.decoder(tokens, embeddings[prompts], features.grid).logits]
 
-        return self._joined(
-            in_slices(self.ops, logits, len(embeddings), self.ops.prompts_per_slice)
-        )
-
-    def _joined(self, parts: Sequence[Array]) -> Array:
-        return parts[0] if len(parts) == 1 else self.ops.xp.concatenate(parts)
+        return joined_slices(self.ops, logits, len(embeddings), self.ops.prompts_per_slice)[0]
 
     def forward(
         self,
@@ -200,51 +188,38 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> CLIPSegImageSegmentationOutput:
-        """pixel_values (B,C,H,W) and P prompts in one of three forms -> logits (P,H,W); B is P or 1.
+        """pixel_values (B,C,H,W) and P prompts in one of 3 forms -> logits (P,H,W); B is P or 1.
 
-        The prompts are input_ids (P,T), conditional_pixel_values (P,C,H,W), or conditional_embeddings
-        (P,projection_dim). `labels`, numbers in 0 to 1 of the logits' shape, give the binary cross-entropy as
-        `loss`. `pooled_output` is each image's projected vector, for which the whole vision tower runs;
-        `encode_image` and `decode` do without it. Raises InputError for shapes that do not fit.
+        The prompts are input_ids (P,T), conditional_pixel_values (P,C,H,W), or
+        conditional_embeddings (P,projection_dim). `loss` is the binary cross-entropy with `labels`,
+        numbers from 0 to 1 of the logits' shape. `pooled_output` is each image's projected vector,
+        for which the whole vision tower runs; `encode_image` and `decode` do without. Raises
+        InputError for shapes that do not fit.
         """
         input_checks.require_inputs(
             pixel_values, conditional_embeddings, input_ids, conditional_pixel_values
         )
         pixel_values = self.floats(pixel_values)
-        vision = self.clip.vision_model(
-            pixel_values,
-            interpolate_pos_encoding,
-            output_attentions=output_attentions,
-            output_hidden_states=True,
-        )
-        # hidden_states[0] is the first layer's input, so that layer i's output stands at i + 1.
+        options = dict(output_attentions=output_attentions, output_hidden_states=True)
+        vision = self.clip.vision_model(pixel_values, interpolate_pos_encoding, **options)
+        # hidden_states[0] is the first layer's input, hidden_states[i + 1] the output of layer i.
         activations = [vision.hidden_states[i + 1] for i in self.config.extract_layers]
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)
         if not output_hidden_states:
             vision.hidden_states = None
         if conditional_embeddings is None:
+            texts = input_ids, attention_mask, position_ids
             conditional_embeddings = self.get_conditional_embeddings(
-                None, input_ids, attention_mask, position_ids, conditional_pixel_values
+                None, *texts, conditional_pixel_values
             )
-        conditional_embeddings = input_checks.checked_embeddings(
-            self.floats(conditional_embeddings), len(activations[0]), self.config
-        )
-        decoded = self.decoder(
-            self.decoder.reduce(activations),
-            conditional_embeddings,
-            self.clip.vision_model.grid(pixel_values),
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        return CLIPSegImageSegmentationOutput(
-            loss=None if labels is None else self._loss(decoded.logits, labels),
-            logits=decoded.logits,
-            conditional_embeddings=conditional_embeddings,
-            pooled_output=vision.pooler_output,
-            vision_model_output=vision,
-            decoder_output=decoded,
-        )
-
-    def _loss(self, logits: Array, labels: Array) -> Array:
-        labels = input_checks.checked_labels(self.floats(labels), logits)
-        return self.ops.binary_cross_entropy(logits, labels)
+        conditional_embeddings = self.floats(conditional_embeddings)
+        input_checks.checked_embeddings(conditional_embeddings, len(activations[0]), self.config)
+        reduced, grid = self.decoder.reduce(activations), self.clip.vision_model.grid(pixel_values)
+        options = dict(options, output_hidden_states=output_hidden_states)
+        decoded = self.decoder(reduced, conditional_embeddings, grid, **options)
+        loss = None
+        if labels is not None:
+            labels = input_checks.checked_labels(self.floats(labels), decoded.logits)
+            loss = self.ops.binary_cross_entropy(decoded.logits, labels)
+        embeddings = conditional_embeddings, vision.pooler_output
+        return CLIPSegImageSegmentationOutput(loss, decoded.logits, *embeddings, vision, decoded)

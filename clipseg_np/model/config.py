@@ -1,8 +1,8 @@
 """What a checkpoint's config.json says, as frozen dataclasses with transformers' field names and defaults.
 
-Deviation: transformers accepts values with which no model can work, and fails later or not at all; here
-they are refused with the field's name. Fields that concern only transformers (`architectures`, `dtype`,
-...) are kept in `other`, and written back as they came.
+Deviation: transformers accepts values with which no model can work, and fails later or not at all;
+here they are refused with the field's name. Fields that concern only transformers (`architectures`,
+`dtype`, ...) are kept in `other`, and written back as they came.
 """
 
 import json
@@ -202,9 +202,9 @@ class CLIPSegVisionConfig(_Config):
 class CLIPSegConfig(_Config):
     """Both towers and the decoder.
 
-    `extract_layers` are 0-based blocks of the vision tower; `conditional_layer` is the decoder layer before
-    which the prompt modulates the tokens. `decoder_hidden_act` is kept and, as in the reference, not used:
-    the decoder's activation is always relu.
+    `extract_layers` are 0-based blocks of the vision tower; `conditional_layer` is the decoder
+    layer before which the prompt modulates the tokens. `decoder_hidden_act` is kept and, as in the
+    reference, not used: the decoder's activation is always relu.
     """
 
     model_type = "clipseg"

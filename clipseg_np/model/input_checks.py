@@ -15,8 +15,9 @@ def checked_texts(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Token ids and, where they are given, mask (P,T) and positions (P,T) or (1,T).
 
-    One text may come without its axis: (T). Raises InputError for ids outside the vocabulary, positions outside the
-    table, too long a text, or shapes that do not fit; warns of a text without an end token.
+    One text may come without its axis: (T). Raises InputError for ids outside the vocabulary,
+    positions outside the table, too long a text, or shapes that do not fit; warns of a text without
+    an end token.
     """
     input_ids = in_main_memory(input_ids)
     if input_ids.ndim == 0 or input_ids.size == 0 or input_ids.dtype.kind not in "iu":

@@ -20,6 +20,11 @@ class Features(dict):
 class Output:
     """A record read by attribute, by key or by position; fields that are None count only by attribute."""
 
+    def __post_init__(self):
+        for name, value in self.items():
+            if isinstance(value, list):
+                setattr(self, name, tuple(value))
+
     def _present(self) -> dict[str, Any]:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if value is not None}

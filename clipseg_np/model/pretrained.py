@@ -73,13 +73,15 @@ class PretrainedModel(Layer):
     ) -> "PretrainedModel":
         """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
 
-        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it. With
-        `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it is not. `threads` share
-        out the work of the backend "numpy"; by default, as many as there are cores. `ops` is the arithmetic itself, in
-        place of a backend's name: Ops(jax.numpy) runs the readable code on JAX.
+        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it.
+        With `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it
+        is not. `threads` share out the work of the backend "numpy"; by default, as many as there
+        are cores. `ops` is the arithmetic itself, in place of a backend's name: Ops(jax.numpy) runs
+        the readable code on JAX.
 
-        Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint (see
-        checkpoints/weights.py), InputError for an unknown backend or dtype, and what checkpoint_folder raises for a hub id.
+        Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint
+        (see checkpoints/weights.py), InputError for an unknown backend or dtype, and what
+        checkpoint_folder raises for a hub id.
         """
         ops = ops or ops_for(backend, threads)
         dtype = float_type(dtype, ops)
@@ -106,7 +108,8 @@ class PretrainedModel(Layer):
     def give_back_memory(self) -> None:
         """Let go of the memory of mapped weights, which are read again from their file when they are next used.
 
-        For a part that is used seldom, or a model that waits: what it costs is a few milliseconds at the next use.
+        For a part that is used seldom, or a model that waits: what it costs is a few milliseconds
+        at the next use.
         """
         give_back(self.scope.within(self.name).values())
 

@@ -1,11 +1,11 @@
 """A seeded random start: arrays drawn from the distributions that transformers gives a new model.
 
-All are normal with mean 0; biases are 0 and norms' weights 1. The table holds the standard deviations. The
-numbers themselves differ from torch's, which has another generator.
+All are normal with mean 0; biases are 0 and norms' weights 1. The table holds the standard
+deviations. The numbers themselves differ from torch's, which has another generator.
 
-Found in the reference's own initialisation (modeling_clipseg.py, `_init_weights`, and the library's default
-for layers that it does not name): the decoder's linear layers and convolutions have no entry of their own
-and get `initializer_factor`, 1.0, where the towers' would get 0.02.
+Found in the reference's own initialisation (modeling_clipseg.py, `_init_weights`, and the library's
+default for layers that it does not name): the decoder's linear layers and convolutions have no
+entry of their own and get `initializer_factor`, 1.0, where the towers' would get 0.02.
 """
 
 from fnmatch import fnmatch

@@ -3,8 +3,8 @@
     run = recorded(model, pixel_values, input_ids)
     logits = run(other_pixel_values, other_ids)    # of the same shapes
 
-The text tower runs on a stream of its own, beside the vision tower. Both read their ids and pixels from where the
-recording put them; what each call is given is copied there.
+The text tower runs on a stream of its own, beside the vision tower. Both read their ids and pixels
+from where the recording put them; what each call is given is copied there.
 """
 
 from contextlib import suppress
@@ -56,17 +56,16 @@ def embedded(model: CLIPSegForImageSegmentation, prompts: Array) -> Array:
     """Token ids (P,T), checked, to conditional embeddings; such embeddings as they are.  -> (P,projection_dim)"""
     if prompts.dtype.kind == "f":
         return prompts
-    text = model.clip.text_model
-    last = text.final_layer_norm(text.tokens(prompts)[-1])
-    return model.clip.text_projection(text.pooled(last, prompts))
+    _, _, pooled = model.clip.text_model.encode(prompts)
+    return model.clip.text_projection(pooled)
 
 
 def recorded(model: CLIPSegForImageSegmentation, pixel_values: Any, prompts: Any) -> RecordedPass:
     """Record a pass for images (B,C,H,W) and prompts of these shapes.
 
-    The prompts are token ids (P,T), whole numbers, which end with the end token and may be padded after it; or
-    conditional embeddings (P,projection_dim). Raises InputError where the model's backend is not "cupy" or the pass
-    cannot be recorded, and for inputs that the model refuses.
+    The prompts are token ids (P,T), whole numbers, which end with the end token and may be padded
+    after it; or conditional embeddings (P,projection_dim). Raises InputError where the model's
+    backend is not "cupy" or the pass cannot be recorded, and for inputs that the model refuses.
     """
     return RecordedPass(model, pixel_values, prompts)
 

@@ -1,20 +1,19 @@
 """The layers that the towers and the decoder are built of.
 
 A constructor takes its arrays, and builds its children, from a `Scope`: a place in the checkpoint.
-`forward` is the maths and nothing else; `Layer.__call__` is where a trace and a fast backend come in.
-
-Where the reference has one class for each of these in every model, there is one here for all.
+`forward` is the formula and nothing else. A trace and a fast backend come in by `Layer.__call__`.
+The reference has one class for each of these in every model; here there is one for all.
 """
 
 from typing import Any
 
-from .ops import Array, joined_heads, split_heads
+from .ops import Array, join_heads, split_heads
 from .scope import Scope
 from .trace import is_traced, record
 
 
 class Layer:
-    """Knows its dotted name and its arithmetic. To call it is `forward`, by the backend, or seen by a trace."""
+    """A dotted name, arithmetic, and `forward`, which a call runs through the backend or a trace."""
 
     def __init__(self, scope: Scope):
         self.name = scope.name
@@ -41,7 +40,7 @@ class Linear(Layer):
 
 
 class PatchEmbedding(Layer):
-    """Each patch of pixels to a vector: a convolution whose stride is its kernel.  (B,C,H,W) -> (B,D,h,w)"""
+    """A vector for each patch: a convolution whose stride is its kernel.  (B,C,H,W) -> (B,D,h,w)"""
 
     def __init__(self, scope: Scope, in_channels: int, out_channels: int, patch_size: int):
         super().__init__(scope)
@@ -89,14 +88,14 @@ class LayerNorm(Layer):
 
 
 class Embedding(Layer):
-    """A table of vectors, looked up by number.  (...) -> (..., D)"""
+    """A table of vectors, one for each id.  (...) -> (..., D)"""
 
     def __init__(self, scope: Scope, num_embeddings: int, embedding_dim: int):
         super().__init__(scope)
         self.weight = scope.take("weight", (num_embeddings, embedding_dim))
 
     def forward(self, ids: Array) -> Array:
-        return self.ops.embedding(ids, self.weight)
+        return self.weight[ids]
 
 
 class Attention(Layer):
@@ -111,12 +110,13 @@ class Attention(Layer):
         self.out_proj = Linear(scope / "out_proj", hidden_size, hidden_size)
 
     def forward(self, x: Array, mask: Array | None = None, attentions: list | None = None) -> Array:
-        projections = (self.q_proj, self.k_proj, self.v_proj)
         # (B,T,D) -> (B,N,T,d) each
-        query, key, value = (split_heads(layer(x), self.num_heads) for layer in projections)
+        query = split_heads(self.q_proj(x), self.num_heads)
+        key = split_heads(self.k_proj(x), self.num_heads)
+        value = split_heads(self.v_proj(x), self.num_heads)
+        context = self.ops.attention(query, key, value, mask, attentions)
         # (B,N,T,d) -> (B,T,D)
-        mixed = joined_heads(self.ops.attention(query, key, value, mask, attentions))
-        return self.out_proj(mixed)
+        return self.out_proj(join_heads(context))
 
 
 class MLP(Layer):
@@ -133,22 +133,16 @@ class MLP(Layer):
 
 
 class _TransformerLayer(Layer):
-    """The children of both kinds of transformer layer, which differ only in their order."""
+    """The children of both kinds of transformer layer, which differ in the order of the norms."""
 
     def __init__(
-        self,
-        scope: Scope,
-        hidden_size: int,
-        num_heads: int,
-        intermediate_size: int,
-        activation: str,
-        eps: float,
+        self, scope: Scope, D: int, num_heads: int, mlp_size: int, activation: str, eps: float
     ):
         super().__init__(scope)
-        self.layer_norm1 = LayerNorm(scope / "layer_norm1", hidden_size, eps)
-        self.self_attn = Attention(scope / "self_attn", hidden_size, num_heads)
-        self.layer_norm2 = LayerNorm(scope / "layer_norm2", hidden_size, eps)
-        self.mlp = MLP(scope / "mlp", hidden_size, intermediate_size, activation)
+        self.layer_norm1 = LayerNorm(scope / "layer_norm1", D, eps)
+        self.self_attn = Attention(scope / "self_attn", D, num_heads)
+        self.layer_norm2 = LayerNorm(scope / "layer_norm2", D, eps)
+        self.mlp = MLP(scope / "mlp", D, mlp_size, activation)
 
 
 class EncoderLayer(_TransformerLayer):

@@ -1,47 +1,42 @@
-"""All the arithmetic of CLIPSeg, once, in terms of an array module `xp`: NumPy, CuPy on a GPU, or jax.numpy.
+"""All the arithmetic of CLIPSeg, once, on an array module `xp`: NumPy, CuPy on a GPU, or jax.numpy.
 
-This is the readable truth. A backend that can do better overrides single methods in a subclass, with
-the same name, signature and result. Nothing here knows a layer, a config or a weight's name.
+A fast backend is a subclass that overrides single methods and returns the same numbers. Nothing
+here knows a layer, a config or a weight's name. Every method keeps the float type of its input:
+constants are Python numbers, which promote no array, and tables are cast to the input's type.
 
-Every method keeps the float type of its input: constants are Python numbers, which do not promote an
-array, and tables are cast to the input's type.
-
-The letters that stand for axes everywhere in this package:
+These letters stand for axes everywhere in this package:
 
     B  images (the batch)    T  tokens: of a text, or the class token and one for each patch
-    P  prompts               D  features: the width of a token's vector (`hidden_size`, `reduce_dim`)
+    P  prompts               D  features of a token's vector (`hidden_size`, `reduce_dim`)
     C  channels              N  attention heads, each d = D/N features wide
-    H, W  pixels             h, w  rows and columns of patches            p  a patch's side in pixels
+    H, W  pixels             h, w  rows and columns of patches     p  a patch's side in pixels
 """
 
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
-Array = Any  # an array of `xp`: a numpy.ndarray or a cupy.ndarray
+Array = Any  # an array of `xp`, such as numpy.ndarray
 T = TypeVar("T")
 
-MAX_MEMOIZED = 8  # results of a function: position embeddings take 1.5 MB for the official size
-SELU_ALPHA = 1.6732632423543772
-SELU_SCALE = 1.0507009873554805
+MAX_MEMOIZED = 8  # results of one function: position embeddings of 1.5 MB for the official size
 
 
 class Ops:
     """Layer arithmetic on the arrays of `xp`."""
 
-    FLOAT_TYPES = ("float32", "float64")  # sums in float16 would lose what they sum
+    FLOAT_TYPES = ("float32", "float64")  # in float16, a sum of many numbers loses the small ones
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
-    # Each image, and each prompt, takes 10 MB or more on its way.
+    # A model computes so many at a time: each image, and each prompt, takes 10 MB or more.
     images_per_slice = prompts_per_slice = 64
-    # How many tasks parallel_for runs at a time.
+    # parallel_for runs so many tasks at a time.
     workers = 1
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
-
-    # Arrays in and out
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """An array on this backend's device; no copy where it is one already."""
@@ -52,18 +47,16 @@ class Ops:
         """The same values as a NumPy array in main memory."""
         return in_main_memory(x)
 
-    # Layers, and work that is independent of other work
-
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        """`layer.forward`. A fast backend may have another way to a whole layer's result."""
+        """`layer.forward`. A fast backend may compute a whole layer in another way."""
         return layer.forward(*args, **kwargs)
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run independent tasks and return their results in order. A fast backend runs several at a time."""
+        """The results of independent tasks, in order. A fast backend runs several at a time."""
         return [task() for task in tasks]
 
     def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """The function of few different arguments. A fast backend keeps its last results."""
+        """The function itself. A fast backend keeps its last results."""
         return function
 
     # Linear maps
@@ -73,15 +66,11 @@ class Ops:
         y = x @ weight.T
         return y if bias is None else y + bias
 
-    def embedding(self, ids: Array, table: Array) -> Array:
-        """One row of the table for each id.  (...), (V, D) -> (..., D)"""
-        return table[ids]
-
     def patch_conv2d(self, x: Array, weight: Array) -> Array:
-        """A convolution whose stride is its kernel: each patch is seen once, so it is a reshape and a linear map.
+        """A convolution whose stride is its kernel: a reshape and a linear map of each patch.
 
-        (B,C,H,W), (D,C,p,p) -> (B,D,h,w) with h = H//p, w = W//p; pixels past the last whole patch are
-        not seen, as in any convolution without padding.
+        (B,C,H,W), (D,C,p,p) -> (B,D,h,w) with h = H//p, w = W//p. Pixels past the last whole patch
+        are not seen, as in any convolution without padding.
         """
         (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
         h, w = H // p, W // p
@@ -92,7 +81,7 @@ class Ops:
         return self.linear(patches, weight.reshape(D, C * p * p)).transpose(0, 3, 1, 2)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """A convolution with stride 1, padded to keep the size: a linear map of each cell's neighbors.
+        """A convolution that keeps the size (stride 1): a linear map of each cell's neighbors.
 
         (B,C,h,w), (D,C,k,k) with k odd, (D) -> (B,D,h,w)
         """
@@ -108,7 +97,7 @@ class Ops:
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """A transposed convolution whose stride is its kernel: each cell paints one block, unflipped.
+        """A transposed convolution whose stride is its kernel: each cell paints one block.
 
         (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a linear map and a reshape.
         """
@@ -118,102 +107,12 @@ class Ops:
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(0, 3, 1, 4, 2, 5)
         return blocks.reshape(B, D, h * p, w * p) + bias[:, None, None]
 
-    # Normalization and attention
-
-    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        """Each row to mean 0 and (biased) variance 1, then scaled and shifted.  (..., D) -> (..., D)"""
-        centered = x - x.mean(axis=-1, keepdims=True)
-        variance = (centered * centered).mean(axis=-1, keepdims=True)
-        return centered / self.xp.sqrt(variance + eps) * weight + bias
-
-    def softmax(self, x: Array) -> Array:
-        """Along the last axis, with the maximum subtracted so that nothing overflows."""
-        e = self.xp.exp(x - x.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
-
-    def attention(
-        self,
-        query: Array,
-        key: Array,
-        value: Array,
-        mask: Array | None = None,
-        attentions: list | None = None,
-    ) -> Array:
-        """softmax(q kᵀ / sqrt(d)) v, three times (B,N,T,d) -> (B,N,T,d)   ("Attention is all you need", 3.2.1)
-
-        `mask` (B,1,T,T) is True where a query (second to last axis) attends to a key (last axis).
-        `attentions` is a list to which the weights (B,N,T,T) are appended, for a caller who asks for them.
-        """
-        # Scaled before the product: in float16 it could overflow.
-        scores = (query * query.shape[-1] ** -0.5) @ key.swapaxes(-1, -2)
-        if mask is not None:
-            # The type's lowest number, not -inf: a row that is masked throughout becomes uniform, not NaN.
-            lowest = self.xp.finfo(scores.dtype).min
-            scores = self.xp.where(mask, scores, self.xp.asarray(lowest, dtype=scores.dtype))
-        weights = self.softmax(scores)
-        if attentions is not None:
-            attentions.append(weights)
-        return weights @ value
-
-    # Activations
-
-    def activation(self, name: str, x: Array) -> Array:
-        """One of ACTIVATIONS, by the name that a config gives it."""
-        return getattr(self, name)(x)
-
-    def sigmoid(self, x: Array) -> Array:
-        """1 / (1 + e^-x), written so that neither side overflows."""
-        e = self.xp.exp(-abs(x))
-        return self.xp.where(x >= 0, self.xp.ones_like(e), e) / (1 + e)
-
-    def quick_gelu(self, x: Array) -> Array:
-        """x sigmoid(1.702 x): CLIP's approximation of gelu."""
-        return x * self.sigmoid(1.702 * x)
-
-    def gelu(self, x: Array) -> Array:
-        """x times the normal distribution's integral up to x: x (1 + erf(x / sqrt 2)) / 2."""
-        return 0.5 * x * (1 + self.erf(x * 0.5**0.5))
-
-    def gelu_new(self, x: Array) -> Array:
-        """GPT-2's tanh approximation of gelu."""
-        return 0.5 * x * (1 + self.xp.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
-
-    def relu(self, x: Array) -> Array:
-        return self.xp.maximum(x, 0)
-
-    def selu(self, x: Array) -> Array:
-        """scale (x if x > 0 else alpha (e^x - 1))   (Klambauer et al., 2017)"""
-        negative = SELU_ALPHA * self.xp.expm1(self.xp.minimum(x, 0))
-        return SELU_SCALE * self.xp.where(x > 0, x, negative)
-
-    def erf(self, x: Array) -> Array:
-        """The error function, to within 1e-15 in float64  (Abramowitz and Stegun, 7.1.6 and 7.1.14).
-
-        Up to |x| = 2, a series whose terms have one sign, so that nothing cancels:
-        erf x = 2/sqrt(pi) x e^(-x²) (1 + 2x²/3 (1 + 2x²/5 (1 + ...))). Beyond, a continued fraction:
-        1 - erf x = e^(-x²)/sqrt(pi) / (x + 1/2 / (x + 2/2 / (x + 3/2 / ...))), which is nothing from 6 on.
-        """
-        inner = self.xp.clip(x, -2, 2)
-        square = inner * inner
-        series = self.xp.ones_like(x)
-        for odd in range(81, 1, -2):
-            series = 1 + series * square * (2 / odd)
-        near = 2 / np.pi**0.5 * inner * self.xp.exp(-square) * series
-
-        outer = self.xp.clip(abs(x), 2, 6)
-        fraction = outer
-        for k in range(50, 0, -1):
-            fraction = outer + k / 2 / fraction
-        far = 1 - self.xp.exp(-outer * outer) / (np.pi**0.5 * fraction)
-        return self.xp.where(abs(x) <= 2, near, self.xp.copysign(far, x))
-
-    # Resizing position embeddings
-
     def resize_bicubic(self, grid: Array, size: tuple[int, int]) -> Array:
         """A grid of vectors at another size, by cubic convolution.  (h,w,D), (h', w') -> (h',w',D)
 
-        As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75, pixel
-        centers at half numbers, and the border repeated. (Pillow's bicubic differs: a = -0.5, antialiased.)
+        As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75,
+        pixel centers at half numbers, the border repeated. (Pillow's differs: a = -0.5,
+        antialiased.)
         """
 
         def along_first_axis(x: Array, new: int) -> Array:
@@ -225,10 +124,89 @@ class Ops:
         tall = along_first_axis(grid, size[0])  # (h',w,D)
         return along_first_axis(tall.swapaxes(0, 1), size[1]).swapaxes(0, 1)
 
+    # Normalization and attention
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        """Rows of mean 0 and (biased) variance 1, then scaled and shifted.  (..., D) -> (..., D)"""
+        centered = x - x.mean(axis=-1, keepdims=True)
+        variance = (centered * centered).mean(axis=-1, keepdims=True)
+        return centered / self.xp.sqrt(variance + eps) * weight + bias
+
+    def softmax(self, x: Array) -> Array:
+        """e^x / sum(e^x) along the last axis, less the maximum first, so that nothing overflows."""
+        e = self.xp.exp(x - x.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None = None,
+        attentions: list | None = None,
+    ) -> Array:
+        """softmax(q kᵀ / sqrt(d)) v  (Vaswani et al., 2017).  Three (B,N,T,d) -> (B,N,T,d)
+
+        `mask` (B,1,T,T) is True where a query (second to last axis) attends to a key (last axis).
+        The weights (B,N,T,T) are appended to the list `attentions`, if there is one.
+        """
+        # The scale comes before the product, which could overflow in float16.
+        scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
+        if mask is not None:
+            # The type's lowest number, not -inf: a row with every key masked is uniform, not NaN.
+            lowest = self.xp.finfo(scores.dtype).min
+            scores = self.xp.where(mask, scores, self.xp.asarray(lowest, dtype=scores.dtype))
+        weights = self.softmax(scores)
+        if attentions is not None:
+            attentions.append(weights)
+        return weights @ v
+
+    # Activations
+
+    def activation(self, name: str, x: Array) -> Array:
+        """The one of ACTIVATIONS that a config names."""
+        return getattr(self, name)(x)
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + e^-x), in a form that overflows on neither side."""
+        e = self.xp.exp(-abs(x))
+        return self.xp.where(x >= 0, self.xp.ones_like(e), e) / (1 + e)
+
+    def quick_gelu(self, x: Array) -> Array:
+        """x sigmoid(1.702 x): CLIP's approximation of gelu."""
+        return x * self.sigmoid(1.702 * x)
+
+    def gelu(self, x: Array) -> Array:
+        """x times the normal distribution's integral up to x."""
+        return 0.5 * x * (1 + self.erf(x * 0.5**0.5))
+
+    def gelu_new(self, x: Array) -> Array:
+        """GPT-2's tanh approximation of gelu."""
+        return 0.5 * x * (1 + self.xp.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+
+    def relu(self, x: Array) -> Array:
+        return self.xp.maximum(x, 0)
+
+    def selu(self, x: Array) -> Array:
+        """scale (x if x > 0 else alpha (e^x - 1))   (Klambauer et al., 2017)"""
+        alpha, scale = 1.6732632423543772, 1.0507009873554805
+        return scale * self.xp.where(x > 0, x, alpha * self.xp.expm1(self.xp.minimum(x, 0)))
+
+    def erf(self, x: Array) -> Array:
+        """The error function, to within 4e-16 in float64, by a Fourier series.
+
+        It integrates bells e^(-x²) that stand 4 pi apart, so that up to |x| = 6 no other is felt.
+        """
+        x = self.xp.clip(x, -6, 6)
+        series = 0
+        for n in range(25, 0, -1):
+            series = series + math.exp(-n * n / 16) / n * self.xp.sin(n / 2 * x)
+        return (x / 2 + 2 * series) / math.pi
+
     # Losses
 
     def binary_cross_entropy(self, logits: Array, labels: Array) -> Array:
-        """The mean of -(y log p + (1-y) log(1-p)), with p = sigmoid(logits), without ever forming p."""
+        """The mean of -(y log p + (1-y) log(1-p)) with p = sigmoid(logits), without forming p."""
         xp = self.xp
         losses = xp.maximum(logits, 0) - logits * labels + xp.log1p(xp.exp(-abs(logits)))
         return losses.mean()
@@ -242,7 +220,7 @@ class Ops:
 
 
 def in_main_memory(values: Any) -> np.ndarray:
-    """Numbers as a NumPy array: a GPU's are copied, NumPy's own are not."""
+    """Numbers as a NumPy array. A GPU's are copied, NumPy's own are not."""
     return values.get() if hasattr(values, "get") else np.asarray(values)
 
 
@@ -252,14 +230,14 @@ def split_heads(x: Array, num_heads: int) -> Array:
     return x.reshape(B, T, num_heads, D // num_heads).transpose(0, 2, 1, 3)
 
 
-def joined_heads(x: Array) -> Array:
+def join_heads(x: Array) -> Array:
     """(B,N,T,d) -> (B,T,N,d) -> (B,T,Nd)"""
     B, N, T, d = x.shape
     return x.transpose(0, 2, 1, 3).reshape(B, T, N * d)
 
 
 def bicubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """The matrix (new, old) that resizes a line of `old` samples to `new` ones by cubic convolution.
+    """The matrix (new, old) that resizes `old` samples to `new` ones by cubic convolution.
 
     Keys, "Cubic convolution interpolation for digital image processing" (1981).
     """
@@ -272,7 +250,7 @@ def bicubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         weight = np.where(distance <= 1, near, far)
-        # The border sample stands for all that lies beyond it.
+        # The border sample repeats beyond the border.
         inside = np.clip(index, 0, old - 1)
         weights = weights + weight[:, None] * (inside[:, None] == np.arange(old))
     return weights

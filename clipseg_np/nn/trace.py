@@ -4,8 +4,8 @@
         model(pixel_values=..., input_ids=...)
     activations["clip.vision_model.encoder.layers.3.self_attn.q_proj"]    # (B,T,D)
 
-A layer that runs twice inside one trace (the vision tower, when the prompt is an image too) keeps both
-results: `activations.all[name]` is the list of them, and `activations[name]` the last.
+A layer that runs twice inside one trace (the vision tower, when the prompt is an image too) keeps
+both results: `activations.all[name]` is the list of them, and `activations[name]` the last.
 """
 
 from collections.abc import Iterator

@@ -27,11 +27,6 @@ def test_linear_is_x_times_the_transposed_weight_plus_bias():
     close(ops.linear(x, weight), [[12.0, 34.0, 56.0]])
 
 
-def test_embedding_looks_rows_up():
-    table = drawn(5, 3)
-    close(ops.embedding(np.array([[4, 0], [2, 2]]), table), [table[[4, 0]], table[[2, 2]]])
-
-
 @pytest.mark.parametrize("height, width", [(6, 6), (6, 9), (8, 7)])  # the last: pixels left over
 def test_patch_conv2d_against_loops(height, width):
     x, weight = drawn(2, 4, height, width), drawn(5, 4, 3, 3, seed=1)
