@@ -1,18 +1,18 @@
-"""CLIP's tokenizer: a text becomes the ids of byte pairs, and ids become text again.
+"""CLIP's tokenizer: a text becomes the ids of its tokens, and ids become text again.
 
-A text is normalised and cut into pieces (text/normalize.py). A piece's UTF-8 bytes are written as one printable
-symbol each, the last with "</w>". The pair of neighbours that stands first in the merge table becomes one symbol,
-again and again, until no pair is in the table (text/bpe.py); what is left are the tokens. `explain` shows each step.
+A text is normalized and cut into pieces (text/normalize.py). Each UTF-8 byte of a piece is written
+as one printable symbol, the last with "</w>". Neighboring symbols are merged in the order of the
+merge table (text/bpe.py); the symbols that remain are the tokens. `explain` shows each step.
 
-Ids and decoded text equal those of transformers' CLIPTokenizer (5.23, with tokenizers 0.23). Deviations:
-- A folder that does not say how long a text may be gets 77, CLIP's length; transformers then never truncates.
-- Refused instead of passed over: an id outside the vocabulary, a length too short for the start and end token.
-- One text at a time or a list; no pairs of texts, no offsets (they would need NFC to be traced character by character).
+Reference: transformers' CLIPTokenizer (5.23, with tokenizers 0.23), with equal ids and texts, but:
+- A folder without a model_max_length gets 77, CLIP's; transformers then never truncates.
+- An id outside the vocabulary and a max_length too short for start and end token are refused.
+- One text or a list of texts; no pairs of texts, no offsets (NFC would have to be traced).
 """
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -25,24 +25,22 @@ from ..checkpoints.hub import TEXTS
 from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError, naming
 from ..model.outputs import Features
-from .bpe import END_OF_WORD, bytes_of, join_pairs, symbols_of
-from .normalize import normalise, pieces
-from .tokenizer_files import (
-    END,
-    SPECIAL_NAMES,
-    START,
-    AddedToken,
-    check_vocabulary,
-    read_tokenizer,
-    write_tokenizer,
-)
+from . import tokenizer_files
+from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
+from .normalize import normalize, pieces
+from .tokenizer_files import END, SPECIAL_NAMES, START, AddedToken, check_vocabulary
 
-CACHED_PIECES, CACHED_LENGTH = 20_000, 40  # pieces, characters each
+MAX_CACHED_PIECES, MAX_CACHED_CHARACTERS = 20_000, 40
+CHOICES = {
+    "padding": (False, True, "longest", "max_length", "do_not_pad"),
+    "truncation": (False, True, "longest_first", "only_first", "do_not_truncate"),
+    "return_tensors": (None, "np"),
+}
 
 
 @dataclass(frozen=True)
 class ExplainedPiece:
-    """One piece of a text: its byte symbols, the merges in order, and the tokens they end in."""
+    """One piece of a text: its byte symbols, the merges in order, the tokens and their ids."""
 
     piece: str
     symbols: list[str]
@@ -56,13 +54,15 @@ class Explanation:
     """Each step from a text to its ids. Printed, it shows them in order."""
 
     text: str
-    normalised: str
+    normalized: str
     pieces: list[ExplainedPiece]
     tokens: list[str]
     ids: list[int]
 
+    normalised = property(lambda self: self.normalized)  # its name in 0.1
+
     def __str__(self) -> str:
-        lines = [f"text        {self.text!r}", f"normalised  {self.normalised!r}"]
+        lines = [f"text        {self.text!r}", f"normalized  {self.normalized!r}"]
         for part in self.pieces:
             lines.append(f"piece       {part.piece!r} = {' '.join(part.symbols)}")
             lines += [f"  merge     {left} + {right}" for left, right in part.merges]
@@ -75,12 +75,13 @@ class Explanation:
 class CLIPTokenizer:
     """Text to ids and back, by a vocabulary and a merge table.
 
-    vocab: {token: id}, ids 0, 1, 2, ... each once. merges: pairs of tokens, the first to be merged first.
-    bos_token, eos_token, unk_token, pad_token: their texts; found inside a text, they become their id. A symbol that
-    the vocabulary lacks becomes unk_token. model_max_length: tokens that the text tower has positions for.
-    added_tokens: AddedToken records that say otherwise of a special token, or add tokens behind the vocabulary.
+    vocab: {token: id}, ids 0, 1, 2, ... each once. merges: pairs of tokens, in order of merging.
+    bos_token, eos_token, unk_token, pad_token: special tokens; inside a text, each becomes its id.
+    unk_token replaces a symbol that the vocabulary lacks.
+    model_max_length: the number of tokens that the text tower has positions for.
+    added_tokens: settings of special tokens, and tokens with ids after the vocabulary's.
 
-    Raises InputError where vocabulary, merges and tokens do not belong together.
+    Raises InputError if vocabulary, merges and tokens do not fit together.
     """
 
     def __init__(
@@ -98,18 +99,19 @@ class CLIPTokenizer:
         check_vocabulary(vocab, merges)
         if not isinstance(model_max_length, int) or model_max_length < 2:
             raise InputError(
-                f"model_max_length is {model_max_length!r}; expected a whole number, 2 (start and end) or more."
+                f"model_max_length is {model_max_length!r}; expected a whole number of at least 2 "
+                f"(the start and the end token)."
             )
         self.model_max_length = model_max_length
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
-        self._base_vocab, self._merges = dict(vocab), merges
-        self._vocab = dict(vocab)
+        self._base_vocab, self._vocab, self._merges = dict(vocab), dict(vocab), merges
         for token in sorted(added_tokens, key=lambda token: token.id):
-            if token.id != self._vocab.setdefault(token.content, len(self._vocab)):
+            expected = self._vocab.setdefault(token.content, len(self._vocab))
+            if token.id != expected:
                 raise InputError(
-                    f"The added token {token.content!r} has id {token.id}; expected "
-                    f"{self._vocab[token.content]}, its place in or right behind the vocabulary."
+                    f"The added token {token.content!r} has id {token.id}; expected {expected}, "
+                    f"its place in or right after the vocabulary."
                 )
         self._added = {token.content: token for token in added_tokens}
         for name in SPECIAL_NAMES:
@@ -117,18 +119,19 @@ class CLIPTokenizer:
             if content not in self._vocab:
                 raise InputError(
                     f"{name} is {content!r} and the vocabulary's {len(vocab)} tokens lack it. "
-                    f"Name the token that the vocabulary has, or fetch the vocabulary again."
+                    f"Name a token of the vocabulary, or fetch the vocabulary again."
                 )
             self._added.setdefault(content, AddedToken(content, self._vocab[content]))
+        plain = [token.content for token in self._added.values() if not token.normalized]
+        normalized = [token.content for token in self._added.values() if token.normalized]
+        self._content_of = {normalize(content): content for content in normalized}
+        self._plain_pattern, self._normalized_pattern = (
+            _splitter(plain),
+            _splitter(self._content_of),
+        )
         self._token_of = {number: token for token, number in self._vocab.items()}
-        for token in self._added.values():
-            if token.normalized:
-                self._token_of[token.id] = normalise(token.content)
+        self._token_of |= {self._vocab[content]: normalize(content) for content in normalized}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
-        given = {t.content: t.content for t in self._added.values() if not t.normalized}
-        normalised = {normalise(t.content): t.content for t in self._added.values() if t.normalized}
-        self._in_given, self._in_normalised = _finder(given), _finder(normalised)
-        self._added_by_normalised = normalised
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
@@ -142,27 +145,25 @@ class CLIPTokenizer:
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
         overrides: bos_token, eos_token, unk_token, pad_token (texts) and model_max_length.
-        Raises FileNotFoundError where the files are missing, InputError where they cannot be used.
+        Raises FileNotFoundError if the files are missing, InputError if they cannot be used.
         """
-        known = {*SPECIAL_NAMES, "model_max_length"}
-        _warn_of_unknown({name: v for name, v in overrides.items() if name not in known})
-        used = {name: v for name, v in overrides.items() if name in known}
+        unknown = overrides.keys() - {*SPECIAL_NAMES, "model_max_length"}
+        _warn_of_unknown(unknown)
+        overrides = {name: value for name, value in overrides.items() if name not in unknown}
         folder = checkpoint_folder(
             folder_or_hub_id, local_files_only=local_files_only, needed=(TEXTS,)
         )
         with naming(folder):
-            return cls(**read_tokenizer(folder, used))
+            return cls(**tokenizer_files.read(folder, overrides))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.
 
-        Raises InputError where the folder holds a tokenizer.json, which would be read instead.
+        Raises InputError if the folder holds a tokenizer.json, which would be read instead of them.
         """
-        names = {name: getattr(self, name) for name in SPECIAL_NAMES}
-        added = sorted(self._added.values(), key=lambda token: token.id)
-        write_tokenizer(
-            Path(folder), self._base_vocab, self._merges, added, names, self.model_max_length
-        )
+        config = {name: getattr(self, name) for name in (*SPECIAL_NAMES, "model_max_length")}
+        vocab, added = self._base_vocab, self._added.values()
+        tokenizer_files.write(Path(folder), vocab, self._merges, added, config)
 
     def __call__(
         self,
@@ -175,27 +176,28 @@ class CLIPTokenizer:
         return_attention_mask: bool = True,
         **unknown: Any,
     ) -> Features:
-        """The ids of one text or of a list of texts: `input_ids`, and `attention_mask` (1 token, 0 padding).
+        """The input_ids and the attention_mask (1 token, 0 padding) of a text or a list of texts.
 
-        padding: False; True or "longest", to the longest of the texts; "max_length", to max_length tokens.
-        truncation: True cuts to max_length tokens and keeps the end token last. max_length without padding and
-        truncation truncates too. max_length: None means model_max_length.
-        return_tensors: None for lists, nested for a list of texts; "np" for int64 arrays (n_texts, n_tokens).
+        padding: False; True or "longest", to the longest text; "max_length", to max_length tokens.
+        truncation: True cuts to max_length tokens and keeps the end token last. max_length without
+        padding and truncation truncates too.
+        max_length: model_max_length if None.
+        return_tensors: None for lists, nested for a list of texts; "np" for int64 arrays
+        (n_texts, n_tokens).
 
-        Raises InputError for what is no text, a lone surrogate, no text at all, an unknown choice,
-        or texts of unequal length that should become one array. Unknown keywords are warned of and not used.
+        Raises InputError for a value that is no text, a lone surrogate, an empty list, an unknown
+        choice, or an array of texts of unequal length. Warns of unknown keywords and ignores them.
         """
         _warn_of_unknown(unknown)
         texts = _list_of_texts(text)
         if truncation is None:
             truncation = max_length is not None and padding is False
-        _check_choice("padding", padding, (False, True, "longest", "max_length", "do_not_pad"))
-        _check_choice(
-            "truncation",
-            truncation,
-            (False, True, "longest_first", "only_first", "do_not_truncate"),
-        )
-        _check_choice("return_tensors", return_tensors, (None, "np"))
+        for name, value in zip(CHOICES, (padding, truncation, return_tensors)):
+            if value not in CHOICES[name]:
+                raise InputError(
+                    f"{name}={value!r} is not known; "
+                    f"expected one of {', '.join(map(repr, CHOICES[name]))}."
+                )
         truncates = truncation not in (False, "do_not_truncate")
         if padding is True and max_length is not None and not truncates:
             warnings.warn(
@@ -204,36 +206,38 @@ class CLIPTokenizer:
                 stacklevel=2,
             )
         length = self.model_max_length if max_length is None else max_length
-        shortest = 2 if truncates and add_special_tokens else 0
-        if not isinstance(length, int) or length < shortest:
+        reserved = 2 if truncates and add_special_tokens else 0
+        if not isinstance(length, int) or length < reserved:
             raise InputError(
-                f"max_length is {max_length!r}; expected a whole number of at least {shortest}"
-                f"{' (the start and the end token)' if shortest else ''}."
+                f"max_length is {max_length!r}; expected a whole number of at least {reserved}"
+                f"{' (the start and the end token)' if reserved else ''}."
             )
 
         rows = [self._ids(one) for one in texts]
         if truncates:
-            rows = [row[: length - shortest] for row in rows]
+            rows = [row[: length - reserved] for row in rows]
         if add_special_tokens:
             rows = [[self.bos_token_id, *row, self.eos_token_id] for row in rows]
         longest = max(map(len, rows))
         if not truncates and max_length is None and longest > self.model_max_length:
             warnings.warn(
-                f"A text has {longest} tokens, more than the {self.model_max_length} that the model has "
-                f"positions for: the model will refuse it. Cut it with truncation=True.",
+                f"A text has {longest} tokens, more than the {self.model_max_length} that the model "
+                f"has positions for: the model will refuse it. Cut it with truncation=True.",
                 stacklevel=2,
             )
-        if padding in (False, "do_not_pad"):
-            width = 0
-        else:
-            width = length if padding == "max_length" else longest
+        width = {False: 0, "do_not_pad": 0, "max_length": length}.get(padding, longest)
         features = Features(
             input_ids=[row + [self.pad_token_id] * (width - len(row)) for row in rows]
         )
         if return_attention_mask:
             features["attention_mask"] = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         if return_tensors == "np":
-            return _as_arrays(features)
+            if len(set(map(len, features.input_ids))) > 1:
+                raise InputError(
+                    f"The texts have {min(map(len, rows))} to {longest} tokens and cannot be one "
+                    f"array. Pad them with padding=True (and cut long ones with truncation=True)."
+                )
+            return Features({name: np.array(ids, np.int64) for name, ids in features.items()})
         if isinstance(text, str):
             return Features({name: value[0] for name, value in features.items()})
         return features
@@ -250,13 +254,14 @@ class CLIPTokenizer:
     def decode(
         self, ids: int | Sequence[int] | np.ndarray, skip_special_tokens: bool = False
     ) -> str | list[str]:
-        """The text of a row of ids, or a list of texts for rows of ids. Bytes that are no UTF-8 become U+FFFD.
+        """The text of a row of ids, or a list of texts of rows. Bytes that are not UTF-8: U+FFFD.
 
-        Raises InputError for an id that is not in the vocabulary.
+        Raises InputError for an id outside the vocabulary.
         """
         if isinstance(ids, dict):
             ids = ids["input_ids"]
-        ids = np.atleast_1d(ids).tolist() if isinstance(ids, int | np.integer | np.ndarray) else ids
+        if isinstance(ids, int | np.integer | np.ndarray):
+            ids = np.atleast_1d(ids).tolist()
         if len(ids) > 0 and isinstance(ids[0], list | tuple | np.ndarray):
             return [self.decode(row, skip_special_tokens) for row in ids]
         tokens = [self._token(number) for number in ids]
@@ -269,35 +274,35 @@ class CLIPTokenizer:
     def batch_decode(
         self, rows: Sequence | np.ndarray, skip_special_tokens: bool = False
     ) -> list[str]:
-        """The text of each row of ids; one row alone gives a list of one text."""
+        """The text of each row of ids; a single row gives a list of one text."""
         texts = self.decode(rows, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
-        """A token's id, or the ids of several; of a token that the vocabulary lacks, the unk_token's."""
+        """The id of a token, or the ids of several; unk_token's for an unknown token."""
         if isinstance(tokens, str):
             return self._vocab.get(tokens, self.unk_token_id)
-        return [self._vocab.get(token, self.unk_token_id) for token in tokens]
+        return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(
         self, ids: int | Sequence[int], skip_special_tokens: bool = False
     ) -> str | list[str]:
-        """An id's token, or the tokens of several ids. Raises InputError for an id outside the vocabulary."""
+        """The token of an id, or the tokens of several. Raises InputError for an unknown id."""
         if isinstance(ids, int | np.integer):
             return self._token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        skipped = self.all_special_ids if skip_special_tokens else ()
         return [self._token(number) for number in ids if number not in skipped]
 
     def explain(self, text: str) -> Explanation:
         """Show how a text becomes ids, for reading and teaching.
 
-        >>> vocab = ["l", "o", "w", "e", "r", "w</w>", "r</w>", "lo", "low", "er</w>", "<s>", "</s>"]
-        >>> vocab = {token: number for number, token in enumerate(vocab)}
+        >>> tokens = [*"lower", "w</w>", "r</w>", "lo", "low", "er</w>", "<s>", "</s>"]
+        >>> vocab = {token: number for number, token in enumerate(tokens)}
         >>> merges = [("l", "o"), ("lo", "w"), ("e", "r</w>")]
         >>> tokenizer = CLIPTokenizer(vocab, merges, "<s>", "</s>", "</s>", "</s>")
         >>> print(tokenizer.explain("  Lower"))
         text        '  Lower'
-        normalised  ' lower'
+        normalized  ' lower'
         piece       'lower' = l o w e r</w>
           merge     l + o
           merge     lo + w
@@ -306,17 +311,15 @@ class CLIPTokenizer:
         tokens      <s> low er</w> </s>
         ids         10 8 9 11
         """
-        shown = []
-        normalised = []
-        for part, is_added in self._parts(text):
-            normalised.append(part)
+        ids, parts, explained = self.encode(text), list(self._parts(text)), []
+        for part, is_added in parts:
             for piece in [part] if is_added else pieces(part):
                 symbols = [piece] if is_added else self._symbols(piece)
-                tokens, merges = (symbols, []) if is_added else join_pairs(symbols, self._ranks)
-                ids = [self._vocab[token] for token in tokens]
-                shown.append(ExplainedPiece(piece, symbols, merges, tokens, ids))
-        ids = self.encode(text)
-        return Explanation(text, "".join(normalised), shown, self.convert_ids_to_tokens(ids), ids)
+                tokens, merges = merge_pairs_fast(symbols, self._ranks)
+                piece_ids = [self._vocab[token] for token in tokens]
+                explained.append(ExplainedPiece(piece, symbols, merges, tokens, piece_ids))
+        normalized = "".join(part for part, _ in parts)
+        return Explanation(text, normalized, explained, self.convert_ids_to_tokens(ids), ids)
 
     def get_vocab(self) -> dict[str, int]:
         """{token: id}, added tokens included."""
@@ -324,73 +327,56 @@ class CLIPTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens without those added behind the vocabulary; `len` counts them too."""
+        """The number of tokens without those added after the vocabulary; `len` counts them too."""
         return len(self._base_vocab)
 
     def __len__(self) -> int:
         return len(self._vocab)
 
-    @property
-    def bos_token_id(self) -> int:
-        return self._vocab[self.bos_token]
-
-    @property
-    def eos_token_id(self) -> int:
-        return self._vocab[self.eos_token]
-
-    @property
-    def unk_token_id(self) -> int:
-        return self._vocab[self.unk_token]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._vocab[self.pad_token]
+    bos_token_id = property(lambda self: self._vocab[self.bos_token])
+    eos_token_id = property(lambda self: self._vocab[self.eos_token])
+    unk_token_id = property(lambda self: self._vocab[self.unk_token])
+    pad_token_id = property(lambda self: self._vocab[self.pad_token])
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The texts of bos, eos, unk and pad, each once."""
+        """The bos, eos, unk and pad token, each text once."""
         return list(dict.fromkeys(getattr(self, name) for name in SPECIAL_NAMES))
 
     @property
     def all_special_ids(self) -> list[int]:
-        return [self._vocab[token] for token in self.all_special_tokens]
+        return self.convert_tokens_to_ids(self.all_special_tokens)
 
-    def _parts(self, text: str) -> list[tuple[str, bool]]:
-        """Cut at the added tokens: (token, True) for one of them, (normalised text, False) in between."""
-        found = []
-        for place, given in enumerate(self._in_given.split(text)):
-            if place % 2:
-                found.append((given, True))
+    def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Cut at the added tokens: (token, True), and (normalized text, False) between them."""
+        for i, plain in enumerate(self._plain_pattern.split(text)):
+            if i % 2:
+                yield plain, True
                 continue
-            for place, part in enumerate(self._in_normalised.split(normalise(given))):
-                found.append(
-                    (self._added_by_normalised[part], True) if place % 2 else (part, False)
-                )
-        return found
+            for j, part in enumerate(self._normalized_pattern.split(normalize(plain))):
+                yield (self._content_of[part], True) if j % 2 else (part, False)
 
     def _ids(self, text: str) -> list[int]:
         ids = []
         for part, is_added in self._parts(text):
             if is_added:
                 ids.append(self._vocab[part])
-                continue
-            for piece in pieces(part):
-                ids += self._ids_of_piece(piece)
+            else:
+                for piece in pieces(part):
+                    ids += self._cache.get(piece) or self._ids_of_piece(piece)
         return ids
 
     def _ids_of_piece(self, piece: str) -> list[int]:
-        if piece in self._cache:
-            return self._cache[piece]
-        tokens, _ = join_pairs(self._symbols(piece), self._ranks)
+        tokens, _ = merge_pairs_fast(self._symbols(piece), self._ranks)
         ids = [self._vocab[token] for token in tokens]
-        if len(piece) <= CACHED_LENGTH:
-            if len(self._cache) == CACHED_PIECES:
+        if len(piece) <= MAX_CACHED_CHARACTERS:
+            if len(self._cache) >= MAX_CACHED_PIECES:
                 self._cache.clear()
             self._cache[piece] = ids
         return ids
 
     def _symbols(self, piece: str) -> list[str]:
-        """The piece's byte symbols, with unk_token for one that the vocabulary lacks."""
+        """The piece's byte symbols; unk_token for each one that the vocabulary lacks."""
         return [s if s in self._base_vocab else self.unk_token for s in symbols_of(piece)]
 
     def _token(self, number: int) -> str:
@@ -398,56 +384,38 @@ class CLIPTokenizer:
             return self._token_of[index(number)]
         except (KeyError, TypeError):
             raise InputError(
-                f"{number!r} is no id of this vocabulary; expected a whole number from 0 to {len(self) - 1}."
+                f"{number!r} is not an id of this vocabulary; expected a whole number from 0 to "
+                f"{len(self) - 1}."
             ) from None
 
 
-def _finder(tokens: dict[str, str]) -> regex.Pattern:
-    """A pattern whose split() leaves the given texts at odd places; the longest wins where several begin."""
+def _splitter(tokens: Iterable[str]) -> regex.Pattern:
+    """A pattern whose split() puts the tokens at odd places; the longest match wins."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
-
-
-def _as_arrays(features: Features) -> Features:
-    lengths = {len(row) for row in features["input_ids"]}
-    if len(lengths) > 1:
-        raise InputError(
-            f"The texts have {min(lengths)} to {max(lengths)} tokens and cannot be one array. "
-            f"Pad them with padding=True (and cut long ones with truncation=True)."
-        )
-    return Features({name: np.array(rows, dtype=np.int64) for name, rows in features.items()})
 
 
 def _list_of_texts(text: Any) -> list[str]:
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, list | tuple):
-        raise InputError(f"A text or a list of texts is expected; got {type(text).__name__}.")
+        raise InputError(f"Got {type(text).__name__}; expected a text or a list of texts.")
     if not texts:
         raise InputError("The list of texts is empty; expected at least one text.")
-    for place, one in enumerate(texts):
+    for i, one in enumerate(texts):
         if not isinstance(one, str):
-            raise InputError(
-                f"Text {place} of the list is no text but {type(one).__name__}: {one!r}."
-            )
+            raise InputError(f"Text {i} of the list is {one!r}; expected a text.")
         try:
             one.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
-                f"Text {place} has half a surrogate pair, {one[error.start]!r}, at character {error.start}: it "
-                f"is no valid Unicode. Decode its bytes again, or take the character out."
+                f"Text {i} has half a surrogate pair, {one[error.start]!r}, at character "
+                f"{error.start}: it is not valid Unicode. Decode its bytes again, or remove it."
             ) from error
     return list(texts)
 
 
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise InputError(
-            f"{name}={value!r} is not known; expected one of {', '.join(map(repr, choices))}."
-        )
-
-
-def _warn_of_unknown(unknown: dict[str, Any]) -> None:
-    if unknown:
+def _warn_of_unknown(names: Iterable[str]) -> None:
+    if names:
         warnings.warn(
-            f"The tokenizer does not know {', '.join(sorted(unknown))}: not used.", stacklevel=3
+            f"The tokenizer does not know {', '.join(sorted(names))}: ignored.", stacklevel=3
         )

@@ -10,7 +10,7 @@ import pytest
 transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 
 from clipseg_np.text.bpe import BYTE_SYMBOLS
-from clipseg_np.text.normalize import normalise, pieces
+from clipseg_np.text.normalize import normalize, pieces
 from clipseg_np.text.tokenizer import CLIPTokenizer
 
 pytestmark = pytest.mark.oracle
@@ -193,10 +193,10 @@ def test_every_code_point():
     numbers = [n for n in range(0x110000) if not 0xD800 <= n < 0xE000]
     for first in range(0, len(numbers), 1024):
         text = " ".join(form.format(chr(n)) for n in numbers[first : first + 1024])
-        normalised = normalise(text)
-        assert normalised == backend.normalizer.normalize_str(text), hex(numbers[first])
-        expected = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normalised)]
-        found = ["".join(BYTE_SYMBOLS[b] for b in piece.encode()) for piece in pieces(normalised)]
+        normalized = normalize(text)
+        assert normalized == backend.normalizer.normalize_str(text), hex(numbers[first])
+        expected = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]
+        found = ["".join(BYTE_SYMBOLS[b] for b in piece.encode()) for piece in pieces(normalized)]
         assert found == expected, hex(numbers[first])
 
 
@@ -245,7 +245,7 @@ LAYOUTS = {
         "special_tokens_map.json": {"bos_token": "th", "eos_token": described(END, True)}
     },
     "tokenizer.json": {"added": [added(START, 514, True), added(END, 515, False)]},
-    "tokenizer.json, both normalised": {"added": [added(START, 514, True), added(END, 515, True)]},
+    "tokenizer.json, both normalized": {"added": [added(START, 514, True), added(END, 515, True)]},
     "more tokens": {
         "added": [
             added(START, 514, False),
