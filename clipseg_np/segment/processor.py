@@ -1,7 +1,8 @@
 """`CLIPSegProcessor`: the tokenizer and the image processor in one call.
 
-Reference: the class of the same name in transformers. Deviation: a keyword goes to the part that knows it, so that
-`padding=True` never reaches the image processor; one that neither knows is warned of once and not used.
+Reference: the class of the same name in transformers. Deviation: a keyword goes only to the part
+that knows it, so that `padding=True` never reaches the image processor. A keyword that neither knows
+is not used, with a warning.
 """
 
 import os
@@ -24,7 +25,7 @@ IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format"}
 
 
 class CLIPSegProcessor:
-    """Texts and images to a model's inputs, and ids back to texts."""
+    """Texts and images to a model's inputs, and ids to texts."""
 
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
         self.image_processor = image_processor
@@ -42,16 +43,15 @@ class CLIPSegProcessor:
 
         Raises FileNotFoundError where a file is missing, InputError where one cannot be used.
         """
-        from_where = {"folder_or_hub_id": folder_or_hub_id, "local_files_only": local_files_only}
-        of_images = {name: value for name, value in overrides.items() if name in DEFAULTS}
-        of_texts = {name: value for name, value in overrides.items() if name not in DEFAULTS}
+        source = {"folder_or_hub_id": folder_or_hub_id, "local_files_only": local_files_only}
+        image_settings = {name: overrides.pop(name) for name in DEFAULTS if name in overrides}
         return cls(
-            ViTImageProcessor.from_pretrained(**from_where, **of_images),
-            CLIPTokenizer.from_pretrained(**from_where, **of_texts),
+            ViTImageProcessor.from_pretrained(**source, **image_settings),
+            CLIPTokenizer.from_pretrained(**source, **overrides),
         )
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write both parts' files, which transformers reads too."""
+        """Write both parts' files; transformers can read them."""
         self.image_processor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -72,22 +72,19 @@ class CLIPSegProcessor:
     ) -> Features:
         """Prompts, as texts or as images, and the images to segment, to arrays.
 
-        Returns, of input_ids and attention_mask (P,T), pixel_values (B,3,H,W) and conditional_pixel_values
-        (P,3,H,W), those that were asked for. Without return_tensors="np", ids are lists. Raises InputError where
-        nothing is given, or text and visual_prompt both are, and as the tokenizer and the image processor do.
+        Returns those that were asked for: input_ids and attention_mask (P,T), pixel_values
+        (B,3,H,W) and conditional_pixel_values (P,3,H,W). Without return_tensors="np", ids are
+        lists. Raises InputError where nothing is given, or both text and visual_prompt, and as the
+        tokenizer and the image processor do.
         """
         if text is None and images is None and visual_prompt is None:
-            raise InputError(
-                "nothing to process: give text, images, visual_prompt, or images and one of the others"
-            )
+            raise InputError("nothing to process: give images, text or visual_prompt")
         if text is not None and visual_prompt is not None:
             raise InputError("both text and visual_prompt are given; expected one kind of prompt")
-        unknown = set(options) - TEXT_OPTIONS - IMAGE_OPTIONS
+        unknown = sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS)
         if unknown:
-            warnings.warn(
-                f"CLIPSegProcessor does not know {', '.join(sorted(unknown))}: not used.",
-                stacklevel=2,
-            )
+            names = ", ".join(unknown)
+            warnings.warn(f"CLIPSegProcessor does not know {names}: not used.", stacklevel=2)
         text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
         image_options = {name: value for name, value in options.items() if name in IMAGE_OPTIONS}
         text_options |= {"return_tensors": return_tensors, **(text_kwargs or {})}

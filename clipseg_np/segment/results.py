@@ -1,4 +1,4 @@
-"""What `clipseg-np segment` leaves in a folder: images of several kinds for each prompt, a sheet, and a map of labels."""
+"""The files that `clipseg-np segment` writes: images of each prompt, an overview, a label map."""
 
 import json
 import re
@@ -10,48 +10,16 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import write_json, written_whole
-from ..image.row_blocks import map_row_blocks
-from ..masks.draw import (
-    draw_contour,
-    heat,
-    highlight,
-    legend,
-    palette_image,
-    panel,
-    sheet,
-    subsample,
-)
-from ..masks.morphology import (
-    Labels,
-    connected_components,
-    cut_out,
-    dilate,
-    feather,
-    remove_small_components,
-    run_length_encoding,
-)
+from ..image.row_blocks import by_bands
+from ..masks.draw import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
+from ..masks.morphology import Labels, cut_out, feather, regions, run_lengths
+from .job import Job
 from .segmentation import Segmentation, checked_threshold
 
 
 @dataclass(frozen=True)
-class CleanUp:
-    """What is done to a mask, in this order: `smallest` region kept, then `grow` (or shrink) and `feather`, in pixels."""
-
-    smallest: int = 0
-    grow: float = 0.0
-    feather: float = 0.0
-
-    def __call__(self, mask: np.ndarray) -> np.ndarray:
-        if self.smallest:
-            mask = remove_small_components(mask, self.smallest)
-        if self.grow:
-            mask = dilate(mask, self.grow)
-        return mask
-
-
-@dataclass(frozen=True)
-class Found:
-    """One prompt's answer: the image, the mask, cleaned up, and the map of probabilities."""
+class PromptResult:
+    """One prompt's result: image (height,width,3), cleaned mask and probabilities (height,width)."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -59,72 +27,63 @@ class Found:
     feather: float = 0.0
 
     @property
-    def soft(self) -> np.ndarray:
-        """The mask, 0 to 1, with its edge feathered where that was asked for."""
+    def soft_mask(self) -> np.ndarray:
+        """The mask, 0 to 1, with its edge feathered."""
         return feather(self.mask, self.feather) if self.feather else self.mask
 
 
-def grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(
-        map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
-    )
+def prompt_result(image: np.ndarray, result: Segmentation, number: int, job: Job) -> PromptResult:
+    """Prompt `number`, from 0, of an image. Raises InputError for a threshold outside 0 to 1."""
+    probabilities = result.probability(number)
+    mask = job.clean_up(probabilities > checked_threshold(job.threshold))
+    return PromptResult(image, mask, probabilities, job.clean_up.feather)
 
 
-# The kinds of image, by name: the mask, white on black; how likely each pixel is; that as a heat map over the
-# image; the image without its surroundings; the image with the mask's rim; and with the rest in dark grey.
-KINDS: dict[str, Callable[[Found], Image.Image]] = {
-    "mask": lambda found: grey(found.soft),
-    "soft": lambda found: grey(found.probabilities),
-    "heat": lambda found: Image.fromarray(heat(found.image, found.probabilities, 1)),
-    "cutout": lambda found: Image.fromarray(cut_out(found.image, found.soft)),
-    "contour": lambda found: Image.fromarray(draw_contour(found.image, found.mask)),
-    "highlight": lambda found: Image.fromarray(highlight(found.image, found.mask)),
+def to_gray(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), values))
+
+
+KINDS: dict[str, Callable[[PromptResult], Image.Image]] = {
+    "mask": lambda result: to_gray(result.soft_mask),
+    "soft": lambda result: to_gray(result.probabilities),
+    "heat": lambda result: Image.fromarray(heat(result.image, result.probabilities, 1)),
+    "cutout": lambda result: Image.fromarray(cut_out(result.image, result.soft_mask)),
+    "contour": lambda result: Image.fromarray(rimmed(result.image, result.mask)),
+    "highlight": lambda result: Image.fromarray(highlighted(result.image, result.mask)),
 }
 
 
 def write_results(
-    folder: Path,
-    stem: str,
-    image: np.ndarray,
-    result: Segmentation,
-    captions: list[str],
-    kinds: list[str],
-    threshold: float = 0.5,
-    clean_up: CleanUp = CleanUp(),
-    labels: bool = False,
+    folder: Path, stem: str, image: np.ndarray, result: Segmentation, job: Job
 ) -> list[dict]:
-    """Write all that is asked for. Returns, for each prompt, what to say of it.
+    """Write the images of each prompt, the overview and, for `job.labels`, the label map.
 
-    That is its `prompt`, `area` in pixels, `share` of the image, `presence` (the highest probability), the mask's `box`
-    (None where it is empty), and its `files`.
+    Returns a record of each prompt: `prompt`, `area` in pixels, `share` of the image, `presence`
+    (the highest probability), the mask's `box` (None where it is empty), and its `files`' names.
     """
-    checked_threshold(threshold)
-    labels_of_all = Labels(result.size, len(result), 0) if labels else None
+    label_map = Labels(result.size, len(result), 0) if job.labels else None
 
-    def write_one(number: int, caption: str) -> tuple[dict, tuple[str, np.ndarray]]:
-        """What is said of a prompt, and its panel. Its map is let go of before the next: a large one takes 400 MB."""
-        probabilities = result.probability(number)
-        mask = clean_up(probabilities > threshold)
-        found = Found(image, mask, probabilities, clean_up.feather)
+    def write_prompt(number: int, caption: str) -> tuple[dict, tuple[str, np.ndarray]]:
+        """A prompt's record and panel. Returning frees its maps: 400 MB for 100 megapixels."""
+        prompt = prompt_result(image, result, number, job)
         name = f"{stem}_{number + 1}_{slug(caption)}"
-        files = {k: folder / (f"{name}.png" if k == "mask" else f"{name}_{k}.png") for k in kinds}
+        files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}
         for kind, file in files.items():
-            save_image(file, KINDS[kind](found))
-        if labels_of_all:
-            labels_of_all.add(probabilities, mask)
-        presence = round(float(probabilities.max()), 4)
-        said = {"prompt": caption, **facts(mask), "presence": presence}
-        said["files"] = [str(file) for file in files.values()]
-        return said, (caption, panel(image, mask))
+            save_image(folder / file, KINDS[kind](prompt))
+        if label_map:
+            label_map.add(prompt.probabilities, prompt.mask)
+        presence = round(float(prompt.probabilities.max()), 4)
+        record = {"prompt": caption, **mask_statistics(prompt.mask), "presence": presence}
+        return {**record, "files": [*files.values()]}, (caption, panel(image, prompt.mask))
 
-    said, panels = zip(*(write_one(number, caption) for number, caption in enumerate(captions)))
-    save_image(folder / f"{stem}_overlay.png", sheet([("the image", subsample(image)), *panels]))
-    if labels_of_all:
-        write_labels(folder, stem, image, labels_of_all.map, captions)
-    return list(said)
+    records, panels = zip(*(write_prompt(*numbered) for numbered in enumerate(job.captions)))
+    save_image(folder / f"{stem}_overlay.png", sheet([("the image", shrunk(image)), *panels]))
+    if label_map:
+        write_labels(folder, stem, image, label_map.map, job.captions)
+    return list(records)
 
 
-def facts(mask: np.ndarray) -> dict:
+def mask_statistics(mask: np.ndarray) -> dict:
     """A mask's area, share of the image, and box (left, top, right, bottom; the ends excluded)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else ()
@@ -138,26 +97,26 @@ def facts(mask: np.ndarray) -> dict:
 def write_labels(
     folder: Path, stem: str, image: np.ndarray, labels: np.ndarray, captions: list[str]
 ) -> None:
-    """STEM_labels.png, each pixel the number of its likeliest prompt, and STEM_labels.json, which tells what is where.
+    """Write a label map (height,width): 0 is background, n the n-th prompt, the likeliest one.
 
-    And to look at, STEM_legend.png: the labels in their colours over the image, with their names. A label's mask is
-    in COCO's form; "regions" are its connected parts.
+    STEM_labels.png is the map, STEM_legend.png shows it over the image with the names, and
+    STEM_labels.json describes each label: its mask as COCO's RLE, "regions" its connected components.
     """
     entries = []
     for number, caption in enumerate(captions, start=1):
         mask = labels == number
-        parts = [{"area": r.area, "box": list(r.box)} for r in connected_components(mask)]
-        entry = {"number": number, "name": caption, **facts(mask), "regions": parts}
-        entries.append({**entry, "segmentation": run_length_encoding(mask)})
-    save_image(folder / f"{stem}_labels.png", palette_image(labels))
-    save_image(folder / f"{stem}_legend.png", legend(image, labels, captions))
+        parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)]
+        entry = {"number": number, "name": caption, **mask_statistics(mask), "regions": parts}
+        entries.append({**entry, "segmentation": run_lengths(mask)})
+    save_image(folder / f"{stem}_labels.png", indexed(labels))
+    save_image(folder / f"{stem}_legend.png", with_legend(image, labels, captions))
     height, width = labels.shape
     about = {"height": height, "width": width, "background": 0, "labels": entries}
     write_json(folder / f"{stem}_labels.json", about)
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name: letters and digits of any script, joined by hyphens, at most 40."""
+    """A text as part of a file name: letters and digits, joined by hyphens, at most 40 characters."""
     return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
 
 
@@ -166,16 +125,16 @@ def save_image(path: Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def as_lines(said: list[dict]) -> str:
-    """For reading, one line a prompt."""
-    width = max(len(one["prompt"]) for one in said)
+def text_lines(records: list[dict]) -> str:
+    """One line of text a prompt."""
+    width = max(len(record["prompt"]) for record in records)
     return "\n".join(
-        f"{one['prompt']:<{width}}  area {100 * one['share']:5.1f} %  highest probability {one['presence']:.2f}  "
-        f"{' '.join(one['files'])}"
-        for one in said
+        f"{record['prompt']:<{width}}  area {100 * record['share']:5.1f} %  "
+        f"highest probability {record['presence']:.2f}  {' '.join(record['files'])}"
+        for record in records
     )
 
 
-def as_json_lines(said: list[dict]) -> str:
-    """For scripts, one JSON object a prompt."""
-    return "\n".join(json.dumps(one, ensure_ascii=False) for one in said)
+def json_lines(records: list[dict]) -> str:
+    """One JSON object a record and line."""
+    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)

@@ -1,4 +1,4 @@
-"""`Segmentation`: what was found in one image. Maps at the image's own size are made when they are asked for."""
+"""`Segmentation`: one image's result. Maps of the image's own size are computed on demand."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -9,24 +9,28 @@ import numpy as np
 
 from ..errors import InputError
 from ..image.image_processor import REFERENCE, probabilities_at
-from ..image.row_blocks import row_blocks
+from ..image.row_blocks import bands
 from ..nn.ops import Array, Ops
 from .prompt_algebra import Expression
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in one image for P prompts.
+    """The result of one image and P prompts.
 
-    It holds the decoder's small maps, and makes of them, prompt by prompt, those of the image's size: one of 100
-    megapixels takes 400 MB.
+    It holds the decoder's small logits and computes a map of the image's size prompt by prompt: a
+    map of 100 megapixels takes 400 MB.
     """
 
     prompts: tuple[Any, ...]
-    logits: Array  # (L,h,w): of each thing that was looked for
-    size: tuple[int, int]  # the image's height and width
-    names: tuple[Hashable, ...]  # L: what the expressions call these things
-    expressions: tuple[Expression, ...]  # P: what each prompt asks for
+    # (L,h,w): one map for each of the L texts and images that the prompts name
+    logits: Array
+    # the image's height and width
+    size: tuple[int, int]
+    # L: the names of the maps in the expressions
+    names: tuple[Hashable, ...]
+    # P: how each prompt combines the maps
+    expressions: tuple[Expression, ...]
     ops: Ops = REFERENCE
 
     def __len__(self) -> int:
@@ -34,23 +38,24 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Of all prompts at once: (P,height,width), float32, 0 to 1."""
+        """The probabilities of all prompts: (P,height,width), float32, 0 to 1."""
         return np.stack([self.probability(number) for number in range(len(self))])
 
     def probability(self, number: int) -> np.ndarray:
-        """How likely each pixel belongs to what prompt `number`, from 0, asks for: (height,width), float32, 0 to 1."""
+        """The probabilities of prompt `number`, from 0: (height,width), float32, 0 to 1."""
         expression = self.expressions[number]
         logits = self.logits[[self.names.index(name) for name in expression.prompts]]
-        whole = np.empty(self.size, np.float32)
-        for rows in row_blocks(*self.size):
+        probabilities = np.empty(self.size, np.float32)
+        for rows in bands(*self.size):
             maps = self.ops.to_numpy(probabilities_at(logits, self.size, self.ops, rows))
-            whole[rows] = expression.value(dict(zip(expression.prompts, maps)))
-        return whole
+            probabilities[rows] = expression.value(dict(zip(expression.prompts, maps)))
+        return probabilities
 
     def masks(self, threshold: float = 0.5) -> np.ndarray:
         """Where the probability is above `threshold`, 0 to 1.  (P,height,width), bool
 
-        A lower threshold gives larger masks; the paper used 0.1 to 0.3. Raises InputError for one outside 0 to 1.
+        A lower threshold gives larger masks; the paper used 0.1 to 0.3. Raises InputError for one
+        outside 0 to 1.
         """
         return self.probabilities > checked_threshold(threshold)
 

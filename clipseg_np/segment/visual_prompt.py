@@ -1,27 +1,31 @@
-"""Visual prompt engineering: an image and the mask of the thing that is meant, made into one image prompt.
+"""Visual prompt engineering: an image and the mask of an object in it, made into one image prompt.
 
-Source: Lüddecke and Ecker (CVPR 2022), section 3.2 and table 2, and the authors' evaluation_utils.py. Of all that
-they tried, cropping to the thing and fading its blurred surroundings to a tenth worked best; it is the default
-here. Their recipe `crop_blur_highlight352` is `crop_blur_highlight`, to their last step.
+Source: Lüddecke and Ecker (CVPR 2022), section 3.2 and table 2, and the authors'
+evaluation_utils.py. The best of their variants crops to the object and fades its blurred background
+to a tenth; it is the default here. `crop_blur_highlight` is their recipe `crop_blur_highlight352`,
+to the last step.
 
-Two things are not as their words suggest, and are kept. "Dark" is not black: they fade normalised numbers towards
-0, which is the colour that an average image has. And blur is in pixels of the image, whatever its size.
+Two properties of theirs may surprise and are kept. "Darken" does not fade to black but to the mean
+color, as it scales normalized pixels towards 0. The blur's sigma is in pixels of the image, whatever
+its size.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..image.load_image import as_array, load_image
-from ..masks.morphology import dilate
+from ..masks.morphology import grow
 
-KERNEL = 15  # side of the blur's window, pixels
+KERNEL_SIZE = 15  # of the blur, pixels
 RED = (255, 0, 0)
-OUTLINE = 2  # pixels to each side of the mask's edge
+OUTLINE = 2  # pixels on each side of the mask's edge
 
-# name: background's strength, blur's sigma in pixels, context around the crop in sides of the box, outline
+# name: keyword arguments of `engineer`
 VARIANTS: dict[str, dict[str, Any]] = {
     "crop_blur_darken": {"background": 0.1, "blur": 3, "context": 0.1},
     "crop_darken": {"background": 0.1, "context": 0.1},
@@ -38,10 +42,10 @@ DEFAULT = "crop_blur_darken"
 
 @dataclass(frozen=True, eq=False)
 class VisualPrompt:
-    """An image prompt with a mask of what is meant in it, for `Segmenter`.
+    """An image prompt with the mask of the object that is meant, for `Segmenter`.
 
-    image: as for image.load_image. mask: (height,width) of the upright image, bool or 0 and 1; or an
-    image or path that is white where the thing is. variant: a name in VARIANTS.
+    image: as for image.load_image. mask: (height,width) of the upright image, bool or 0 and 1; or
+    an image or path that is white where the object is. variant: a name in VARIANTS.
     """
 
     image: Any
@@ -51,23 +55,29 @@ class VisualPrompt:
     def prepared(self, mean: tuple[float, ...]) -> np.ndarray:
         """The engineered image; `mean` is the checkpoint's image_mean.  -> (height',width',3), uint8
 
-        Raises InputError for an unknown variant, a mask of another size, or one with nothing in it.
+        Raises InputError for an unknown variant, a mask of another size or an empty one.
         """
         if self.variant not in VARIANTS:
             raise InputError(
-                f"unknown variant {self.variant!r} of a visual prompt; expected one of {', '.join(VARIANTS)}"
+                f"unknown variant {self.variant!r} of a visual prompt; expected one of "
+                f"{', '.join(VARIANTS)}"
             )
         image = load_image(self.image)
         neutral = 255 * np.broadcast_to(np.array(mean, np.float32), 3)
         pixels = image.astype(np.float32) - neutral
-        made = engineer(pixels, load_mask(self.mask), **VARIANTS[self.variant], ink=RED - neutral)
-        return np.clip(np.rint(made + neutral), 0, 255).astype(np.uint8)
+        pixels = engineer(pixels, load_mask(self.mask), **VARIANTS[self.variant], ink=RED - neutral)
+        return np.clip(np.rint(pixels + neutral), 0, 255).astype(np.uint8)
 
     picture = prepared  # its name in 0.1
 
 
+def image_prompts(pairs: Iterable[tuple[str, str | None]]) -> list[Path | VisualPrompt]:
+    """Prompts for `Segmenter` from pairs of an image's path and its mask's, or None."""
+    return [VisualPrompt(Path(image), Path(mask)) if mask else Path(image) for image, mask in pairs]
+
+
 def load_mask(mask: Any) -> np.ndarray:
-    """A mask as (height,width) bool: an array of 0 and 1, or an image whose brighter half is the mask."""
+    """A mask as (height,width) bool: an array of 0 and 1, or an image's brighter half."""
     if hasattr(mask, "__array__"):
         mask = as_array(mask, "the prompt's mask")
         if mask.ndim == 2 and np.isin(mask, (0, 1)).all():
@@ -76,14 +86,14 @@ def load_mask(mask: Any) -> np.ndarray:
 
 
 def crop_blur_highlight(pixel_values: np.ndarray, mask: np.ndarray, size: int = 352) -> np.ndarray:
-    """The authors' best recipe, exactly.  (3,H,W) normalised floats, (H,W) of 0 and 1 -> (3,size,size)
+    """The authors' best recipe.  (3,H,W) normalized floats, (H,W) of 0 and 1 -> (3,size,size)
 
-    The authors used it on square images of 352 pixels; their code counts the rows where it should count the
-    columns of others, which is mended here.
+    The authors used it on square images of 352 pixels. For others, their code counts rows where it
+    should count columns; that is fixed here.
     """
-    made = engineer(np.moveaxis(pixel_values, 0, 2), load_mask(mask), **VARIANTS[DEFAULT])
-    nearest = np.arange(size) * made.shape[0] // size
-    return np.moveaxis(made[nearest][:, nearest], 2, 0)
+    square = engineer(np.moveaxis(pixel_values, 0, 2), load_mask(mask), **VARIANTS[DEFAULT])
+    nearest = np.arange(size) * square.shape[0] // size
+    return np.moveaxis(square[nearest][:, nearest], 2, 0)
 
 
 def engineer(
@@ -96,11 +106,12 @@ def engineer(
     outline: bool = False,
     ink: Any = None,
 ) -> np.ndarray:
-    """Change what is not the thing.  (H,W,3) floats in which 0 is neutral, (H,W) bool -> (H',W',3)
+    """Change the background.  (H,W,3) floats in which 0 is neutral, (H,W) bool -> (H',W',3)
 
-    background: what the surroundings are multiplied by. blur: the surroundings' Gaussian sigma, pixels.
-    context: crop to the mask's box, larger by this share of its sides, and pad it to a square with 0.
-    outline: draw the mask's edge in the colour `ink`. Raises InputError for a mask of another size or an empty one.
+    background: a factor for the background's pixels. blur: the Gaussian's sigma for the background,
+    in pixels. context: crop to the mask's box, larger by this share of its sides on each side, and
+    pad it to a square with 0. outline: draw the mask's edge in the color `ink`.
+    Raises InputError for a mask of another size or an empty one.
     """
     if mask.shape != pixels.shape[:2]:
         raise InputError(
@@ -108,55 +119,45 @@ def engineer(
             f"{pixels.shape[0]} by {pixels.shape[1]}; expected the same height and width"
         )
     if not mask.any():
-        raise InputError("the prompt's mask is empty: mark what is meant, white on black")
-    around = gaussian_blur(pixels, blur) if blur else pixels
-    made = np.where(mask[:, :, None], pixels, background * around).astype(pixels.dtype)
+        raise InputError("the prompt's mask is empty: mark the object in white on black")
+    blurred = gaussian_blur(pixels, blur) if blur else pixels
+    changed = np.where(mask[:, :, None], pixels, background * blurred).astype(pixels.dtype)
     if outline:
-        made[edge(mask)] = ink
-    return made if context is None else to_square(crop(made, mask, context))
+        changed[edge(mask)] = ink
+    return changed if context is None else to_square(crop(changed, mask, context))
 
 
 def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur (H,W,C) with a Gaussian cut off at 15 x 15 pixels; beyond the border the image is mirrored."""
-    reach = KERNEL // 2
+    """Blur (H,W,C) with a Gaussian of 15 x 15 pixels; the image is mirrored at its border."""
+    reach = KERNEL_SIZE // 2
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights = (weights / weights.sum()).astype(pixels.dtype)
-    for axis in (0, 1):
-        mirrored = np.take(pixels, mirror(pixels.shape[axis], reach), axis)
-        length = pixels.shape[axis]
-        windows = (mirrored.take(range(i, i + length), axis) for i in range(KERNEL))
+    for axis, length in enumerate(pixels.shape[:2]):
+        padding = [(0, 0)] * 3
+        padding[axis] = (reach, reach)
+        mirrored = np.pad(pixels, padding, "reflect")
+        windows = (mirrored.take(range(i, i + length), axis) for i in range(KERNEL_SIZE))
         pixels = sum(weight * window for weight, window in zip(weights, windows))
     return pixels
 
 
-def mirror(length: int, reach: int) -> np.ndarray:
-    """The indices -reach to length + reach, mirrored at the first and the last pixel, which are not repeated."""
-    period = max(1, 2 * (length - 1))
-    place = np.arange(-reach, length + reach) % period
-    return np.minimum(place, period - place)
-
-
 def crop(pixels: np.ndarray, mask: np.ndarray, context: float) -> np.ndarray:
-    """The mask's box and `context` times its sides around it, as far as the image goes."""
+    """The mask's box, extended by `context` times its sides as far as the image goes."""
     box = []
     for axis, length in enumerate(mask.shape):
         inside = np.flatnonzero(mask.any(axis=1 - axis))
-        first, end = inside[0], inside[-1] + 1
-        extra = context * (end - first)
-        box.append(slice(int(max(0, first - extra)), int(min(length, end + extra))))
+        start, end = inside[0], inside[-1] + 1
+        extra = context * (end - start)
+        box.append(slice(int(max(0, start - extra)), int(min(length, end + extra))))
     return pixels[tuple(box)]
 
 
 def to_square(pixels: np.ndarray) -> np.ndarray:
-    """Pad the shorter side with 0, as evenly as it goes.  (h,w,C) -> (side,side,C)"""
-    h, w, C = pixels.shape
-    side = max(h, w)
-    square = np.zeros((side, side, C), pixels.dtype)
-    top, left = (side - h) // 2, (side - w) // 2
-    square[top : top + h, left : left + w] = pixels
-    return square
+    """Pad the shorter side with 0, as evenly as possible.  (h,w,C) -> (side,side,C)"""
+    missing = [max(pixels.shape[:2]) - length for length in pixels.shape[:2]]
+    return np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
 
 
 def edge(mask: np.ndarray) -> np.ndarray:
-    """The pixels within OUTLINE of where mask and surroundings meet.  (H,W) -> (H,W), bool"""
-    return dilate(mask, OUTLINE) & dilate(~mask, OUTLINE)
+    """The pixels within OUTLINE of the mask's boundary.  (H,W) -> (H,W), bool"""
+    return grow(mask, OUTLINE) & grow(~mask, OUTLINE)

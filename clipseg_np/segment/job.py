@@ -1,0 +1,52 @@
+"""`Job`: which prompts to look for and which results to write, for one image or for many."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..masks.morphology import grow, without_crumbs
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    """Mask post-processing, in this order; every number is in pixels.
+
+    smallest: remove connected components of fewer pixels. grow: dilate by this radius, or erode if
+    it is negative. feather: soften the edges of the masks that are written as images.
+    """
+
+    smallest: int = 0
+    grow: float = 0.0
+    feather: float = 0.0
+
+    def __call__(self, mask: np.ndarray) -> np.ndarray:
+        """All but the feathering.  (height,width) bool -> (height,width) bool"""
+        if self.smallest:
+            mask = without_crumbs(mask, self.smallest)
+        return grow(mask, self.grow) if self.grow else mask
+
+
+@dataclass(frozen=True)
+class Job:
+    """The same work for every image; small enough to be sent to each worker.
+
+    `prompts` are texts and expressions. `image_prompts` are pairs of an image's path and the path
+    of its mask, or None. Paths must mean the same wherever a worker runs.
+    """
+
+    prompts: tuple[str, ...]
+    output: str
+    model: str | None = None
+    image_prompts: tuple[tuple[str, str | None], ...] = ()
+    kinds: tuple[str, ...] = ("mask",)
+    threshold: float = 0.5
+    clean_up: CleanUp = field(default_factory=CleanUp)
+    labels: bool = False
+    backend: str = "numpy"
+    scales: tuple[int, ...] = (1,)
+
+    @property
+    def captions(self) -> list[str]:
+        """A name for each prompt: the text, or the image's file name."""
+        return [*self.prompts, *(Path(image).name for image, _ in self.image_prompts)]
