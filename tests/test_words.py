@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 ALIASES = {
     "clipseg_np/masks/metrics.py": ["picture_iou = image_iou"],
     "clipseg_np/segment/batch.py": ["pictures_in = images_in", '"picture": name'],
+    "tests/segment/test_batch_0_1.py": ['["picture"]'],
     "clipseg_np/segment/visual_prompt.py": ["picture = prepared"],
 }
 FOLDERS = ("clipseg_np", "tests", "training", "benchmarks", "examples", "golden")

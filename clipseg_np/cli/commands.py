@@ -1,7 +1,6 @@
-"""What each command of `clipseg-np` does with its options (cli/parser.py), and how it says so."""
+"""The commands of `clipseg-np`: each takes the options that cli/parser.py read."""
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -9,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from ..atomic_files import written_together
 from ..backends.select import ops_for
 from ..backends.threads import usual_count
 from ..checkpoints.hub import download
-from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..convert.checkpoint import convert
 from ..convert.from_authors import convert_original
 from ..errors import InputError
@@ -25,24 +24,24 @@ from ..golden.compare import compare, report
 from ..golden.traces import Golden, write_golden
 from ..image.load_image import load_image
 from ..model.clipseg import CLIPSegForImageSegmentation
-from ..segment.batch import REPORT, Job, run_batch
+from ..segment.batch import REPORT, run_batch
+from ..segment.job import CleanUp, Job
 from ..segment.processor import CLIPSegProcessor
-from ..segment.results import KINDS, CleanUp, Found, as_json_lines, as_lines, write_results
-from ..segment.segmentation import checked_threshold
-from ..segment.segmenter import Segmenter
-from ..segment.visual_prompt import VisualPrompt
+from ..segment.results import KINDS, json_lines, prompt_result, text_lines, write_results
+from ..segment.segmenter import Segmenter, checkpoint_or_demo
+from ..segment.visual_prompt import image_prompts
 from ..version import __version__
 
-LONGEST_LINE = 2000  # characters of a message
-MOST_PIXELS, MOST_WORKERS = 10**9, 1024
+MAX_MESSAGE = 2000  # characters
+MAX_PIXELS, MAX_WORKERS = 10**9, 1024
 
 
 def say(kind: str, message: object) -> None:
-    """One line, whatever the names and texts in it hold: what cannot be printed is escaped."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
-    if len(shown) > LONGEST_LINE:
-        shown = f"{shown[: LONGEST_LINE - 3]}..."
-    print(f"clipseg-np: {kind}: {shown}", file=sys.stderr)
+    """Print one line to standard error; characters that cannot be printed are escaped."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    if len(line) > MAX_MESSAGE:
+        line = f"{line[: MAX_MESSAGE - 3]}..."
+    print(f"clipseg-np: {kind}: {line}", file=sys.stderr)
 
 
 def run_segment(options: argparse.Namespace) -> None:
@@ -55,52 +54,40 @@ def run_segment(options: argparse.Namespace) -> None:
         )
     folder = output_folder(options.output)
     stem, image = read_image(options.image)
-    prompts = [*options.prompts, *image_prompts(options.image_prompt, options.prompt_mask)]
-    tidy = clean_up(options)
-    segmenter = Segmenter.from_pretrained(model_path(options), backend=options.backend)
-    result = segmenter.combine(
-        image, prompts, scales=options.scales, input_data_format="channels_last"
-    )
+    job = job_of(options, folder)
+    prompts = [*job.prompts, *image_prompts(job.image_prompts)]
+    segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
+    result = segmenter.combine(image, prompts, scales=job.scales, input_data_format="channels_last")
     if to_stdout:
-        likely = result.probability(0)
-        found = Found(
-            image, tidy(likely > checked_threshold(options.threshold)), likely, tidy.feather
-        )
-        KINDS[options.write[0]](found).save(sys.stdout.buffer, format="PNG")
+        written = KINDS[job.kinds[0]](prompt_result(image, result, 0, job))
+        written.save(sys.stdout.buffer, format="PNG")
         return
-    captions = [*options.prompts, *(Path(file).name for file in options.image_prompt)]
-    kinds = options.write
     with written_together(folder) as part:
-        said = write_results(
-            part, stem, image, result, captions, kinds, options.threshold, tidy, options.labels
-        )
-    for one in said:
-        one["files"] = [str(folder / Path(file).name) for file in one["files"]]
+        records = write_results(part, stem, image, result, job)
+    for record in records:
+        record["files"] = [str(folder / name) for name in record["files"]]
     if options.json:
-        print(as_json_lines(said))
+        print(json_lines(records))
     else:
-        print(as_lines(said))
-        width = max(map(len, captions))
+        print(text_lines(records))
+        width = max(map(len, job.captions))
         print(f"{'all together':<{width}}  {folder / f'{stem}_overlay.png'}")
 
 
 def model_path(options: argparse.Namespace) -> Path:
-    """The folder, or the one file, of the checkpoint that --model names, or the demonstration checkpoint's."""
-    if options.model is None:
-        return demo_folder()
-    return checkpoint_path(options.model, local_files_only=options.offline)
+    return checkpoint_or_demo(options.model, local_files_only=options.offline)
 
 
 def output_folder(name: str) -> Path:
     folder = Path(name)
     if not name or (folder.exists() and not folder.is_dir()):
-        what = f"{name} is a file" if name else "is empty"
-        raise InputError(f"--output {what}; expected a folder, which is made if missing")
+        problem = f"{name} is a file" if name else "is empty"
+        raise InputError(f"--output {problem}; expected a folder, which is created if missing")
     return folder
 
 
 def read_image(name: str) -> tuple[str, np.ndarray]:
-    """What to call an image's results, and the image; "-" is standard input."""
+    """The stem of an image's results, and the image; "-" is standard input."""
     if name != "-":
         return Path(name).stem, load_image(name)
     with tempfile.NamedTemporaryFile() as file:
@@ -112,37 +99,40 @@ def read_image(name: str) -> tuple[str, np.ndarray]:
             raise InputError(str(error).replace(file.name, "standard input")) from error
 
 
-def clean_up(options: argparse.Namespace) -> CleanUp:
-    if not (0 <= options.smallest <= MOST_PIXELS and 0 <= options.feather <= MOST_PIXELS):
+def job_of(options: argparse.Namespace, folder: Path) -> Job:
+    """The job that the options describe; its results go to `folder`."""
+    images, masks = options.image_prompt, options.prompt_mask
+    if masks and len(masks) != len(images):
         raise InputError(
-            f"--smallest and --feather are numbers of pixels; expected 0 or more, at most {MOST_PIXELS}"
+            f"got {len(images)} --image-prompt and {len(masks)} --prompt-mask; expected a mask "
+            f"for each, or none"
         )
-    if not abs(options.grow) <= MOST_PIXELS:  # NaN, too, is not
-        raise InputError(
-            f"--grow is {options.grow}; expected a number of pixels, at most {MOST_PIXELS}"
-        )
-    return CleanUp(options.smallest, options.grow, options.feather)
-
-
-def run_batch_command(options: argparse.Namespace) -> int:
-    """Exit code 1 where an image failed; the others are done all the same."""
-    masks = options.prompt_mask or [None] * len(options.image_prompt)
-    image_prompts(options.image_prompt, options.prompt_mask)  # as many of one as of the other
-    job = Job(
+    for name, lowest in {"smallest": 0, "feather": 0, "grow": -MAX_PIXELS}.items():
+        pixels = getattr(options, name)
+        if not lowest <= pixels <= MAX_PIXELS:  # NaN is not
+            raise InputError(
+                f"--{name} is {pixels}; expected a number of pixels, {lowest} to {MAX_PIXELS}"
+            )
+    return Job(
         prompts=tuple(options.prompts),
-        output=str(output_folder(options.output)),
-        model=None if options.model is None else str(model_path(options)),
-        image_prompts=tuple(zip(options.image_prompt, masks)),
+        output=str(folder),
+        model=str(model_path(options)),
+        image_prompts=tuple(zip(images, masks or [None] * len(images))),
         kinds=tuple(options.write),
         threshold=options.threshold,
-        clean_up=clean_up(options),
+        clean_up=CleanUp(options.smallest, options.grow, options.feather),
         labels=options.labels,
         scales=tuple(options.scales),
         backend=options.backend,
     )
+
+
+def run_batch_command(options: argparse.Namespace) -> int:
+    """Exit code 1 where an image failed; the others are segmented all the same."""
+    job = job_of(options, output_folder(options.output))
     workers = usual_count() if options.workers is None else options.workers
-    if not 1 <= workers <= MOST_WORKERS:
-        raise InputError(f"--workers is {workers}; expected 1 or more, at most {MOST_WORKERS}")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise InputError(f"--workers is {workers}; expected 1 or more, at most {MAX_WORKERS}")
     if ops_for(options.backend).xp is np:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
         pool = ProcessPoolExecutor(workers, mp_context=context)
@@ -150,41 +140,28 @@ def run_batch_command(options: argparse.Namespace) -> int:
         pool = ThreadPoolExecutor(workers)
     with pool as executor:
         try:
-            report = run_batch(job, options.folder, executor, options.glob, progress)
+            records = run_batch(job, options.folder, executor, options.glob, progress)
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)  # of thousands that wait
+            executor.shutdown(wait=False, cancel_futures=True)  # thousands may wait
             raise
-    failed = [one for one in report if "error" in one]
+    errors = [record["error"] for record in records if "error" in record]
     if options.json:
-        for one in report:
-            print(json.dumps(one, ensure_ascii=False))
+        print(json_lines(records))
     else:
-        for one in failed:
-            say("error", one["error"])
-        print(
-            f"{len(report) - len(failed)} of {len(report)} images  {Path(options.output, REPORT)}"
-        )
-    return 1 if failed else 0
+        for error in errors:
+            say("error", error)
+        succeeded = len(records) - len(errors)
+        print(f"{succeeded} of {len(records)} images  {Path(options.output, REPORT)}")
+    return 1 if errors else 0
 
 
-def progress(done: Iterable, number: int) -> Iterable:
-    """A bar on standard error, where someone looks at it and tqdm is installed."""
+def progress(records: Iterable, number: int) -> Iterable:
+    """A bar on standard error, if that is a terminal and tqdm is installed."""
     try:
         from tqdm import tqdm
     except ImportError:
-        return done
-    return tqdm(done, total=number, unit="image", disable=None)
-
-
-def image_prompts(images: list[str], masks: list[str]) -> list[Path | VisualPrompt]:
-    """Each image by itself, or each with its mask."""
-    if not masks:
-        return [Path(image) for image in images]
-    if len(masks) != len(images):
-        raise InputError(
-            f"got {len(images)} --image-prompt and {len(masks)} --prompt-mask; expected a mask for each, or none"
-        )
-    return [VisualPrompt(Path(image), Path(mask)) for image, mask in zip(images, masks)]
+        return records
+    return tqdm(records, total=number, unit="image", disable=None)
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -195,25 +172,21 @@ def run_info(options: argparse.Namespace) -> None:
     head = "refined" if config.use_complex_transposed_convolution else "plain"
     parameters = sum(array.size for array in model.state_dict().values())
     files = [path] if path.is_file() else path.glob("*.safetensors")
-    size = sum(file.stat().st_size for file in files)
-    print(f"clipseg-np   {__version__}")
+    size = sum(file.stat().st_size for file in files) / 1e6
+    layers = ", ".join(map(str, config.extract_layers))
+    cores = os.cpu_count()
+    side = vision.image_size
     print(
-        f"Python       {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} CPU cores"
-    )
-    print(f"backend      {options.backend}, on {model.ops.xp.__name__}, {model.dtype}")
-    print(f"checkpoint   {path}")
-    print(f"size         {parameters:,} parameters, {size / 1e6:.1f} MB on disk")
-    print(
+        f"clipseg-np   {__version__}\n"
+        f"Python       {platform.python_version()}, NumPy {np.__version__}, {cores} CPU cores\n"
+        f"backend      {options.backend}, on {model.ops.xp.__name__}, {model.dtype}\n"
+        f"checkpoint   {path}\n"
+        f"size         {parameters:,} parameters, {size:.1f} MB on disk\n"
         f"vision       {vision.num_hidden_layers} layers, {vision.hidden_size} wide, patches of "
-        f"{vision.patch_size} pixels, positions for {vision.image_size} x {vision.image_size} pixels"
-    )
-    print(
-        f"text         {text.num_hidden_layers} layers, {text.hidden_size} wide, {text.vocab_size} tokens, "
-        f"at most {text.max_position_embeddings} in a prompt"
-    )
-    print(
-        f"decoder      {config.reduce_dim} wide, reads vision layers "
-        f"{', '.join(map(str, config.extract_layers))}, {head} head"
+        f"{vision.patch_size} pixels, positions for {side} x {side} pixels\n"
+        f"text         {text.num_hidden_layers} layers, {text.hidden_size} wide, "
+        f"{text.vocab_size} tokens, at most {text.max_position_embeddings} in a prompt\n"
+        f"decoder      {config.reduce_dim} wide, reads vision layers {layers}, {head} head"
     )
 
 
@@ -222,14 +195,9 @@ def run_trace(options: argparse.Namespace) -> None:
     if target.suffix == ".npz" or (target.exists() and not target.is_file()):
         raise InputError(f"--output {options.output}: expected the name of a .safetensors file")
     path = model_path(options)
-
-    def load(dtype: str) -> CLIPSegForImageSegmentation:
-        return CLIPSegForImageSegmentation.from_pretrained(
-            path, backend=options.backend, dtype=dtype
-        )
-
-    model = load(options.dtype)
-    rough = load("float32") if options.dtype == "float64" else None
+    load = partial(CLIPSegForImageSegmentation.from_pretrained, path, backend=options.backend)
+    model = load(dtype=options.dtype)
+    rough = load(dtype="float32") if options.dtype == "float64" else None
     processor = CLIPSegProcessor.from_pretrained(path)
     images = [load_image(options.image)] * len(options.prompts)
     inputs = processor(
@@ -242,8 +210,8 @@ def run_trace(options: argparse.Namespace) -> None:
     }
     write_golden(options.output, model, inputs, options.names, about, rough)
     arrays = Golden(options.output)
-    size = os.path.getsize(options.output)
-    print(f"{len(arrays)} arrays, {size / 1e6:.1f} MB, {model.dtype}  {options.output}")
+    size = os.path.getsize(options.output) / 1e6
+    print(f"{len(arrays)} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -262,17 +230,19 @@ def run_download(options: argparse.Namespace) -> None:
 def run_convert(options: argparse.Namespace) -> None:
     source, output, stored = options.source, options.output, (options.dtype, options.shard_size)
     if source.endswith((".pth", ".pt")):
-        of_clip = options.clip, output, *stored, options.tokenizer, options.extract_layers
-        written = convert_original(source, *of_clip)
+        others = options.tokenizer, options.extract_layers
+        written = convert_original(source, options.clip, output, *stored, *others)
         if options.tokenizer is None:
             say(
                 "warning",
-                "no tokenizer was given, and the authors' files have none: for text prompts, put vocab.json and "
-                f"merges.txt of openai/clip-vit-base-patch16 into {output}, or convert again with --tokenizer.",
+                "no tokenizer was given, and the authors' files have none: for text prompts, put "
+                "vocab.json and merges.txt of openai/clip-vit-base-patch16 into "
+                f"{output}, or convert again with --tokenizer.",
             )
     elif options.clip or options.tokenizer or options.extract_layers:
         raise InputError(
-            f"--clip, --tokenizer and --extract-layers are for the authors' decoder, a .pth file; got {source}"
+            f"--clip, --tokenizer and --extract-layers are for the authors' decoder, a .pth file; "
+            f"got {source}"
         )
     else:
         written = convert(source, output, *stored)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..masks.morphology import grow, without_crumbs
+from ..masks import dilate, remove_small_components
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class CleanUp:
     def __call__(self, mask: np.ndarray) -> np.ndarray:
         """All but the feathering.  (height,width) bool -> (height,width) bool"""
         if self.smallest:
-            mask = without_crumbs(mask, self.smallest)
-        return grow(mask, self.grow) if self.grow else mask
+            mask = remove_small_components(mask, self.smallest)
+        return dilate(mask, self.grow) if self.grow else mask
 
 
 @dataclass(frozen=True)

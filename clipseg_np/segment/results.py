@@ -10,9 +10,19 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import write_json, written_whole
-from ..image.row_blocks import by_bands
-from ..masks.draw import heat, highlighted, indexed, panel, rimmed, sheet, shrunk, with_legend
-from ..masks.morphology import Labels, cut_out, feather, regions, run_lengths
+from ..image.row_blocks import map_row_blocks
+from ..masks import connected_components, cut_out, feather, run_length_encoding
+from ..masks.draw import (
+    draw_contour,
+    heat,
+    highlight,
+    legend,
+    palette_image,
+    panel,
+    sheet,
+    subsample,
+)
+from ..masks.morphology import Labels
 from .job import Job
 from .segmentation import Segmentation, checked_threshold
 
@@ -40,7 +50,9 @@ def prompt_result(image: np.ndarray, result: Segmentation, number: int, job: Job
 
 
 def to_gray(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(by_bands(lambda rows: np.rint(255 * rows).astype(np.uint8), values))
+    return Image.fromarray(
+        map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
+    )
 
 
 KINDS: dict[str, Callable[[PromptResult], Image.Image]] = {
@@ -48,8 +60,8 @@ KINDS: dict[str, Callable[[PromptResult], Image.Image]] = {
     "soft": lambda result: to_gray(result.probabilities),
     "heat": lambda result: Image.fromarray(heat(result.image, result.probabilities, 1)),
     "cutout": lambda result: Image.fromarray(cut_out(result.image, result.soft_mask)),
-    "contour": lambda result: Image.fromarray(rimmed(result.image, result.mask)),
-    "highlight": lambda result: Image.fromarray(highlighted(result.image, result.mask)),
+    "contour": lambda result: Image.fromarray(draw_contour(result.image, result.mask)),
+    "highlight": lambda result: Image.fromarray(highlight(result.image, result.mask)),
 }
 
 
@@ -77,7 +89,7 @@ def write_results(
         return {**record, "files": [*files.values()]}, (caption, panel(image, prompt.mask))
 
     records, panels = zip(*(write_prompt(*numbered) for numbered in enumerate(job.captions)))
-    save_image(folder / f"{stem}_overlay.png", sheet([("the image", shrunk(image)), *panels]))
+    save_image(folder / f"{stem}_overlay.png", sheet([("the image", subsample(image)), *panels]))
     if label_map:
         write_labels(folder, stem, image, label_map.map, job.captions)
     return list(records)
@@ -105,11 +117,11 @@ def write_labels(
     entries = []
     for number, caption in enumerate(captions, start=1):
         mask = labels == number
-        parts = [{"area": r.area, "box": list(r.box)} for r in regions(mask)]
+        parts = [{"area": r.area, "box": list(r.box)} for r in connected_components(mask)]
         entry = {"number": number, "name": caption, **mask_statistics(mask), "regions": parts}
-        entries.append({**entry, "segmentation": run_lengths(mask)})
-    save_image(folder / f"{stem}_labels.png", indexed(labels))
-    save_image(folder / f"{stem}_legend.png", with_legend(image, labels, captions))
+        entries.append({**entry, "segmentation": run_length_encoding(mask)})
+    save_image(folder / f"{stem}_labels.png", palette_image(labels))
+    save_image(folder / f"{stem}_legend.png", legend(image, labels, captions))
     height, width = labels.shape
     about = {"height": height, "width": width, "background": 0, "labels": entries}
     write_json(folder / f"{stem}_labels.json", about)

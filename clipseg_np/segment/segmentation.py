@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..image.image_processor import REFERENCE, probabilities_at
-from ..image.row_blocks import bands
+from ..image.row_blocks import row_blocks
 from ..nn.ops import Array, Ops
 from .prompt_algebra import Expression
 
@@ -46,7 +46,7 @@ class Segmentation:
         expression = self.expressions[number]
         logits = self.logits[[self.names.index(name) for name in expression.prompts]]
         probabilities = np.empty(self.size, np.float32)
-        for rows in bands(*self.size):
+        for rows in row_blocks(*self.size):
             maps = self.ops.to_numpy(probabilities_at(logits, self.size, self.ops, rows))
             probabilities[rows] = expression.value(dict(zip(expression.prompts, maps)))
         return probabilities

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..image.load_image import as_array, load_image
-from ..masks.morphology import grow
+from ..masks import dilate
 
 KERNEL_SIZE = 15  # of the blur, pixels
 RED = (255, 0, 0)
@@ -160,4 +160,4 @@ def to_square(pixels: np.ndarray) -> np.ndarray:
 
 def edge(mask: np.ndarray) -> np.ndarray:
     """The pixels within OUTLINE of the mask's boundary.  (H,W) -> (H,W), bool"""
-    return grow(mask, OUTLINE) & grow(~mask, OUTLINE)
+    return dilate(mask, OUTLINE) & dilate(~mask, OUTLINE)

@@ -23,7 +23,7 @@ from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
 from clipseg_np.segment.batch import RECORD, REPORT, Job, images_in, run_batch
-from clipseg_np.segment.results import CleanUp
+from clipseg_np.segment.job import CleanUp
 
 
 @pytest.fixture

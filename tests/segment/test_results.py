@@ -9,8 +9,9 @@ from PIL import Image
 from clipseg_np import InputError, Segmenter
 from clipseg_np.cli.parser import main
 from clipseg_np.masks.morphology import dilate, label_map, remove_small_components
+from clipseg_np.segment.job import CleanUp, Job
 from clipseg_np.segment.prompt_algebra import Expression
-from clipseg_np.segment.results import KINDS, CleanUp, write_results
+from clipseg_np.segment.results import KINDS, write_results
 from clipseg_np.segment.segmentation import Segmentation
 
 rng = np.random.default_rng(0)
@@ -26,9 +27,10 @@ CAPTIONS = ["a cat", "a dog", "nothing"]
 def write(tmp_path):
     def write(kinds=("mask",), **options):
         logits = np.log(np.maximum(MAPS, 1e-20) / (1 - MAPS))
-        read = tuple(Expression("", number) for number in range(3))
-        result = Segmentation(tuple(CAPTIONS), logits, MAPS.shape[1:], (0, 1, 2), read)
-        return write_results(tmp_path, "scene", IMAGE, result, CAPTIONS, list(kinds), **options)
+        expressions = tuple(Expression("", number) for number in range(3))
+        result = Segmentation(tuple(CAPTIONS), logits, MAPS.shape[1:], (0, 1, 2), expressions)
+        job = Job(tuple(CAPTIONS), str(tmp_path), kinds=tuple(kinds), **options)
+        return write_results(tmp_path, "scene", IMAGE, result, job)
 
     return write
 
