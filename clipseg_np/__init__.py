@@ -1,6 +1,6 @@
 """CLIPSeg, segmentation of an image by a text or image prompt, written by hand on NumPy."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, MissingExtra
 from .image.image_processor import ViTImageProcessor
@@ -15,6 +15,9 @@ from .segment.segmenter import Segmenter
 from .segment.visual_prompt import VisualPrompt
 from .text.tokenizer import CLIPTokenizer
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .segment.batch import Job, run_batch
 
 __all__ = [
     "CLIPSegConfig",

@@ -9,13 +9,16 @@ import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import write_json
 from ..checkpoints.hub import CONFIG
 from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
 from ..nn.ops import Ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CONFIG_NAME = "config.json"
 LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e30  # more is a mistake, and overflows
@@ -37,7 +40,7 @@ class _Config:
     model_type = ""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "_Config":
+    def from_dict(cls, values: dict[str, Any]) -> "Self":
         """From a config.json's object. Raises InputError with the field's name for an impossible value."""
         cls._require_object(values)
         declared = values.get("model_type", cls.model_type)
@@ -74,14 +77,14 @@ class _Config:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json_file(cls, path: str | os.PathLike) -> "_Config":
+    def from_json_file(cls, path: str | os.PathLike) -> "Self":
         with naming(path):
             return cls.from_dict(read_json(Path(path)))
 
     @classmethod
     def from_pretrained(
         cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False
-    ) -> "_Config":
+    ) -> "Self":
         """From the config.json of a checkpoint; a tower's config is found inside a whole model's."""
         folder = checkpoint_folder(
             folder_or_hub_id, local_files_only=local_files_only, needed=(CONFIG,)
@@ -209,8 +212,9 @@ class CLIPSegConfig(_Config):
 
     model_type = "clipseg"
 
-    text_config: CLIPSegTextConfig | dict | None = None
-    vision_config: CLIPSegVisionConfig | dict | None = None
+    # Configs; they may be given as dictionaries, or left out.
+    text_config: Any = None
+    vision_config: Any = None
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
     initializer_factor: float = 1.0
@@ -225,7 +229,7 @@ class CLIPSegConfig(_Config):
     other: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CLIPSegConfig":
+    def from_dict(cls, values: dict[str, Any]) -> "Self":
         """As for the towers; old files repeat a tower's values in `text_config_dict`, which then wins."""
         cls._require_object(values)
         values = dict(values)

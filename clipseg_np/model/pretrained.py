@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ..nn.ops import Ops
 from ..nn.scope import Scope
 from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .random_init import RandomStart
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a type checker knows it without the package
 
 
 class PretrainedModel(Layer):
@@ -47,7 +50,7 @@ class PretrainedModel(Layer):
             ops = ops or ops_for(backend)
             scope = Scope(RandomStart(config, seed), ops, float_type(dtype, ops))
         super().__init__(scope)
-        self.config = config
+        self.config: Any = config  # of config_class
         self.scope = scope
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
@@ -70,7 +73,7 @@ class PretrainedModel(Layer):
         threads: int | None = None,
         local_files_only: bool = False,
         ops: Ops | None = None,
-    ) -> "PretrainedModel":
+    ) -> "Self":
         """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
 
         A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it.

@@ -30,7 +30,7 @@ _current: ContextVar[Any] = ContextVar("clipseg_np_trace", default=None)
 
 
 @contextmanager
-def trace(activations: Any = None) -> Iterator[Any]:
+def trace(activations: Any = None) -> Iterator[Activations]:
     """Record the outputs of all layers called inside the block, in `activations` or whatever else has a `record`."""
     if activations is None:
         activations = Activations()
