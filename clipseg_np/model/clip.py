@@ -77,10 +77,9 @@ class Encoder(Layer):
     def __init__(self, scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
         super().__init__(scope)
         sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
-        self.layers = [
-            EncoderLayer(scope / "layers" / i, *sizes, config.hidden_act, config.layer_norm_eps)
-            for i in range(config.num_hidden_layers)
-        ]
+        arguments = *sizes, config.hidden_act, config.layer_norm_eps
+        depth = range(config.num_hidden_layers)
+        self.layers = [EncoderLayer(scope / "layers" / i, *arguments) for i in depth]
 
     def forward(
         self, x: Array, mask: Array = None, attentions: list | None = None, only: Sequence[int] = ()
@@ -119,29 +118,25 @@ class CLIPSegTextModel(PretrainedModel):
     ) -> BaseModelOutputWithPooling:
         """input_ids (P,T); attention_mask (P,T), 0 at padding; position_ids (P,T) or (1,T).
 
-        A token attends to itself and to the tokens before it, except padding. `hidden_states` are
-        those before the final norm. Raises InputError for ids outside the vocabulary, too long a
-        text, or shapes that do not fit; a GPU's arrays are copied to main memory to be checked.
+        A token attends to itself and to the tokens before it, except padding. `hidden_states` end
+        before the final norm. Raises InputError as input_checks.checked_texts does.
         """
         texts = checked_texts(input_ids, attention_mask, position_ids, self.config)
         texts = [None if array is None else self.ops.asarray(array) for array in texts]
         attentions = [] if output_attentions else None
-        hidden_states, last, pooled = self.encode(*texts, attentions)
+        hidden_states, last, pooled = self.encode(texts, attentions)
         hidden_states = hidden_states if output_hidden_states else None
         return BaseModelOutputWithPooling(last, pooled, hidden_states, attentions)
 
     def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None = None,
-        position_ids: Array | None = None,
-        attentions: list | None = None,
+        self, texts: Sequence[Array | None], attentions: list | None = None
     ) -> tuple[list[Array], Array, Array]:
-        """Hidden states and last hidden state, (P,T,D) each, and pooled output (P,D).
+        """Hidden states and last hidden state, (P,T,D) each, and pooled output, (P,D).
 
-        The arrays are on the model's device and are not checked. A text is pooled at its first end
-        token; by old configs, at its highest id.
+        `texts` are input_ids, attention_mask and position_ids, checked, on the model's device. A
+        text is pooled at its first end token; with an old config, at its highest id.
         """
+        input_ids, attention_mask, position_ids = texts
         order = self.ops.xp.arange(input_ids.shape[1])
         x = self.embeddings(input_ids, order[None] if position_ids is None else position_ids)
         # True where a token attends to another: (1,1,T,T) or, with padding, (P,1,T,T)
@@ -253,19 +248,17 @@ class CLIPSegModel(PretrainedModel):
         `return_loss` adds the contrastive loss, for which image i and text i are a pair and B = P.
         As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
         """
-        options = dict(
-            output_attentions=output_attentions, output_hidden_states=output_hidden_states
-        )
+        options = {"output_attentions": output_attentions}
+        options["output_hidden_states"] = output_hidden_states
         vision = self.vision_model(pixel_values, interpolate_pos_encoding, **options)
         text = self.text_model(input_ids, attention_mask, position_ids, **options)
         vision.pooler_output = self.visual_projection(vision.pooler_output)
         text.pooler_output = self.text_projection(text.pooler_output)
-        image_embeds = self._unit(vision.pooler_output)
-        text_embeds = self._unit(text.pooler_output)
-        logits_per_text = text_embeds @ image_embeds.T * self.ops.xp.exp(self.logit_scale)
-        loss = self._contrastive_loss(logits_per_text) if return_loss else None
-        logits = logits_per_text.T, logits_per_text
-        return CLIPSegOutput(loss, *logits, text_embeds, image_embeds, text, vision)
+        image_embeds, text_embeds = map(self._unit, (vision.pooler_output, text.pooler_output))
+        # (P,B)
+        logits = text_embeds @ image_embeds.T * self.ops.xp.exp(self.logit_scale)
+        loss = self._contrastive_loss(logits) if return_loss else None
+        return CLIPSegOutput(loss, logits.T, logits, text_embeds, image_embeds, text, vision)
 
     def _unit(self, x: Array) -> Array:
         """Rows scaled to length 1.  (n,D) -> (n,D)"""

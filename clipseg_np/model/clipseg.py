@@ -22,9 +22,8 @@ from .pretrained import PretrainedModel
 
 
 class RefinedHead(Layer):
-    """The head of "refined" checkpoints: a convolution, then two transposed ones.
+    """The head of "refined" checkpoints.  (P,D,h,w) -> (P,1,h(p//4)²,w(p//4)²): (P,1,H,W) if p = 16
 
-    (P,D,h,w) -> (P,1,h(p//4)²,w(p//4)²), which is the image's size only for patches of 16 pixels.
     The steps have the checkpoint's numbers, which count the two relu between them.
     """
 
@@ -60,10 +59,8 @@ class Decoder(Layer):
         self.film_add = Linear(scope / "film_add", config.projection_dim, D)
         self.reduces = [Linear(scope / "reduces" / i, vision.hidden_size, D) for i in range(depth)]
         sizes = D, config.decoder_num_attention_heads, config.decoder_intermediate_size
-        self.layers = [
-            DecoderLayer(scope / "layers" / i, *sizes, "relu", vision.layer_norm_eps)
-            for i in range(depth)
-        ]
+        arguments = *sizes, "relu", vision.layer_norm_eps
+        self.layers = [DecoderLayer(scope / "layers" / i, *arguments) for i in range(depth)]
         head = scope / "transposed_convolution"
         if config.use_complex_transposed_convolution:
             self.transposed_convolution = RefinedHead(head, D, vision.patch_size)
@@ -90,8 +87,7 @@ class Decoder(Layer):
             x = tokens + x
             if i == self.conditional_layer:
                 x = self.film(x, conditional_embeddings)
-            if i == 0:
-                hidden_states.append(x)
+            hidden_states = hidden_states or [x]
             x = self.layers[i](x, attentions)
             hidden_states.append(x)
         hidden_states = hidden_states if output_hidden_states else None
@@ -200,26 +196,24 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             pixel_values, conditional_embeddings, input_ids, conditional_pixel_values
         )
         pixel_values = self.floats(pixel_values)
-        options = dict(output_attentions=output_attentions, output_hidden_states=True)
+        options = {"output_attentions": output_attentions, "output_hidden_states": True}
         vision = self.clip.vision_model(pixel_values, interpolate_pos_encoding, **options)
         # hidden_states[0] is the first layer's input, hidden_states[i + 1] the output of layer i.
         activations = [vision.hidden_states[i + 1] for i in self.config.extract_layers]
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)
         if not output_hidden_states:
             vision.hidden_states = None
-        if conditional_embeddings is None:
-            texts = input_ids, attention_mask, position_ids
-            conditional_embeddings = self.get_conditional_embeddings(
-                None, *texts, conditional_pixel_values
-            )
-        conditional_embeddings = self.floats(conditional_embeddings)
-        input_checks.checked_embeddings(conditional_embeddings, len(activations[0]), self.config)
+        embeddings = conditional_embeddings
+        if embeddings is None:
+            prompts = input_ids, attention_mask, position_ids, conditional_pixel_values
+            embeddings = self.get_conditional_embeddings(None, *prompts)
+        embeddings = self.floats(embeddings)
+        input_checks.checked_embeddings(embeddings, len(activations[0]), self.config)
         reduced, grid = self.decoder.reduce(activations), self.clip.vision_model.grid(pixel_values)
-        options = dict(options, output_hidden_states=output_hidden_states)
-        decoded = self.decoder(reduced, conditional_embeddings, grid, **options)
-        loss = None
+        options["output_hidden_states"] = output_hidden_states
+        decoded = self.decoder(reduced, embeddings, grid, **options)
+        loss, logits, pooled = None, decoded.logits, vision.pooler_output
         if labels is not None:
-            labels = input_checks.checked_labels(self.floats(labels), decoded.logits)
-            loss = self.ops.binary_cross_entropy(decoded.logits, labels)
-        embeddings = conditional_embeddings, vision.pooler_output
-        return CLIPSegImageSegmentationOutput(loss, decoded.logits, *embeddings, vision, decoded)
+            labels = input_checks.checked_labels(self.floats(labels), logits)
+            loss = self.ops.binary_cross_entropy(logits, labels)
+        return CLIPSegImageSegmentationOutput(loss, logits, embeddings, pooled, vision, decoded)

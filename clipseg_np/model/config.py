@@ -1,12 +1,13 @@
-"""What a checkpoint's config.json says, as frozen dataclasses with transformers' field names and defaults.
+"""config.json as frozen dataclasses with transformers' field names and defaults.
 
 Deviation: transformers accepts values with which no model can work, and fails later or not at all;
 here they are refused with the field's name. Fields that concern only transformers (`architectures`,
-`dtype`, ...) are kept in `other`, and written back as they came.
+`dtype`, ...) are kept in `other`, and written back unchanged.
 """
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +22,43 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CONFIG_NAME = "config.json"
-LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 1e30  # more is a mistake, and overflows
-LEGACY_EOS_TOKEN_ID = 2  # what old checkpoints say; the end of a text is then its highest token id
+MAX_COUNT, MAX_NUMBER = 2**31 - 1, 1e30  # a larger one is a mistake, and overflows
+LEGACY_EOS_TOKEN_ID = 2  # in old checkpoints, whose texts end at their highest token id
 
 
 def is_whole(value: Any) -> bool:
-    """Whether this is a whole number; JSON's true and false, which Python counts as numbers, are none."""
+    """Whether this is a whole number. JSON's true and false, numbers to Python, are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     return is_whole(value) or isinstance(value, float)
+
+
+# Each rule: a test of a field's value, and what the error says was expected.
+Rule = tuple[Callable[[Any], bool], str]
+COUNT = (
+    lambda value: is_whole(value) and 1 <= value <= MAX_COUNT,
+    f"a whole number of at least 1 and at most {MAX_COUNT}",
+)
+SIZE = (
+    lambda value: is_number(value) and 0 <= value <= MAX_NUMBER,
+    f"a number that is not negative and at most {MAX_NUMBER:g}",
+)
+NUMBER = (is_number, "a number")
+DROPOUT = (
+    lambda value: is_number(value) and 0 <= value <= 1,
+    "a probability, from 0 to 1 (it plays no part here: nothing is trained)",
+)
+ACTIVATION = (lambda value: value in Ops.ACTIVATIONS, f"one of {', '.join(Ops.ACTIVATIONS)}")
+TOKEN_ID = (is_whole, "a whole number: one token's id")
+ANY_TOKEN_ID = (lambda value: value is None or is_whole(value), TOKEN_ID[1])
+FLAG = (lambda value: isinstance(value, bool), "true or false")
+
+
+def ruled(default: Any, rule: Rule) -> Any:
+    """A field with this default, whose value must keep the rule."""
+    return field(default=default, metadata={"rule": rule})
 
 
 class _Config:
@@ -41,7 +68,7 @@ class _Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Self":
-        """From a config.json's object. Raises InputError with the field's name for an impossible value."""
+        """From config.json's object. Raises InputError with the name of an impossible field."""
         cls._require_object(values)
         declared = values.get("model_type", cls.model_type)
         if declared != cls.model_type:
@@ -52,11 +79,8 @@ class _Config:
                 f"model_type is {declared!r}; expected {cls.model_type!r} for {cls.__name__}"
             )
         known = {f.name for f in fields(cls)} - {"other"}
-        named = {name: value for name, value in values.items() if name in known}
-        other = {
-            name: value for name, value in values.items() if name not in known | {"model_type"}
-        }
-        return cls(**named, other=other)
+        other = {key: values[key] for key in values if key not in known | {"model_type"}}
+        return cls(**{key: values[key] for key in values if key in known}, other=other)
 
     @classmethod
     def _require_object(cls, values: Any) -> None:
@@ -85,7 +109,7 @@ class _Config:
     def from_pretrained(
         cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False
     ) -> "Self":
-        """From the config.json of a checkpoint; a tower's config is found inside a whole model's."""
+        """From a checkpoint's config.json; a tower's config is found inside a whole model's."""
         folder = checkpoint_folder(
             folder_or_hub_id, local_files_only=local_files_only, needed=(CONFIG,)
         )
@@ -99,104 +123,69 @@ class _Config:
             f"{type(self).__name__}: {name} is {getattr(self, name)!r}; expected {expected}"
         )
 
-    def _require_counts(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not is_whole(value) or not 1 <= value <= LARGEST_COUNT:
-                self._refuse(name, f"a whole number of at least 1 and at most {LARGEST_COUNT}")
-
-    def _require_numbers(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not is_number(value):
-                self._refuse(name, "a number")
-            if not 0 <= value <= LARGEST_NUMBER:
-                self._refuse(name, f"a number that is not negative and at most {LARGEST_NUMBER:g}")
-
-    def _require_dropout(self, name: str) -> None:
-        self._require_numbers(name)
-        if getattr(self, name) > 1:
-            self._refuse(
-                name, "a probability, from 0 to 1 (it plays no part here: nothing is trained)"
-            )
+    def _require_rules(self) -> None:
+        for each in fields(self):
+            is_right, expected = each.metadata.get("rule", (lambda value: True, ""))
+            if not is_right(getattr(self, each.name)):
+                self._refuse(each.name, expected)
 
     def _require_heads(self, width: str, heads: str) -> None:
         if getattr(self, width) % getattr(self, heads):
             self._refuse(width, f"a multiple of {heads}, which is {getattr(self, heads)}")
 
-    def _require_activation(self, name: str) -> None:
-        if getattr(self, name) not in Ops.ACTIVATIONS:
-            self._refuse(name, f"one of {', '.join(Ops.ACTIVATIONS)}")
-
-    def _require_tower(self) -> None:
-        """What the text and the vision tower have in common."""
-        self._require_counts(
-            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-        )
-        self._require_heads("hidden_size", "num_attention_heads")
-        self._require_activation("hidden_act")
-        self._require_numbers("layer_norm_eps", "initializer_range", "initializer_factor")
-        self._require_dropout("attention_dropout")
-
 
 @dataclass(frozen=True)
 class CLIPSegTextConfig(_Config):
-    """The text tower. `eos_token_id` says where a text is pooled; 2 is the old checkpoints' way (see model/clip.py)."""
+    """The text tower. Texts are pooled at `eos_token_id`; 2 stands for the highest id."""
 
     model_type = "clipseg_text_model"
     base_config_key = "text_config"
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    initializer_factor: float = 1.0
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 49406
-    eos_token_id: int = 49407
+    vocab_size: int = ruled(49408, COUNT)
+    hidden_size: int = ruled(512, COUNT)
+    intermediate_size: int = ruled(2048, COUNT)
+    num_hidden_layers: int = ruled(12, COUNT)
+    num_attention_heads: int = ruled(8, COUNT)
+    max_position_embeddings: int = ruled(77, COUNT)
+    hidden_act: str = ruled("quick_gelu", ACTIVATION)
+    layer_norm_eps: float = ruled(1e-5, SIZE)
+    attention_dropout: float = ruled(0.0, DROPOUT)
+    initializer_range: float = ruled(0.02, SIZE)
+    initializer_factor: float = ruled(1.0, SIZE)
+    pad_token_id: int | None = ruled(1, ANY_TOKEN_ID)
+    bos_token_id: int | None = ruled(49406, ANY_TOKEN_ID)
+    eos_token_id: int = ruled(49407, TOKEN_ID)
     other: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        self._require_tower()
-        self._require_counts("vocab_size", "max_position_embeddings")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            if value is None and name != "eos_token_id":
-                continue
-            if not is_whole(value):
-                self._refuse(name, "a whole number: one token's id")
+        self._require_rules()
+        self._require_heads("hidden_size", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class CLIPSegVisionConfig(_Config):
-    """The vision tower. Images of other sizes than `image_size` (pixels) get interpolated positions."""
+    """The vision tower. An image of another size than `image_size` gets interpolated positions."""
 
     model_type = "clipseg_vision_model"
     base_config_key = "vision_config"
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    initializer_factor: float = 1.0
+    hidden_size: int = ruled(768, COUNT)
+    intermediate_size: int = ruled(3072, COUNT)
+    num_hidden_layers: int = ruled(12, COUNT)
+    num_attention_heads: int = ruled(12, COUNT)
+    num_channels: int = ruled(3, COUNT)
+    image_size: int = ruled(224, COUNT)
+    patch_size: int = ruled(32, COUNT)
+    hidden_act: str = ruled("quick_gelu", ACTIVATION)
+    layer_norm_eps: float = ruled(1e-5, SIZE)
+    attention_dropout: float = ruled(0.0, DROPOUT)
+    initializer_range: float = ruled(0.02, SIZE)
+    initializer_factor: float = ruled(1.0, SIZE)
     other: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        self._require_tower()
-        self._require_counts("num_channels", "image_size", "patch_size")
+        self._require_rules()
+        self._require_heads("hidden_size", "num_attention_heads")
         if self.patch_size > self.image_size:
             self._refuse("patch_size", f"at most image_size, which is {self.image_size}")
 
@@ -215,22 +204,22 @@ class CLIPSegConfig(_Config):
     # Configs; they may be given as dictionaries, or left out.
     text_config: Any = None
     vision_config: Any = None
-    projection_dim: int = 512
-    logit_scale_init_value: float = 2.6592
-    initializer_factor: float = 1.0
+    projection_dim: int = ruled(512, COUNT)
+    logit_scale_init_value: float = ruled(2.6592, NUMBER)
+    initializer_factor: float = ruled(1.0, SIZE)
     extract_layers: tuple[int, ...] = (3, 6, 9)
-    reduce_dim: int = 64
-    decoder_num_attention_heads: int = 4
-    decoder_attention_dropout: float = 0.0
+    reduce_dim: int = ruled(64, COUNT)
+    decoder_num_attention_heads: int = ruled(4, COUNT)
+    decoder_attention_dropout: float = ruled(0.0, DROPOUT)
     decoder_hidden_act: str = "quick_gelu"
-    decoder_intermediate_size: int = 2048
+    decoder_intermediate_size: int = ruled(2048, COUNT)
     conditional_layer: int = 0
-    use_complex_transposed_convolution: bool = False
+    use_complex_transposed_convolution: bool = ruled(False, FLAG)
     other: dict = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Self":
-        """As for the towers; old files repeat a tower's values in `text_config_dict`, which then wins."""
+        """As for the towers. Old files repeat a tower in `text_config_dict`, which wins."""
         cls._require_object(values)
         values = dict(values)
         for tower in (CLIPSegTextConfig, CLIPSegVisionConfig):
@@ -255,45 +244,28 @@ class CLIPSegConfig(_Config):
             value = getattr(self, name)
             if not isinstance(value, tower):
                 object.__setattr__(self, name, tower.from_dict(value or {}))
-        self._require_counts(
-            "projection_dim",
-            "reduce_dim",
-            "decoder_num_attention_heads",
-            "decoder_intermediate_size",
-        )
+        self._require_rules()
         self._require_heads("reduce_dim", "decoder_num_attention_heads")
-        self._require_numbers("initializer_factor")
-        self._require_dropout("decoder_attention_dropout")
-        if not is_number(self.logit_scale_init_value):
-            self._refuse("logit_scale_init_value", "a number")
-        self._require_extract_layers()
-        depth = len(self.extract_layers)
+        layers, last = self.extract_layers, self.vision_config.num_hidden_layers - 1
+        if not isinstance(layers, (list, tuple)) or not layers:
+            self._refuse("extract_layers", "a list of at least one layer's number")
+        if not all(is_whole(layer) and 0 <= layer <= last for layer in layers):
+            expected = f"whole numbers from 0 to {last}, the vision tower's layers"
+            self._refuse("extract_layers", expected)
+        object.__setattr__(self, "extract_layers", tuple(layers))
+        depth = len(layers)
         if not is_whole(self.conditional_layer) or self.conditional_layer not in range(depth):
             self._refuse(
                 "conditional_layer",
                 f"one of the {depth} decoder layers, 0 to {depth - 1}: the prompt "
                 f"would otherwise never be heard",
             )
-        if not isinstance(self.use_complex_transposed_convolution, bool):
-            self._refuse("use_complex_transposed_convolution", "true or false")
         if self.use_complex_transposed_convolution:
             if self.vision_config.patch_size < 4:
                 self._refuse(
                     "use_complex_transposed_convolution",
-                    "false for a patch_size below 4: the refined "
-                    f"head upsamples twice by patch_size // 4, and patch_size is {self.vision_config.patch_size}",
+                    "false for a patch_size below 4: the refined head upsamples twice by "
+                    f"patch_size // 4, and patch_size is {self.vision_config.patch_size}",
                 )
             if self.reduce_dim < 2:
                 self._refuse("reduce_dim", "at least 2 for the refined head, which halves it")
-
-    def _require_extract_layers(self) -> None:
-        layers = self.extract_layers
-        last = self.vision_config.num_hidden_layers - 1
-        if not isinstance(layers, (list, tuple)) or not layers:
-            self._refuse("extract_layers", "a list of at least one layer's number")
-        for layer in layers:
-            if not is_whole(layer) or not 0 <= layer <= last:
-                self._refuse(
-                    "extract_layers", f"whole numbers from 0 to {last}, the vision tower's layers"
-                )
-        object.__setattr__(self, "extract_layers", tuple(layers))

@@ -1,5 +1,6 @@
-"""What the models and the processors return: records and dictionaries that read as transformers' do."""
+"""Outputs of models and processors: records and dictionaries that read as transformers' do."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,67 +18,46 @@ class Features(dict):
 
 
 @dataclass
-class Output:
-    """A record read by attribute, by key or by position; fields that are None count only by attribute."""
+class Output(Mapping):
+    """A record read by attribute, key or position. A field that is None has no key or position."""
 
     def __post_init__(self):
-        for name, value in self.items():
+        for name, value in self._present().items():
             if isinstance(value, list):
                 setattr(self, name, tuple(value))
 
     def _present(self) -> dict[str, Any]:
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in named.items() if value is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
-    def keys(self):
-        return self._present().keys()
-
-    def values(self):
-        return self._present().values()
-
-    def items(self):
-        return self._present().items()
-
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._present())
 
     def __len__(self) -> int:
         return len(self._present())
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._present()
-
     def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            return self._present()[key]
-        return self.to_tuple()[key]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._present().get(name, default)
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple:
-        """The fields that are not None, in order; a record inside becomes a tuple too, as in transformers."""
+        """The fields that are not None, in order; as in transformers, a record becomes a tuple."""
         values = self._present().values()
         return tuple(v.to_tuple() if isinstance(v, Output) else v for v in values)
 
 
 @dataclass
 class BaseModelOutputWithPooling(Output):
-    """What a tower returns."""
+    """The output of a tower."""
 
     last_hidden_state: Array | None = None  # (B,T,D)
-    pooler_output: Array | None = (
-        None  # (B,D); projected, (B,projection_dim), inside CLIPSegModel's outputs
-    )
-    hidden_states: tuple[Array, ...] | None = (
-        None  # the first layer's input, then each layer's output
-    )
-    attentions: tuple[Array, ...] | None = None  # (B,H,T,T) for each layer
+    pooler_output: Array | None = None  # (B,D); in CLIPSegModel's outputs (B,projection_dim)
+    hidden_states: Sequence[Array] | None = None  # the first layer's input, each layer's output
+    attentions: Sequence[Array] | None = None  # (B,N,T,T) for each layer
 
 
 @dataclass
 class CLIPSegOutput(Output):
-    """What CLIPSegModel returns; `image_embeds` and `text_embeds` have length 1."""
+    """The output of CLIPSegModel. `image_embeds` and `text_embeds` have length 1."""
 
     loss: Array | None = None  # (), with return_loss
     logits_per_image: Array | None = None  # (B,P)
@@ -90,18 +70,16 @@ class CLIPSegOutput(Output):
 
 @dataclass
 class CLIPSegDecoderOutput(Output):
-    """What the decoder returns."""
+    """The output of the decoder."""
 
     logits: Array | None = None  # (P,H,W), before the sigmoid
-    hidden_states: tuple[Array, ...] | None = (
-        None  # the first layer's input, then each layer's output
-    )
-    attentions: tuple[Array, ...] | None = None  # (P,H,T,T) for each layer
+    hidden_states: Sequence[Array] | None = None  # the first layer's input, each layer's output
+    attentions: Sequence[Array] | None = None  # (P,N,T,T) for each layer
 
 
 @dataclass
 class CLIPSegImageSegmentationOutput(Output):
-    """What CLIPSegForImageSegmentation returns."""
+    """The output of CLIPSegForImageSegmentation."""
 
     loss: Array | None = None  # (), with labels
     logits: Array | None = None  # (P,H,W), before the sigmoid
@@ -113,7 +91,7 @@ class CLIPSegImageSegmentationOutput(Output):
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """All that the decoder needs of B images: tokens after each extracted layer, and the grid's (h, w)."""
+    """The decoder's input of B images: tokens after each extracted layer, and the grid's (h, w)."""
 
     activations: tuple[Array, ...]  # (B,1+hw,D) each, in the order of config.extract_layers
     grid: tuple[int, int]

@@ -1,6 +1,7 @@
-"""What the four public models share: loading, saving, and a random start."""
+"""Loading, saving and a random start, the same for the four public models."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class PretrainedModel(Layer):
-    """A model with a config. Its arrays come from a checkpoint, from a larger model, or are drawn by `seed`.
+    """A model with a config, by the arithmetic of a backend or of `ops`.
 
-    Its arithmetic is that of a backend, by name, or `ops`.
+    Its arrays come from a checkpoint, from a larger model (`scope`), or are drawn by `seed`.
     """
 
     config_class: type = CLIPSegConfig
-    landmark: str  # a key that this model certainly has
-    prefixes: tuple[str, ...] = ("",)  # where this model may begin in a checkpoint of a larger one
+    landmark: str  # one of the keys of this model, by which it is found in a larger checkpoint
+    prefixes: tuple[str, ...] = ("",)  # of this model's keys there
 
     def __init__(
         self,
@@ -43,9 +44,8 @@ class PretrainedModel(Layer):
         ops: Ops | None = None,
     ):
         if not isinstance(config, self.config_class):
-            raise InputError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}; got {type(config).__name__}"
-            )
+            expected, got = self.config_class.__name__, type(config).__name__
+            raise InputError(f"{type(self).__name__} needs a {expected}; got {got}")
         if scope is None:
             ops = ops or ops_for(backend)
             scope = Scope(RandomStart(config, seed), ops, float_type(dtype, ops))
@@ -74,17 +74,16 @@ class PretrainedModel(Layer):
         local_files_only: bool = False,
         ops: Ops | None = None,
     ) -> "Self":
-        """Load config.json and safetensors weights, stored as float16, bfloat16, float32 or float64.
+        """Load config.json and safetensors weights of float16, bfloat16, float32 or float64.
 
-        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it.
-        With `local_files_only`, a hub id must be in the hub's cache; without, it is fetched if it
-        is not. `threads` share out the work of the backend "numpy"; by default, as many as there
-        are cores. `ops` is the arithmetic itself, in place of a backend's name: Ops(jax.numpy) runs
-        the readable code on JAX.
+        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it. A
+        hub id that is not in the hub's cache is fetched, unless `local_files_only`. `threads` are
+        those of the backend "numpy", by default one for each core. `ops` is the arithmetic itself,
+        in place of a backend's name: Ops(jax.numpy) runs the readable code on JAX.
 
-        Raises FileNotFoundError or InputError where the folder holds no whole, fitting checkpoint
-        (see checkpoints/weights.py), InputError for an unknown backend or dtype, and what
-        checkpoint_folder raises for a hub id.
+        Raises FileNotFoundError or InputError for a folder without a whole, fitting checkpoint (see
+        checkpoints/weights.py), InputError for an unknown backend or dtype, and as
+        checkpoint_folder for a hub id.
         """
         ops = ops or ops_for(backend, threads)
         dtype = float_type(dtype, ops)
@@ -96,7 +95,7 @@ class PretrainedModel(Layer):
         return model
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json and model.safetensors, both or neither, which transformers loads too."""
+        """Write config.json and model.safetensors, both or neither. transformers loads them too."""
         folder = Path(folder)
         with written_whole(folder / CONFIG_NAME) as config_file:
             config_file.write_text(self.config.to_json_string(), "utf-8")
@@ -104,16 +103,11 @@ class PretrainedModel(Layer):
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """This model's arrays by their dotted names in its own checkpoint."""
-        return {
-            name: self.ops.to_numpy(array) for name, array in self.scope.within(self.name).items()
-        }
+        arrays = self.scope.within(self.name)
+        return {name: self.ops.to_numpy(array) for name, array in arrays.items()}
 
     def give_back_memory(self) -> None:
-        """Let go of the memory of mapped weights, which are read again from their file when they are next used.
-
-        For a part that is used seldom, or a model that waits: what it costs is a few milliseconds
-        at the next use.
-        """
+        """Free the memory of mapped weights. The next use reads them again, in milliseconds."""
         give_back(self.scope.within(self.name).values())
 
     def floats(self, values: Any) -> Any:
@@ -123,10 +117,7 @@ class PretrainedModel(Layer):
 
 def float_type(dtype: Any, ops: Ops) -> np.dtype:
     """A type that the backend computes in, by name or type. Raises InputError for another."""
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or found.name not in ops.FLOAT_TYPES:
-        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(ops.FLOAT_TYPES)}")
-    return found
+    with suppress(TypeError):
+        if np.dtype(dtype).name in ops.FLOAT_TYPES:
+            return np.dtype(dtype)
+    raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(ops.FLOAT_TYPES)}")

@@ -1,11 +1,9 @@
 """A seeded random start: arrays drawn from the distributions that transformers gives a new model.
 
-All are normal with mean 0; biases are 0 and norms' weights 1. The table holds the standard
-deviations. The numbers themselves differ from torch's, which has another generator.
-
-Found in the reference's own initialisation (modeling_clipseg.py, `_init_weights`, and the library's
-default for layers that it does not name): the decoder's linear layers and convolutions have no
-entry of their own and get `initializer_factor`, 1.0, where the towers' would get 0.02.
+All are normal with mean 0; biases are 0, the norms' weights 1. The numbers differ from torch's,
+which has another generator. The standard deviations are the reference's (modeling_clipseg.py,
+`_init_weights`, and the library's default for layers that it does not name): the decoder's linear
+layers and convolutions have no entry of their own and get `initializer_factor`, 1.0.
 """
 
 from fnmatch import fnmatch
@@ -14,13 +12,13 @@ import numpy as np
 
 from .config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 
+Config = CLIPSegConfig | CLIPSegTextConfig | CLIPSegVisionConfig
+
 
 class RandomStart:
-    """Arrays for a model of `config`, by dotted name, drawn in the order in which they are taken."""
+    """Arrays for a model of `config`, by dotted name, drawn in the order of the calls."""
 
-    def __init__(
-        self, config: CLIPSegConfig | CLIPSegTextConfig | CLIPSegVisionConfig, seed: int = 0
-    ):
+    def __init__(self, config: Config, seed: int = 0):
         self.generator = np.random.default_rng(seed)
         self.config = config
 
@@ -31,45 +29,33 @@ class RandomStart:
             return np.zeros(shape)
         if fnmatch(name, "*norm*.weight"):
             return np.ones(shape)
-        return self.generator.normal(0.0, self._deviation(name), shape)
-
-    def _deviation(self, name: str) -> float:
-        config = self.config
-        if isinstance(config, CLIPSegConfig):
-            if "text_model." in name:
-                return tower_deviation(name, config.text_config)
-            if "vision_model." in name:
-                return tower_deviation(name, config.vision_config)
-            if name.endswith("text_projection.weight"):
-                return config.text_config.hidden_size**-0.5 * config.initializer_factor
-            if name.endswith("visual_projection.weight"):
-                return config.vision_config.hidden_size**-0.5 * config.initializer_factor
-            return decoder_deviation(name, config)
-        return tower_deviation(name, config)
+        return self.generator.normal(0.0, deviation(name, self.config), shape)
 
 
-def tower_deviation(name: str, config: CLIPSegTextConfig | CLIPSegVisionConfig) -> float:
-    """The standard deviation of a tower's array."""
-    if name.endswith("class_embedding"):
-        return config.hidden_size**-0.5 * config.initializer_factor
-    if "embedding" in name:
-        text = isinstance(config, CLIPSegTextConfig)
-        return (0.02 if text else config.initializer_range) * config.initializer_factor
-    return layer_deviation(
-        name, config.hidden_size, config.num_hidden_layers, config.initializer_factor
-    )
-
-
-def decoder_deviation(name: str, config: CLIPSegConfig) -> float:
-    """The standard deviation of a decoder's array; its layers count the vision tower's depth as theirs."""
-    if ".layers." in name:
-        depth = config.vision_config.num_hidden_layers
-        return layer_deviation(name, config.reduce_dim, depth, config.initializer_factor)
-    return config.initializer_factor
-
-
-def layer_deviation(name: str, width: int, depth: int, factor: float) -> float:
-    """The standard deviation inside a transformer layer."""
+def deviation(name: str, config: Config) -> float:
+    """The standard deviation of an array."""
+    factor = config.initializer_factor
+    if isinstance(config, CLIPSegConfig):
+        text, vision = config.text_config, config.vision_config
+        if "text_model." in name:
+            return deviation(name, text)
+        if "vision_model." in name:
+            return deviation(name, vision)
+        if name.endswith("text_projection.weight"):
+            return text.hidden_size**-0.5 * factor
+        if name.endswith("visual_projection.weight"):
+            return vision.hidden_size**-0.5 * factor
+        if ".layers." not in name:
+            return factor
+        # The depth is the vision tower's, not the decoder's own.
+        width, depth = config.reduce_dim, vision.num_hidden_layers
+    else:
+        width, depth = config.hidden_size, config.num_hidden_layers
+        if name.endswith("class_embedding"):
+            return width**-0.5 * factor
+        if "embedding" in name:
+            is_text = isinstance(config, CLIPSegTextConfig)
+            return (0.02 if is_text else config.initializer_range) * factor
     if "out_proj" in name:
         return width**-0.5 * factor
     if "fc1" in name:

@@ -1,10 +1,10 @@
-"""A model's pass, from images and prompts to logits, recorded as one CUDA graph for arrays of fixed shapes.
+"""A model's pass, from images and prompts to logits, recorded as a CUDA graph for fixed shapes.
 
     run = recorded(model, pixel_values, input_ids)
     logits = run(other_pixel_values, other_ids)    # of the same shapes
 
-The text tower runs on a stream of its own, beside the vision tower. Both read their ids and pixels
-from where the recording put them; what each call is given is copied there.
+The text tower runs on a stream of its own, beside the vision tower. Both read the arrays of the
+recording, to which each call copies its own.
 """
 
 from contextlib import suppress
@@ -18,11 +18,16 @@ from ..nn.ops import Array
 from .clipseg import CLIPSegForImageSegmentation
 from .input_checks import checked_pixels, checked_texts
 
-MAX_GRAPHS = 4  # that a cache keeps
+MAX_GRAPHS = 4  # kept by RecordedPasses
 
 
 class RecordedPass:
-    """Images (B,C,H,W) and P prompts to logits (P,H,W), for arrays of the shapes that it was recorded with."""
+    """Images (B,C,H,W) and P prompts to logits (P,H,W), recorded for arrays of these shapes.
+
+    The prompts are token ids (P,T), whole numbers, which end with the end token and may be padded
+    after it; or conditional embeddings (P,projection_dim). Raises InputError where the model's
+    backend is not "cupy" or the pass cannot be recorded, and for inputs that the model refuses.
+    """
 
     def __init__(self, model: CLIPSegForImageSegmentation, pixel_values: Any, prompts: Any):
         ops, vision = model.ops, model.clip.vision_model
@@ -32,7 +37,7 @@ class RecordedPass:
         pixel_values = checked_pixels(model.floats(pixel_values), vision.config)
         prompts = self._checked(prompts)
         prompts = ops.asarray(prompts, None if self.takes_ids else model.dtype)
-        # The graph reads this table: it must stay when the model keeps others in its place.
+        # The graph reads this table, which the model may drop for another.
         self.positions = vision.embeddings.positions(*vision.grid(pixel_values))
 
         def forward(pixel_values: Array, prompts: Array) -> Array:
@@ -43,7 +48,7 @@ class RecordedPass:
         self.graph = CudaGraph(ops, forward, pixel_values, prompts)
 
     def __call__(self, pixel_values: Any, prompts: Any) -> Array:
-        """The logits, as an array of their own. Raises InputError for other shapes, and for ids outside the vocabulary."""
+        """The logits, a new array. Raises InputError for other shapes or an unknown token id."""
         return self.graph(pixel_values, self._checked(prompts))
 
     def _checked(self, prompts: Any) -> Any:
@@ -53,25 +58,21 @@ class RecordedPass:
 
 
 def embedded(model: CLIPSegForImageSegmentation, prompts: Array) -> Array:
-    """Token ids (P,T), checked, to conditional embeddings; such embeddings as they are.  -> (P,projection_dim)"""
+    """Checked token ids (P,T) to conditional embeddings (P,projection_dim), or these unchanged."""
     if prompts.dtype.kind == "f":
         return prompts
-    _, _, pooled = model.clip.text_model.encode(prompts)
+    _, _, pooled = model.clip.text_model.encode([prompts, None, None])
     return model.clip.text_projection(pooled)
 
 
-def recorded(model: CLIPSegForImageSegmentation, pixel_values: Any, prompts: Any) -> RecordedPass:
-    """Record a pass for images (B,C,H,W) and prompts of these shapes.
-
-    The prompts are token ids (P,T), whole numbers, which end with the end token and may be padded
-    after it; or conditional embeddings (P,projection_dim). Raises InputError where the model's
-    backend is not "cupy" or the pass cannot be recorded, and for inputs that the model refuses.
-    """
-    return RecordedPass(model, pixel_values, prompts)
+recorded = RecordedPass
 
 
 class RecordedPasses:
-    """A model's passes, each recorded once for its shapes; the MAX_GRAPHS last used are kept. For several threads."""
+    """A model's passes, recorded once for each combination of shapes. Threads may share them.
+
+    The MAX_GRAPHS last used are kept.
+    """
 
     def __init__(self, model: CLIPSegForImageSegmentation):
         self.model = model
@@ -84,7 +85,8 @@ class RecordedPasses:
         key = pixel_values.shape, prompts.shape, prompts.dtype.kind
         with self.model.ops.lock:
             run = self.kept.pop(key, None)
-            while len(self.kept) >= MAX_GRAPHS:  # before another takes memory
+            # One goes before another takes memory.
+            while len(self.kept) >= MAX_GRAPHS:
                 del self.kept[next(iter(self.kept))]
             if run is None:
                 run = self._recorded(pixel_values, prompts)
@@ -92,7 +94,7 @@ class RecordedPasses:
             return run(pixel_values, prompts)
 
     def _recorded(self, *inputs: Array) -> RecordedPass:
-        """Where the GPU's memory is short, without the others. Raises CannotRecord where that is not enough."""
+        """Drops the others where the GPU's memory is short, or raises CannotRecord."""
         with suppress(MemoryError):
             return recorded(self.model, *inputs)
         self.kept.clear()

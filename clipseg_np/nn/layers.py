@@ -13,7 +13,7 @@ from .trace import is_traced, record
 
 
 class Layer:
-    """A dotted name, arithmetic, and `forward`, which a call runs through the backend or a trace."""
+    """A dotted name, arithmetic, and `forward`, which a call runs by the backend or in a trace."""
 
     def __init__(self, scope: Scope):
         self.name = scope.name

@@ -21,7 +21,6 @@ import numpy as np
 
 Array = Any  # an array of `xp`, such as numpy.ndarray
 T = TypeVar("T")
-
 MAX_MEMOIZED = 8  # results of one function: position embeddings of 1.5 MB for the official size
 
 
@@ -44,7 +43,7 @@ class Ops:
         return self.xp.asarray(values, dtype=dtype)
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        """The same values as a NumPy array in main memory."""
+        """The same values in main memory."""
         return in_main_memory(x)
 
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,8 +68,7 @@ class Ops:
     def patch_conv2d(self, x: Array, weight: Array) -> Array:
         """A convolution whose stride is its kernel: a reshape and a linear map of each patch.
 
-        (B,C,H,W), (D,C,p,p) -> (B,D,h,w) with h = H//p, w = W//p. Pixels past the last whole patch
-        are not seen, as in any convolution without padding.
+        (B,C,H,W), (D,C,p,p) -> (B,D,h,w). Pixels past the last whole patch are not seen.
         """
         (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
         h, w = H // p, W // p
@@ -97,10 +95,7 @@ class Ops:
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """A transposed convolution whose stride is its kernel: each cell paints one block.
-
-        (B,C,h,w), (C,D,p,p), (D) -> (B,D,hp,wp): again a linear map and a reshape.
-        """
+        """Transposed, stride = kernel: cells paint blocks.  (B,C,h,w), (C,D,p,p) -> (B,D,hp,wp)"""
         (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
         # (B,h,w,C) -> (B,h,w,Dpp) -> (B,h,w,D,p,p) -> (B,D,h,p,w,p) -> (B,D,hp,wp)
         blocks = self.linear(x.transpose(0, 2, 3, 1), weight.reshape(C, D * p * p).T)
@@ -110,9 +105,8 @@ class Ops:
     def resize_bicubic(self, grid: Array, size: tuple[int, int]) -> Array:
         """A grid of vectors at another size, by cubic convolution.  (h,w,D), (h', w') -> (h',w',D)
 
-        As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): a = -0.75,
-        pixel centers at half numbers, the border repeated. (Pillow's differs: a = -0.5,
-        antialiased.)
+        As torch's interpolate(mode="bicubic", align_corners=False, antialias=False): pixel centers
+        at half numbers, the border repeated, a = -0.75 (Pillow: -0.5, and antialiased).
         """
 
         def along_first_axis(x: Array, new: int) -> Array:
@@ -202,8 +196,6 @@ class Ops:
         for n in range(25, 0, -1):
             series = series + math.exp(-n * n / 16) / n * self.xp.sin(n / 2 * x)
         return (x / 2 + 2 * series) / math.pi
-
-    # Losses
 
     def binary_cross_entropy(self, logits: Array, labels: Array) -> Array:
         """The mean of -(y log p + (1-y) log(1-p)) with p = sigmoid(logits), without forming p."""

@@ -31,7 +31,7 @@ _current: ContextVar[Any] = ContextVar("clipseg_np_trace", default=None)
 
 @contextmanager
 def trace(activations: Any = None) -> Iterator[Activations]:
-    """Record the outputs of all layers called inside the block, in `activations` or whatever else has a `record`."""
+    """Record what all layers return inside the block, in `activations` (or by its `record`)."""
     if activations is None:
         activations = Activations()
     token = _current.set(activations)
@@ -46,7 +46,7 @@ def is_traced() -> bool:
 
 
 def record(name: str, value: Any) -> None:
-    """Called by every layer with what it returns; does nothing outside a trace."""
+    """Keep a layer's output. Does nothing outside a trace."""
     activations = _current.get()
     if activations is not None:
         activations.record(name, value)
