@@ -1,24 +1,26 @@
-"""The files of torch.save and torch.jit.save, read without PyTorch and without running anything that is in them.
+"""The files of torch.save and torch.jit.save, read without PyTorch and without running their code.
 
-Such a file is a zip archive: a pickle, data.pkl, says where each tensor lies, and members of raw bytes hold the
-numbers. A pickle is a program for a stack machine, and Python's own machine calls whatever function the program
-names. The one below is written out instead: it knows the instructions that PyTorch writes (protocol 2) and a
-handful of names, and can make nothing but numbers, texts, tuples, lists, dictionaries, tensors, and holders of
-attributes in place of TorchScript's modules. All else is refused by name.
+Such a file is a zip archive. Its pickle, data.pkl, says where each tensor lies; other members hold
+the numbers as raw bytes. A pickle may call any function by name. The unpickler below gives each
+name that tensors need a harmless stand-in and refuses all other names. It runs only the opcodes
+that PyTorch writes (pickle protocol 2): others reach objects past `find_class` or fill memory.
 
-Sources: the standard library's pickletools; _rebuild_tensor_v2 in torch/_utils.py; TorchScript's pickler.cpp.
+Sources: CPython's Modules/_pickle.c and pickletools; _rebuild_tensor_v2 in torch/_utils.py;
+TorchScript's pickler.cpp.
 
-Not read: the format from before PyTorch 1.6, which is no zip archive; whole pickled modules; sparse or quantised tensors.
+Not read: the format before PyTorch 1.6, which is not a zip archive; whole pickled modules; sparse
+or quantized tensors.
 """
 
+import io
 import math
 import os
+import pickle
 import pickletools
 import struct
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -27,64 +29,35 @@ from ..checkpoints.weights import Raw
 from ..errors import InputError
 
 STORAGES = {
-    "torch DoubleStorage": ("F64", np.float64),
-    "torch FloatStorage": ("F32", np.float32),
-    "torch HalfStorage": ("F16", np.float16),
-    "torch BFloat16Storage": ("BF16", np.uint16),
-    "torch LongStorage": ("I64", np.int64),
-    "torch IntStorage": ("I32", np.int32),
-    "torch ShortStorage": ("I16", np.int16),
-    "torch CharStorage": ("I8", np.int8),
-    "torch ByteStorage": ("U8", np.uint8),
-    "torch BoolStorage": ("BOOL", np.bool_),
+    "DoubleStorage": ("F64", np.float64),
+    "FloatStorage": ("F32", np.float32),
+    "HalfStorage": ("F16", np.float16),
+    "BFloat16Storage": ("BF16", np.uint16),
+    "LongStorage": ("I64", np.int64),
+    "IntStorage": ("I32", np.int32),
+    "ShortStorage": ("I16", np.int16),
+    "CharStorage": ("I8", np.int8),
+    "ByteStorage": ("U8", np.uint8),
+    "BoolStorage": ("BOOL", np.bool_),
 }
-DICTIONARY = "collections OrderedDict"
-TENSOR = "torch._utils _rebuild_tensor_v2"
-PARAMETER = "torch._utils _rebuild_parameter"
-# TorchScript's way to say of what type a list is: given the list, they return it.
-TYPED = {
-    f"torch.jit._pickle {name}"
-    for name in (
-        "build_boollist",
-        "build_doublelist",
-        "build_intlist",
-        "build_tensorlist",
-        "restore_type_tag",
-    )
-}
-# How TorchScript's classes begin; a module of any of them is here a holder of attributes.
-MODULES = ("__torch__ ", "__torch__.")
-
-LEGACY_START = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that opens files of before 1.6
+OPCODES = (
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+    "EMPTY_TUPLE EMPTY_LIST EMPTY_DICT TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS "
+    "BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL NEWOBJ REDUCE BUILD BINPERSID"
 )
-LARGEST_PICKLE = 2**21  # bytes; a pickle that describes CLIP's tensors has less than a tenth of it
-MOST_AXES = 32
-DEEPEST = 100  # modules inside modules
-BLOCK = 2**20  # bytes read at a time
-
-_MARK = object()
-
-
-@dataclass(frozen=True)
-class Name:
-    """A function or class that the pickle names."""
-
-    text: str
-
-
-@dataclass
-class Holder:
-    """A TorchScript module: its attributes."""
-
-    attributes: dict = field(default_factory=dict)
+NEW_DICTIONARY = b"ccollections\nOrderedDict\n)R"  # the opcodes that make a `_Dictionary`
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # opens files of PyTorch before 1.6
+MAX_PICKLE_BYTES = 2**21  # CLIP's tensors need less than a tenth of it
+MAX_AXES = 32
+MAX_MODULE_DEPTH = 100
+READ_BYTES = 2**20
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
-    """The tensors of a state dict, or of a TorchScript module, by name: read-only views of the mapped file.
+    """The tensors of a state dict or of a TorchScript module, by name: read-only views of the file.
 
-    Raises FileNotFoundError, and InputError for a file that is no such archive, is damaged, or holds anything
-    but tensors and what describes them.
+    Raises FileNotFoundError, and InputError for a file that is not such an archive, is damaged, or
+    holds anything but tensors and their description.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,256 +66,212 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
         start = file.read(len(LEGACY_START))
     if start == LEGACY_START:
         raise InputError(
-            f"{path} has the format of PyTorch before 1.6, which is not read. Write it anew with a later PyTorch: "
-            f"torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
+            f"{path} has the format of PyTorch before 1.6, which is not read. Save it again with a "
+            f"later PyTorch: torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reader(path, archive).tensors()
-    except InputError:
-        raise
-    except Exception as error:  # zipfile and struct raise many kinds on damaged files
+            return _tensors(_Unpickler(path, archive).load())
+    except _Refusal as reason:
         raise InputError(
-            f"{path} is not a whole archive of PyTorch ({type(error).__name__}: {str(error)[:200]}). {what_to_do(path)}"
+            f"{path} is not read: {reason}. Expected the tensors of a state dict (torch.save) or "
+            f"of a TorchScript module (torch.jit.save), as their authors published them."
+        ) from reason
+    except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
+        raise InputError(
+            f"{path} is not a whole archive of PyTorch ({type(error).__name__}: "
+            f"{str(error)[:200]}). {what_to_do(path)}"
         ) from error
 
 
-class _Reader:
-    """The stack machine, and the archive that it reads from."""
+class _Refusal(Exception):
+    """The reason why an archive is not read."""
+
+
+class _Tensor(Raw):
+    """A tensor, or the flat storage of one."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refusal("its pickle changes a tensor")
+
+
+class _Dictionary(dict):
+    """Stands for OrderedDict and for a pickle's own dictionaries. Its keys are printable text.
+
+    Other keys are refused before they are hashed: a deeply nested tuple overflows C's stack, and
+    chosen integers collide in every lookup.
+    """
+
+    def __init__(self):
+        super().__init__()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is not str or not key.isprintable():
+            raise _Refusal(f"it has a key of type {type(key).__name__}; expected printable text")
+        super().__setitem__(key, value)
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore a state dict's attributes, which are the versions of its layers."""
+
+
+class _Module:
+    """Stands for any class of TorchScript: a module, which is its attributes."""
+
+    attributes: dict | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        if self.attributes or not isinstance(state, dict):
+            raise _Refusal("its pickle changes a module")
+        self.attributes = state
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
+    """A view of a storage; offset and strides are counted in numbers."""
+    known = isinstance(storage, Raw) and isinstance(size, tuple) and isinstance(stride, tuple)
+    if not known or any(type(n) is not int for n in (offset, *size, *stride)):
+        raise _Refusal("its pickle describes a tensor in an unknown way")
+    if len(size) != len(stride) or len(size) > MAX_AXES or min((offset, *stride)) < 0:
+        raise _Refusal("a tensor's size and strides do not fit one another, or are negative")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    count, width = storage.array.size, storage.array.itemsize
+    if min(size, default=1) < 1 or math.prod(size) > count or last >= count:
+        raise _Refusal(f"a tensor is larger than its storage of {count} numbers, or empty")
+    # NumPy checks strides along axes of one number too, where they are never taken.
+    steps = [step * width if n > 1 else width for n, step in zip(size, stride)]
+    array = np.ndarray(size, storage.array.dtype, storage.array, offset * width, steps)
+    return _Tensor(array, storage.stored_type)
+
+
+def _first_argument(value: Any, *_: Any) -> Any:
+    """TorchScript passes lists through functions that tell their types."""
+    return value
+
+
+_LIST_FUNCTIONS = ("boollist", "doublelist", "intlist", "tensorlist")
+# The BUILD opcode sets any attribute of a function, and none of its bound `__call__`.
+STAND_INS = {
+    "collections.OrderedDict": _Dictionary,
+    "torch._utils._rebuild_tensor_v2": _tensor.__call__,
+    "torch._utils._rebuild_parameter": _first_argument.__call__,
+    "torch.jit._pickle.restore_type_tag": _first_argument.__call__,
+    **{f"torch.jit._pickle.build_{n}": _first_argument.__call__ for n in _LIST_FUNCTIONS},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes what the pickle of one archive describes."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path = path
         self.archive = archive
         self.members = {member.filename: member for member in archive.infolist()}
-        self.unread = path.stat().st_size
-        self.storages: dict[str, Raw] = {}
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-        found = [
-            name for name in self.members if name.count("/") == 1 and name.endswith("/data.pkl")
-        ]
-        if len(found) != 1:
-            self.refuse(f"it holds {len(found)} members FOLDER/data.pkl; expected one")
-        self.root = found[0].removesuffix("data.pkl")
-
-    def refuse(self, reason: str) -> NoReturn:
-        raise InputError(
-            f"{self.path} is not read: {reason}. Expected the tensors of a state dict (torch.save) or of a "
-            f"TorchScript module (torch.jit.save), as their authors published them."
-        )
-
-    def tensors(self) -> dict[str, Raw]:
-        """Run the pickle, and name the tensors of what it makes."""
-        member = self.member("data.pkl")
-        if member.file_size > LARGEST_PICKLE:
-            self.refuse(f"data.pkl has {member.file_size} bytes; expected at most {LARGEST_PICKLE}")
+        self.unread_bytes = path.stat().st_size
+        self.storages: dict[str, _Tensor] = {}
+        names = [n for n in self.members if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(names) != 1:
+            raise _Refusal(f"it holds {len(names)} members FOLDER/data.pkl; expected one")
+        self.root = names[0].removesuffix("data.pkl")
         order = self.members.get(f"{self.root}byteorder")
-        if order is not None and order.file_size == 3:  # "big"
-            self.refuse("its numbers are big-endian")
-        whole = self.run(self.archive.read(member))
-        if isinstance(whole, Holder):
-            return self.of_module(whole)
-        if not isinstance(whole, dict):
-            self.refuse(f"it holds a {type(whole).__name__}")
-        for name, value in whole.items():
-            if not isinstance(value, Raw):
-                self.refuse(f"{_shown(name)} is a {type(value).__name__}, not a tensor")
-        return whole
-
-    def of_module(self, module: Holder) -> dict[str, Raw]:
-        """The tensors among a module's attributes and its parts', by dotted name."""
-        found, seen = {}, set()
-        waiting = [(module, "", 0)]
-        while waiting:
-            holder, place, depth = waiting.pop()
-            if id(holder) in seen or depth > DEEPEST:
-                self.refuse("a module stands in it twice, or too deep")
-            seen.add(id(holder))
-            for name, value in holder.attributes.items():
-                if isinstance(value, Raw):
-                    found[place + name] = value
-                elif isinstance(value, Holder):
-                    waiting.append((value, f"{place}{name}.", depth + 1))
-        return found
-
-    def run(self, program: bytes) -> Any:
-        """What the pickle makes."""
-        stack, memo = self.stack, self.memo
-        for opcode, argument, _ in pickletools.genops(program):
-            match opcode.name:
-                case "PROTO":
-                    pass
-                case "STOP":
-                    return stack.pop()
-                case "MARK":
-                    stack.append(_MARK)
-                case "NONE":
-                    stack.append(None)
-                case "NEWTRUE" | "NEWFALSE":
-                    stack.append(opcode.name == "NEWTRUE")
-                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
-                    stack.append(argument)
-                case "EMPTY_TUPLE":
-                    stack.append(())
-                case "EMPTY_LIST":
-                    stack.append([])
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "TUPLE":
-                    stack.append(tuple(self.since_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    count = int(opcode.name[-1])
-                    stack[-count:] = [tuple(stack[-count:])]
-                case "APPEND":
-                    value = stack.pop()
-                    self.top(list).append(value)
-                case "APPENDS":
-                    values = self.since_mark()
-                    self.top(list).extend(values)
-                case "SETITEM":
-                    value, key = stack.pop(), stack.pop()
-                    self.put([key, value])
-                case "SETITEMS":
-                    self.put(self.since_mark())
-                case "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[argument])
-                case "GLOBAL":
-                    stack.append(self.named(argument))
-                case "NEWOBJ" | "REDUCE":
-                    arguments, function = stack.pop(), stack.pop()
-                    stack.append(self.made(function, arguments))
-                case "BUILD":
-                    self.build(stack.pop())
-                case "BINPERSID":
-                    stack.append(self.storage(stack.pop()))
-                case other:
-                    self.refuse(f"its pickle has the instruction {other}, which no tensor needs")
-        raise EOFError("the pickle has no end")
-
-    def since_mark(self) -> list:
-        """Take what was put on the stack since the last mark."""
-        place = len(self.stack) - 1
-        while self.stack[place] is not _MARK:
-            place -= 1
-            if place < 0:
-                raise IndexError("no mark on the stack")
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
-        return values
-
-    def top(self, kind: type) -> Any:
-        """What is on top of the stack, which must be of this kind."""
-        if type(self.stack[-1]) is not kind:
-            self.refuse(
-                f"its pickle fills a {type(self.stack[-1]).__name__} as if it were a {kind.__name__}"
+        if order is not None and order.file_size == len("big"):
+            raise _Refusal("its numbers are big-endian")
+        member = self.member("data.pkl")
+        if member.file_size > MAX_PICKLE_BYTES:
+            raise _Refusal(
+                f"data.pkl has {member.file_size} bytes; expected at most {MAX_PICKLE_BYTES}"
             )
-        return self.stack[-1]
+        super().__init__(io.BytesIO(_scanned(archive.read(member))))
 
-    def put(self, pairs: list) -> None:
-        """Add keys and values, in turn, to the dictionary on top of the stack."""
-        target = self.top(dict)
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str) or not key.isprintable():
-                self.refuse(f"a {type(key).__name__} that is no plain text names a thing in it")
-            target[key] = value
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return name
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        full_name = f"{module}.{name}"
+        if full_name not in STAND_INS:
+            raise _Refusal(f"its pickle asks for {_shown(full_name)}, which no tensor needs")
+        return STAND_INS[full_name]
 
-    def named(self, text: str) -> Name:
-        known = {DICTIONARY, TENSOR, PARAMETER, *TYPED, *STORAGES}
-        if text not in known and not text.startswith(MODULES):
-            self.refuse(
-                f"its pickle asks for {_shown(text.replace(' ', '.'))}, which no tensor needs"
-            )
-        return Name(text)
-
-    def made(self, function: Any, arguments: Any) -> Any:
-        """What a named function returns, or a named class makes."""
-        text = function.text if isinstance(function, Name) else None
-        if not isinstance(arguments, tuple):
-            text = None
-        if text == DICTIONARY and not arguments:
-            return {}
-        if text == TENSOR and len(arguments) >= 4:
-            return self.tensor(*arguments[:4])
-        if text == PARAMETER and arguments and isinstance(arguments[0], Raw):
-            return arguments[0]
-        if text in TYPED and arguments and isinstance(arguments[0], list | dict):
-            return arguments[0]
-        if text is not None and text.startswith(MODULES) and not arguments:
-            return Holder()
-        self.refuse(
-            f"its pickle calls {_shown(text) if text else f'a {type(function).__name__}'} in an unknown way"
-        )
-
-    def build(self, state: Any) -> None:
-        """Give a module its attributes. A dictionary's own (the versions of a state dict's layers) are left out."""
-        target = self.stack[-1]
-        if isinstance(target, Holder) and type(state) is dict and not target.attributes:
-            target.attributes = state
-        elif type(target) is not dict:
-            self.refuse(f"its pickle changes a {type(target).__name__}")
+    def persistent_load(self, description: Any) -> _Tensor:
+        """The numbers of one member: a flat view of the mapped file."""
+        match description:
+            case ("storage", str(kind), str(key), _, int(count)) if kind in STORAGES:
+                stored_type, dtype = STORAGES[kind]
+            case _:
+                raise _Refusal("its pickle describes a storage in an unknown way")
+        if key not in self.storages:
+            self.storages[key] = _Tensor(self.mapped(f"data/{key}", dtype), stored_type)
+        storage = self.storages[key]
+        if storage.stored_type != stored_type or count > storage.array.size:
+            raise _Refusal(f"storage {_shown(key)} is not {count} numbers of type {stored_type}")
+        return storage
 
     def member(self, name: str) -> zipfile.ZipInfo:
-        """A member of the archive, which must be stored as it is."""
-        found = self.members.get(self.root + name)
-        if found is None:
-            self.refuse(f"it lacks the member {_shown(self.root + name)}")
-        if found.compress_type != zipfile.ZIP_STORED or found.flag_bits & 1:
-            self.refuse(f"its member {_shown(found.filename)} is compressed or encrypted")
-        return found
+        """A member of the archive, which must be neither compressed nor encrypted."""
+        member = self.members.get(self.root + name)
+        if member is None:
+            raise _Refusal(f"it lacks the member {_shown(self.root + name)}")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise _Refusal(f"its member {_shown(member.filename)} is compressed or encrypted")
+        return member
 
-    def storage(self, described: Any) -> Raw:
-        """The numbers of one member: a flat view of the mapped file."""
-        if not isinstance(described, tuple) or len(described) != 5 or described[0] != "storage":
-            self.refuse("its pickle describes a storage in an unknown way")
-        _, kind, key, _, count = described
-        if not isinstance(kind, Name) or kind.text not in STORAGES or not isinstance(key, str):
-            self.refuse("its pickle describes a storage in an unknown way")
-        stored_type, dtype = STORAGES[kind.text]
-        if key not in self.storages:
-            self.storages[key] = Raw(self.mapped(f"data/{key}", dtype), stored_type)
-        found = self.storages[key]
-        if found.stored_type != stored_type or type(count) is not int or count > found.array.size:
-            self.refuse(
-                f"storage {_shown(key)} is said to hold more than, or others than, its numbers"
-            )
-        return found
-
-    def mapped(self, name: str, dtype: Any) -> np.ndarray:
+    def mapped(self, name: str, dtype: type[np.generic]) -> np.ndarray:
+        """A member's bytes as numbers, after its checksum was compared."""
         member = self.member(name)
-        self.unread -= member.file_size
-        if self.unread < 0:
-            self.refuse("its members overlap: together they have more bytes than the file")
+        self.unread_bytes -= member.file_size
+        if self.unread_bytes < 0:
+            raise _Refusal("its members overlap: together they have more bytes than the file")
         with self.archive.open(member) as content:
-            while content.read(BLOCK):  # at its end, the checksum is compared
+            while content.read(READ_BYTES):  # zipfile compares the checksum at the end
                 pass
         with self.path.open("rb") as file:
             file.seek(member.header_offset + 26)
-            lengths = struct.unpack("<HH", file.read(4))  # of the name and of what stands behind it
+            lengths = struct.unpack("<HH", file.read(4))  # of the name and of the extra field
         count = member.file_size // np.dtype(dtype).itemsize
         if not count:
             return np.zeros(0, dtype)
         offset = member.header_offset + 30 + sum(lengths)
         return np.memmap(self.path, dtype, "r", offset, (count,)).view(np.ndarray)
 
-    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> Raw:
-        """A view of a storage; offset and strides are counted in numbers."""
-        described = (
-            isinstance(storage, Raw) and isinstance(size, tuple) and isinstance(stride, tuple)
-        )
-        if not described or any(type(n) is not int for n in (offset, *size, *stride)):
-            self.refuse("its pickle describes a tensor in an unknown way")
-        if len(size) != len(stride) or len(size) > MOST_AXES or min((offset, *stride)) < 0:
-            self.refuse("the axes of a tensor do not fit one another, or its strides are negative")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-        held = storage.array.size
-        if min(size, default=1) < 1 or math.prod(size) > held or last >= held:
-            self.refuse(f"a tensor is larger than its storage of {held} numbers, or empty")
-        width = storage.array.itemsize
-        steps = [step * width if n > 1 else width for n, step in zip(size, stride)]
-        array = np.ndarray(size, storage.array.dtype, storage.array, offset * width, steps)
-        return Raw(array, storage.stored_type)
+
+def _scanned(program: bytes) -> bytes:
+    """Refuse opcodes that no tensor needs, and make each dictionary a `_Dictionary`.
+
+    The unpickler's memo is a table as long as its largest index: an index must be below the number
+    of bytes. Dictionaries of the EMPTY_DICT opcode are filled without a look at their keys.
+    """
+    known, parts, start = set(OPCODES.split()), [], 0
+    for opcode, argument, position in pickletools.genops(program):
+        if opcode.name not in known:
+            raise _Refusal(f"its pickle has the opcode {opcode.name}, which no tensor needs")
+        if opcode.name == "LONG_BINPUT" and argument > len(program):
+            raise _Refusal(f"its pickle has the memo index {argument}, more than it has bytes")
+        if opcode.name == "EMPTY_DICT":
+            parts.append(program[start:position])
+            start = position + 1
+    return NEW_DICTIONARY.join([*parts, program[start:]])
+
+
+def _tensors(whole: Any) -> dict[str, Raw]:
+    """The tensors of a state dict, or a module's own and those of its parts by dotted name."""
+    if isinstance(whole, _Dictionary):
+        for name, value in whole.items():
+            if not isinstance(value, Raw):
+                raise _Refusal(f"{_shown(name)} is not a tensor")
+        return dict(whole)
+    if not isinstance(whole, _Module):
+        raise _Refusal("it holds neither a state dict nor a module")
+    tensors, seen, waiting = {}, set(), [(whole, "", 0)]
+    while waiting:
+        module, prefix, depth = waiting.pop()
+        if id(module) in seen or depth > MAX_MODULE_DEPTH:
+            raise _Refusal("it holds a module twice, or nests modules too deep")
+        seen.add(id(module))
+        for name, value in (module.attributes or {}).items():
+            if isinstance(value, Raw):
+                tensors[prefix + name] = value
+            elif isinstance(value, _Module):
+                waiting.append((value, f"{prefix}{name}.", depth + 1))
+    return tensors
 
 
 def _shown(text: str) -> str:
