@@ -317,7 +317,7 @@ def operations(errors: dict, dtype: str, batch: int, systems: list[str]) -> dict
                 "softmax": lambda: ops.softmax(a["scores"]),
                 "attention": lambda: ops.attention(a["q"], a["k"], a["v"]),
                 "linear": lambda: ops.linear(a["x"], a["w"], a["b"]),
-                "linear, quick_gelu": lambda: ops.fused_linear(
+                "linear, quick_gelu": lambda: ops.linear(
                     a["x"], a["wide"], a["wide_b"], activation="quick_gelu"
                 ),
             },

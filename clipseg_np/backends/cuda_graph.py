@@ -1,7 +1,8 @@
 """Work of fixed shapes, recorded once on the GPU and from then on started by one call.
 
-A forward pass is some hundred kernels. For one image the GPU is done with each before Python has asked for the next; a
-CUDA graph asks for all of them at once. What a pass records is in model/recorded.py.
+A forward pass is some hundred kernels. For one image the GPU is done with each before Python has
+asked for the next; a CUDA graph asks for all of them at once. model/recorded.py says what a pass
+records.
 """
 
 import sys
@@ -18,41 +19,44 @@ class CannotRecord(InputError):
 
 
 class GraphMemory:
-    """Memory of a graph's own: what is recorded writes to the same places each time.
+    """Memory of a graph's own, so that each launch writes to the same places.
 
-    A run after `replay` is given the addresses of the run before, in the same order, so that it allocates
-    nothing: both run the same program, and what shared an address in the one may share it in the other.
+    A run after `replay` is given the addresses of the run before, in the same order, so that it
+    allocates nothing: both run the same program, and arrays that shared an address in the one may
+    share it in the other.
     """
 
     def __init__(self, cuda: Any):
         self.cuda, self.pool = cuda, cuda.MemoryPool()
-        self.given: list[tuple[int, int]] = []  # sizes and addresses
+        # (size, address) of each allocation.
+        self.allocations: list[tuple[int, int]] = []
         self.replayed: Iterator[tuple[int, int]] | None = None
 
     def replay(self) -> None:
-        self.replayed = iter(self.given)
+        self.replayed = iter(self.allocations)
 
     def malloc(self, size: int) -> Any:
         if self.replayed is None:
-            held = self.pool.total_bytes()
+            bytes_before = self.pool.total_bytes()
             pointer = self.pool.malloc(size)
-            if self.pool.total_bytes() < held:  # it gave blocks back, and their addresses with them
+            if self.pool.total_bytes() < bytes_before:
+                # The pool gave blocks back, and others may take their addresses.
                 raise MemoryError("too little memory is left on the GPU to record in")
-            self.given.append((size, pointer.ptr))
+            self.allocations.append((size, pointer.ptr))
             return pointer
-        before, address = next(self.replayed, (None, 0))
-        if size != before:
-            raise RuntimeError(f"it allocates {size} bytes where it allocated {before} before")
+        expected, address = next(self.replayed, (None, 0))
+        if size != expected:
+            raise RuntimeError(f"it allocates {size} bytes where it allocated {expected} before")
         device = self.cuda.runtime.getDevice()
         memory = self.cuda.UnownedMemory(address, size, self.pool, device)
         return self.cuda.MemoryPointer(memory, 0)
 
 
 class CudaGraph:
-    """A function of device arrays that neither waits for the GPU nor brings arrays there, recorded.
+    """A recorded function of device arrays, which neither waits for the GPU nor copies to it.
 
-    It keeps what memory it needs, and the function with all that this refers to. Several threads, on streams of their own,
-    may call it. Raises CannotRecord where it cannot be recorded.
+    It keeps the memory that it needs, and the function with all that this refers to. Several
+    threads, on streams of their own, may call it. Raises CannotRecord where it cannot be recorded.
     """
 
     def __init__(self, ops: Ops, function: Callable[..., Array], *examples: Array):
@@ -69,8 +73,9 @@ class CudaGraph:
         self.stream.wait_event(cuda.get_current_stream().record())
         with cuda.using_allocator(self.memory.malloc), self.stream:
             self.inputs = [self.ops.xp.array(example) for example in examples]
-            self.function(*self.inputs)  # compiles, and makes what the backend keeps
-            self.memory.given.clear()
+            # The first run compiles, and creates what the backend keeps; the second is replayed.
+            self.function(*self.inputs)
+            self.memory.allocations.clear()
             self.function(*self.inputs)
             self.memory.replay()
             self.stream.synchronize()
@@ -79,39 +84,42 @@ class CudaGraph:
                 self.output = self.function(*self.inputs)
                 self.graph = self.stream.end_capture()
             except BaseException as error:
-                with suppress(Exception):  # which CUDA raises once more for an invalid recording
+                # CUDA raises once more for a recording that has become invalid.
+                with suppress(Exception):
                     self.stream.end_capture()
-                if not isinstance(error, Exception):  # an interrupt
+                if not isinstance(error, Exception):
                     raise
-                raise CannotRecord(
-                    f"this pass cannot be recorded as a CUDA graph: {error}"
-                ) from error
+                message = f"this pass cannot be recorded as a CUDA graph: {error}"
+                raise CannotRecord(message) from error
 
     def __call__(self, *arrays: Any) -> Array:
-        """The function's result for arrays of the examples' shapes, as an array of its own. Raises InputError for others."""
+        """The function's result for arrays of the examples' shapes, in an array of its own.
+
+        Raises InputError for other shapes.
+        """
         arrays = [x if hasattr(x, "shape") else in_main_memory(x) for x in arrays]
         shapes, expected = ([tuple(x.shape) for x in xs] for xs in (arrays, self.inputs))
         if shapes != expected:
             raise InputError(f"recorded for arrays of shapes {expected}; got {shapes}: record anew")
         caller = self.ops.xp.cuda.get_current_stream()
         with self.ops.lock:
-            caller.wait_event(
-                self.stream.record()
-            )  # another caller's launch may still read its inputs
-            for own, given in zip(self.inputs, arrays):
-                if isinstance(given, type(own)):
-                    own[...] = given
+            # Another caller's launch may still read its inputs.
+            caller.wait_event(self.stream.record())
+            for own, array in zip(self.inputs, arrays):
+                if isinstance(array, type(own)):
+                    own[...] = array
                 else:
-                    own.set(in_main_memory(given).astype(own.dtype, order="C", copy=False))
+                    own.set(in_main_memory(array).astype(own.dtype, order="C", copy=False))
             self.stream.wait_event(caller.record())
             self.graph.launch(self.stream)
             caller.wait_event(self.stream.record())
             result = self.output.copy()
-            self.stream.wait_event(caller.record())  # and another caller's launch write its output
+            # Another caller's launch may write its output only after this copy.
+            self.stream.wait_event(caller.record())
         return result
 
     def __del__(self):
-        """CuPy keeps the blocks of a pool that is gone."""
+        # CuPy keeps the blocks of a pool that is gone.
         if hasattr(self, "memory") and not sys.is_finalizing():
             self.graph = self.inputs = self.output = None
             self.memory.pool.free_all_blocks()

@@ -1,16 +1,18 @@
 """The operations of a GPU: one kernel where CuPy would launch several (backends/cupy_kernels.py).
 
-A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's (backends/cublas.py); in float32 they
-stay in float32: CuPy uses the shorter TF32 only where the environment says CUPY_TF32=1, and so does this. In float16,
-attention is a kernel of its own, where the GPU has tensor cores that it knows (compute capability 8.0 and up).
+A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's
+(backends/cublas.py); float32 stays float32: CuPy uses the shorter TF32 only where the environment
+says CUPY_TF32=1, and so does this. In float16, attention is a kernel of its own, where the GPU has
+tensor cores that it knows (compute capability 8.0 and up).
 
-Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be recorded (backends/cuda_graph.py).
-Before its first use on a GPU each override is compared with the method that it replaces, and left out where they differ.
+Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be
+recorded (backends/cuda_graph.py). Before its first use on a GPU each override is compared with the
+method that it replaces, and left out where they differ.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from threading import RLock
 from types import ModuleType
 from typing import Any
@@ -24,9 +26,6 @@ from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, express
 from .cupy_layers import WHOLE_LAYERS
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
-CHECKED = ("linear", *ACTIVATIONS[1:], "layer_norm", "sum_and_norm", "softmax")
-CHECKED += ("attention", "flash_attention")
-READABLE = Ops()
 
 
 class CupyOps(Ops):
@@ -39,28 +38,26 @@ class CupyOps(Ops):
         has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
         self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
         self.activations = {*ACTIVATIONS}
-        self.lock = RLock()  # of the streams below
         self.whole_layers = WHOLE_LAYERS
         self.packed: WeakKeyDictionary = WeakKeyDictionary()
-        for name in CHECKED:
-            reason = self._fault(name)
-            if reason:
-                warnings.warn(f"the GPU's {name} is not used: {reason}", stacklevel=3)
-                self._leave_out(name)
-
-    def _leave_out(self, name: str) -> None:
-        if name in ("linear", "layer_norm", "sum_and_norm"):
-            self.whole_layers = {}  # which are made of these
-        if name == "flash_attention":
-            self.head_sizes = ()
-        elif name in self.activations:
-            self.activations.remove(name)
-        elif name != "sum_and_norm":
-            setattr(self, name, getattr(Ops(self.xp), name))
+        # Held by whoever records or launches on `streams`.
+        self.lock = RLock()
+        faults = {name: fault for name in checks("float64") if (fault := self._fault(name))}
+        for name, fault in faults.items():
+            warnings.warn(f"the GPU's {name} is not used: {fault}", stacklevel=3)
+            if name in ("linear", "layer_norm", "sum_and_norm"):
+                # Whole layers are made of these.
+                self.whole_layers = {}
+            if name == "flash_attention":
+                self.head_sizes = ()
+            elif name in self.activations:
+                self.activations.remove(name)
+            elif hasattr(Ops, name):
+                setattr(self, name, getattr(Ops(cupy), name))
 
     @cached_property
     def _kernels(self) -> dict:
-        """The compiled kernels by name and type, or size of a head."""
+        """The compiled kernels by name and type, or head size."""
         names = expressions()
         module = self.xp.RawModule(code=source(), name_expressions=tuple(names.values()))
         return {key: module.get_function(name) for key, name in names.items()}
@@ -75,11 +72,10 @@ class CupyOps(Ops):
 
     @cached_property
     def streams(self) -> tuple:
-        """Two, on which all passes of this backend are recorded: cuBLAS has a workspace for each."""
+        """The two streams that all passes are recorded on: cuBLAS has a workspace for each."""
         return tuple(self.xp.cuda.Stream(non_blocking=True) for _ in range(2))
 
-    def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        return lru_cache(MAX_MEMOIZED)(function)
+    memoize = staticmethod(lru_cache(MAX_MEMOIZED))
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """While a pass is recorded, the tasks after the first are recorded on the second stream."""
@@ -95,57 +91,39 @@ class CupyOps(Ops):
         return [result, *others]
 
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        whole_layer = self.whole_layers.get(type(layer))
-        if whole_layer is None:
-            return layer.forward(*args, **kwargs)
-        return whole_layer(self, layer, *args, **kwargs)
+        if type(layer) in self.whole_layers:
+            return self.whole_layers[type(layer)](self, layer, *args, **kwargs)
+        return layer.forward(*args, **kwargs)
 
     def packed_projections(self, layer: Any) -> tuple[Array, Array]:
-        """The weights of an Attention's queries, keys and values as one, (3D,D), and their biases, (3D); made once."""
+        """An Attention's projections as one: weight (3D,D) and bias (3D). Computed once a layer."""
         if layer not in self.packed:
-            projections = layer.q_proj, layer.k_proj, layer.v_proj
-            # Not from the pool of a pass that is being recorded: it may go before the layer does.
+            pairs = [
+                (each.weight, each.bias) for each in (layer.q_proj, layer.k_proj, layer.v_proj)
+            ]
+            # Not from the pool of a pass that is being recorded: the pass may go before the layer.
             with self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
-                weight = self.xp.concatenate([part.weight for part in projections])
-                biases = (
-                    self.xp.zeros(len(part.weight), weight.dtype)
-                    if part.bias is None
-                    else part.bias
-                    for part in projections
-                )
-                bias = self.xp.concatenate([*biases])
-            self.packed[layer] = weight, bias
+                weights = [weight for weight, _ in pairs]
+                biases = [self.xp.zeros(len(w), w.dtype) if b is None else b for w, b in pairs]
+                self.packed[layer] = self.xp.concatenate(weights), self.xp.concatenate(biases)
         return self.packed[layer]
 
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        return self.fused_linear(x, weight, bias)
-
-    def fused_linear(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None = None,
-        residual: Array | None = None,
-        activation: str = "",
+    def linear(
+        self, x: Array, weight: Array, bias: Any = None, residual: Any = None, activation: str = ""
     ) -> Array:
-        """activation(x Wᵀ + b) + residual: a product, and one pass over its result.  (..., in) -> (..., out)"""
+        """activation(x Wᵀ + b) + residual: a product and one pass.  (..., in) -> (..., out)"""
         if activation not in self.activations:
-            y = self.activation(activation, self.fused_linear(x, weight, bias))
+            y = self.activation(activation, self.linear(x, weight, bias))
             return y if residual is None else y + residual
         y = self._product(x, weight)
         if bias is not None or activation or residual is not None:
             self._finish(y, bias, activation, residual)
         return y
 
-    def linear_and_norm(
-        self, x: Array, linear: Any, residual: Array, norm: Any
-    ) -> tuple[Array, Array]:
-        """x Wᵀ + b + residual, and its layer norm, in one pass over the product.  (..., in) -> (..., out) twice
-
-        `linear` and `norm` are layers.
-        """
+    def linear_and_norm(self, x: Array, linear: Any, residual: Array, norm: Any) -> tuple:
+        """The sum x Wᵀ + b + residual, and its layer norm, by the weights of two layers."""
         y = self._product(x, linear.weight)
-        return y, self._norm(y, norm.weight, norm.bias, linear.bias, residual, norm.eps)
+        return y, self.layer_norm(y, norm.weight, norm.bias, norm.eps, linear.bias, residual)
 
     def _product(self, x: Array, weight: Array) -> Array:
         """x Wᵀ.  (..., in) -> (..., out)"""
@@ -156,40 +134,38 @@ class CupyOps(Ops):
         self._cublas.product(rows, weight.T[None], y)
         return y.reshape(*x.shape[:-1], len(weight))
 
-    def _finish(
-        self, y: Array, bias: Array | None, activation: str, residual: Array | None
-    ) -> None:
-        """Add a bias, activate and add a residual, in place: the end of a product."""
-        arrays = y, *(self._contiguous(part) for part in (bias, residual))
-        width, together = y.shape[-1], 16 // y.itemsize
-        at_once = width % together == 0 and _are_aligned(*arrays)
-        numbers = ACTIVATIONS.index(activation), at_once, width
-        sizes = *(np.int32(n) for n in numbers), np.uint64(y.size)
-        self._launch("finish", y.dtype, y.size // (together if at_once else 1), *arrays, *sizes)
+    def _finish(self, y: Array, bias: Any, activation: str, residual: Any) -> None:
+        """y = activation(y + bias) + residual, in place: the end of a product."""
+        arrays = y, self._contiguous(bias), self._contiguous(residual)
+        width, pack = y.shape[-1], 16 // y.itemsize
+        in_packs = width % pack == 0 and _are_aligned(*arrays)
+        sizes = *map(np.int32, (ACTIVATIONS.index(activation), in_packs, width)), np.uint64(y.size)
+        self._launch("finish", y.dtype, y.size // (pack if in_packs else 1), *arrays, *sizes)
 
-    def _norm(
+    def layer_norm(
         self,
         x: Array,
         weight: Array,
         bias: Array,
-        added: Array | None,
-        residual: Array | None,
         eps: float,
+        added: Any = None,
+        residual: Any = None,
     ) -> Array:
-        """The layer norm of x, to which a bias and a residual are added before, in place."""
-        out, width = self.xp.empty_like(x), x.shape[-1]
+        """The norm of x + added + residual. Where one of the two is given, x becomes this sum."""
+        x = self.xp.ascontiguousarray(x)
+        out, width, rows = self.xp.empty_like(x), x.shape[-1], x.size // x.shape[-1]
         arrays = x, *map(self._contiguous, (added, residual, weight, bias)), out
-        at_once = width % (16 // x.itemsize) == 0 and width <= 1024 and _are_aligned(*arrays)
-        sizes = *(np.int32(n) for n in (at_once, x.size // width, width)), np.float64(eps)
-        self._launch("layer_norm", x.dtype, WARP * (x.size // width), *arrays, *sizes)
+        in_packs = width % (16 // x.itemsize) == 0 and width <= 1024 and _are_aligned(*arrays)
+        sizes = *map(np.int32, (in_packs, rows, width)), np.float64(eps)
+        self._launch("layer_norm", x.dtype, WARP * rows, *arrays, *sizes)
         return out
 
     def _contiguous(self, x: Array | None) -> Any:
-        """As the kernels take an array that may be missing."""
+        """An array in the layout that the kernels read; a null pointer for None."""
         return np.intp(0) if x is None else self.xp.ascontiguousarray(x)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """Each cell's neighbors are a view of the padded array, copied once: two launches instead of five."""
+        """Neighbors are a view of the padded array, copied once: two launches instead of five."""
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
         margin = k // 2
         padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
@@ -201,22 +177,19 @@ class CupyOps(Ops):
         neighbors = neighbors.reshape(C * k * k, B, h, w).transpose(1, 2, 3, 0)
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
-    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        return self._norm(self.xp.ascontiguousarray(x), weight, bias, None, None, eps)
-
     def softmax(self, x: Array) -> Array:
         return self._softmax(self.xp.array(x, order="C"), None)
 
     def _softmax(self, x: Array, mask: Array | None) -> Array:
-        """Masked and normalized along the last axis, in place: (B,H,queries,keys)."""
+        """The masked softmax along the last axis, in place.  (B,N,T,T), (B or 1,1,T,T)"""
         heads, queries = (x.shape[1], x.shape[2]) if x.ndim == 4 else (1, 1)
         rows = x.size // x.shape[-1]
-        sizes = [np.int32(number) for number in (heads, queries, x.shape[-1], rows)]
+        sizes = map(np.int32, (heads, queries, x.shape[-1], rows))
         self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(mask), *sizes)
         return x
 
     def _mask(self, mask: Array | None) -> tuple[Any, np.int32]:
-        """As the kernels take it, and whether it is one for all images."""
+        """A mask as the kernels take it, and whether all images share it."""
         return self._contiguous(mask), np.int32(mask is not None and len(mask) == 1)
 
     def attention(
@@ -227,117 +200,116 @@ class CupyOps(Ops):
         mask: Array | None = None,
         attentions: list | None = None,
     ) -> Array:
-        B, H, T, d = q.shape
+        B, N, T, d = q.shape
         if mask is not None:
             mask = self.xp.broadcast_to(mask, (len(mask), 1, T, T))
         if attentions is None and q.dtype == "float16" and d in self.head_sizes:
             return self.flash_attention(q, k, v, mask)
-        # Heads of one image are read, and written, where they lie; those of several are copied together.
-        q, k, v = (x.reshape(B * H, T, d) for x in (q, k, v))
-        weights = self.xp.empty((B * H, T, T), q.dtype)
+        # The heads of one image are read and written where they lie; those of several are copied.
+        q, k, v = (x.reshape(B * N, T, d) for x in (q, k, v))
+        weights = self.xp.empty((B * N, T, T), q.dtype)
         # Scaled before it is rounded: in float16 it could overflow.
         self._cublas.product(q, k.swapaxes(1, 2), weights, alpha=d**-0.5)
-        weights = self._softmax(weights.reshape(B, H, T, T), mask)
+        weights = self._softmax(weights.reshape(B, N, T, T), mask)
         if attentions is not None:
             attentions.append(weights)
         if B == 1:
-            mixed = self.xp.empty((T, H, d), v.dtype).swapaxes(0, 1)
+            context = self.xp.empty((T, N, d), v.dtype).swapaxes(0, 1)
         else:
-            mixed = self.xp.empty((B * H, T, d), v.dtype)
-        self._cublas.product(weights.reshape(B * H, T, T), v, mixed)
-        return mixed.reshape(B, H, T, d)
+            context = self.xp.empty((B * N, T, d), v.dtype)
+        self._cublas.product(weights.reshape(B * N, T, T), v, context)
+        return context.reshape(B, N, T, d)
 
     def flash_attention(
-        self, query: Array, key: Array, value: Array, mask: Array | None = None
+        self, q: Array, k: Array, v: Array, mask: Array | None = None
     ) -> Array:
-        """Attention in float16 whose scores never leave the chip, for heads of HEAD_SIZES features."""
-        B, H, T, d = query.shape
-        steps = query.strides
-        lie_well = key.strides == value.strides == steps and steps[3] == 2
-        if not lie_well or any(s % 16 for s in steps[:3]) or not _are_aligned(query, key, value):
-            query, key, value = (self.xp.ascontiguousarray(x) for x in (query, key, value))
-        steps = [np.int64(stride // 2) for stride in query.strides[:3]]
-        mixed = self.xp.empty((B, T, H, d), query.dtype)
-        blocks = B * H * -(-T // (THREADS // 2))  # 16 queries for each warp of 32
-        sizes = np.int32(H), np.int32(T), *steps, np.float32(d**-0.5)
-        arrays = query, key, value, mixed, *self._mask(mask)
+        """Attention in float16 whose scores never leave the chip; d must be one of HEAD_SIZES."""
+        B, N, T, d = q.shape
+        strides = q.strides
+        is_readable = k.strides == v.strides == strides and strides[3] == 2
+        is_readable = is_readable and not any(stride % 16 for stride in strides[:3])
+        if not is_readable or not _are_aligned(q, k, v):
+            q, k, v = map(self.xp.ascontiguousarray, (q, k, v))
+        steps = [np.int64(stride // 2) for stride in q.strides[:3]]
+        context = self.xp.empty((B, T, N, d), q.dtype)
+        # 16 queries for each warp of 32 threads.
+        blocks = B * N * -(-T // (THREADS // 2))
+        sizes = np.int32(N), np.int32(T), *steps, np.float32(d**-0.5)
+        arrays = q, k, v, context, *self._mask(mask)
         self._launch("attention", d, THREADS * blocks, *arrays, *sizes)
-        return mixed.transpose(0, 2, 1, 3)
+        return context.transpose(0, 2, 1, 3)
 
-    def quick_gelu(self, x: Array) -> Array:
-        return self._activated("quick_gelu", x)
-
-    def gelu(self, x: Array) -> Array:
-        return self._activated("gelu", x)
-
-    def _activated(self, name: str, x: Array) -> Array:
+    def activation(self, name: str, x: Array) -> Array:
         if name not in self.activations:
-            return getattr(Ops, name)(self, x)
+            return super().activation(name, x)
         out = self.xp.array(x, order="C")
         self._finish(out, None, name, None)
         return out
 
     def _fault(self, name: str) -> str | None:
-        """What is wrong with an override on this device, found on small arrays; None where nothing is.
+        """The reason why an override is wrong on this device, or None.
 
-        The yardstick is NumPy's, in float64: a GPU that makes all of it 0 cannot agree with itself.
+        It is compared with NumPy in float64: a GPU that makes everything 0 agrees with itself.
         """
-        rng = np.random.default_rng(0)
-        shapes = {
-            "linear": [(2, 5, 8), (3, 8), (3,)],
-            "layer_norm": [(2, 5, 200), (200,), (200,)],
-            "sum_and_norm": [(2, 5, 203), *[(203,)] * 3, (2, 5, 203)],
-            "softmax": [(2, 3, 7, 200)],
-            "attention": [(2, 3, 7, 4)] * 3,
-            # More tokens than it has on the chip at a time.
-            "flash_attention": [(2, 1, 70, 16)] * 3,
-        }.get(name, [(2, 5, 8), (16, 8), (16,), (2, 5, 16)])
-        more = []
-        if name.endswith("norm"):
-            more = [1e-5]
-        elif name.endswith("attention"):
-            order = np.tri(shapes[0][2]) > 0
-            more = [np.stack([order, order.T])[:, None]]
-        if name in ACTIVATIONS:
-            ours = partial(self.fused_linear, activation=name)
-            readable = partial(_fused_linear, activation=name)
-        elif name == "sum_and_norm":
-            ours, readable = self._norm, _sum_and_norm
-        else:
-            ours, readable = getattr(self, name), getattr(READABLE, name.removeprefix("flash_"))
         for dtype, tolerance in TOLERANCES.items():
             if name == "flash_attention" and (dtype != "float16" or not self.head_sizes):
                 continue
-            given = [rng.normal(size=shape).astype(dtype) for shape in shapes]
-            expected = readable(*(a.astype("float64") for a in given), *more)
+            method, *given = checks(dtype)[name]
+            exact = (x.astype("float64") if getattr(x, "dtype", "") == dtype else x for x in given)
+            expected = getattr(FORMULAS, method)(*exact)
             try:
-                there = [
-                    self.asarray(a) if isinstance(a, np.ndarray) else a for a in (*given, *more)
-                ]
-                found = self.to_numpy(ours(*there))
-                is_product = name in ("linear", "attention", *ACTIVATIONS)
-                if dtype == "float32" and is_product and self._cublas.tf32:
-                    tolerance = TOLERANCES["float16"]  # as few bits of each number
+                there = (self.asarray(x) if isinstance(x, np.ndarray) else x for x in given)
+                result = self.to_numpy(getattr(self, method)(*there))
+                if dtype == "float32" and method in ("linear", "attention") and self._cublas.tf32:
+                    # TF32 has as few bits.
+                    tolerance = TOLERANCES["float16"]
             except Exception as error:  # noqa: BLE001  (of compiler, driver or launch)
                 return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            if (
-                found.dtype != dtype
-                or not abs(found - expected).max() <= tolerance * abs(expected).max()
-            ):
-                return f"ours deviates in {dtype}"
+            limit = tolerance * abs(expected).max()
+            if result.dtype != dtype or not abs(result - expected).max() <= limit:
+                return f"its result in {dtype} deviates from NumPy's"
         return None
 
 
-def _fused_linear(x: Array, weight: Array, bias: Array, residual: Array, activation: str) -> Array:
-    return READABLE.activation(activation, READABLE.linear(x, weight, bias)) + residual
+class Formulas(Ops):
+    """The readable methods, with the arguments that CupyOps adds."""
+
+    def linear(self, x, weight, bias, residual=0, activation=""):
+        y = super().linear(x, weight, bias)
+        return (self.activation(activation, y) if activation else y) + residual
+
+    def layer_norm(self, x, weight, bias, eps, added=0, residual=0):
+        return super().layer_norm(x + added + residual, weight, bias, eps)
 
 
-def _sum_and_norm(
-    x: Array, weight: Array, bias: Array, added: Array, residual: Array, eps: float
-) -> Array:
-    return READABLE.layer_norm(x + added + residual, weight, bias, eps)
+FORMULAS = Formulas()
+
+
+def checks(dtype: str) -> dict[str, tuple]:
+    """For each override that is checked: a method and its arguments, drawn in this type."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(dtype)
+
+    def heads(*shape: int) -> tuple:
+        causal = np.tri(shape[2]) > 0
+        return *(draw(*shape) for _ in range(3)), np.stack([causal, causal.T])[:, None]
+
+    norm = draw(2, 5, 203), draw(203), draw(203), 1e-5
+    activated = draw(2, 5, 8), draw(16, 8), draw(16), draw(2, 5, 16)
+    return {
+        "linear": ("linear", draw(2, 5, 8), draw(3, 8), draw(3)),
+        **{name: ("linear", *activated, name) for name in ACTIVATIONS[1:]},
+        "layer_norm": ("layer_norm", draw(2, 5, 200), draw(200), draw(200), 1e-5),
+        "sum_and_norm": ("layer_norm", *norm, draw(203), draw(2, 5, 203)),
+        "softmax": ("softmax", draw(2, 3, 7, 200)),
+        "attention": ("attention", *heads(2, 3, 7, 4)),
+        # Many tokens: more than the kernel has on the chip at a time.
+        "flash_attention": ("attention", *heads(2, 1, 70, 16)),
+    }
 
 
 def _are_aligned(*arrays: Any) -> bool:
-    """Whether each array begins where 16 bytes may be read at once; what is none does."""
-    return all(address(x) % 16 == 0 for x in arrays if hasattr(x, "strides") and x.ndim)
+    """Whether 16 bytes may be read at once from where each array begins; null pointers count."""
+    return all(address(x) % 16 == 0 for x in arrays if getattr(x, "ndim", 0))

@@ -1,4 +1,7 @@
-"""The GPU's kernels, run on the CPU, against the readable methods. By NVIDIA's compiler: backends/test_real_cupy.py; on a GPU: tests/gpu."""
+"""The GPU's kernels, run on the CPU, against the readable methods.
+
+NVIDIA's compiler compiles them in backends/test_real_cupy.py; on a GPU they run in tests/gpu.
+"""
 
 import shutil
 
@@ -20,8 +23,8 @@ from ..helpers.cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks
 from .test_numpy_layers import CASES, PADDED, built
 from .test_numpy_ops import arguments
 
-OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu")
-LEFT_OUT = "is not used: ours deviates"
+OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu", "relu")
+LEFT_OUT = "is not used: its result in .* deviates"
 
 FLASH = [(16, 7), (16, 40), (32, 16), (64, 17)]  # numbers of a head; tokens, below and above KEYS
 
@@ -45,16 +48,17 @@ def with_tensor_cores(tmp_path, monkeypatch, on_cpu):
 def check(ops, name: str, dtype: str) -> None:
     """Against the readable method in float64, on the same numbers; 1e30 is cut to what the type holds."""
     limits = np.finfo(dtype)
-    for given in arguments("quick_gelu" if name == "gelu" else name, "float64"):
+    for given in arguments("quick_gelu" if name in ACTIVATIONS else name, "float64"):
         floats = [getattr(a, "dtype", "") == "float64" for a in given]
         rounded = [
             np.clip(a, limits.min, limits.max).astype(dtype) if is_float else a
             for a, is_float in zip(given, floats)
         ]
         exact = [a.astype("float64") if is_float else a for a, is_float in zip(rounded, floats)]
-        expected = getattr(Ops(), name)(*exact)
         there = [ops.asarray(a) if isinstance(a, np.ndarray) else a for a in rounded]
-        found = ops.to_numpy(getattr(ops, name)(*there))
+        method, *first = ("activation", name) if name in ACTIVATIONS else (name,)
+        expected = getattr(Ops(), method)(*first, *exact)
+        found = ops.to_numpy(getattr(ops, method)(*first, *there))
         assert found.dtype == dtype and found.shape == expected.shape
         error = np.abs(found - expected).max()
         assert error <= TOLERANCES[dtype] * max(np.abs(expected).max(), 1e-30)
@@ -113,7 +117,7 @@ def test_a_linear_map_and_what_follows_it(activation, dtype, on_cpu):
         x, w, b = (rng.normal(size=s).astype(dtype) for s in ((2, 5, 8), (out, 8), (out,)))
         for bias in (b, None):
             for residual in (None, rng.normal(size=(2, 5, out)).astype(dtype)):
-                found = on_cpu.fused_linear(x, w, bias, residual, activation)
+                found = on_cpu.linear(x, w, bias, residual, activation)
                 exact = [None if a is None else a.astype("float64") for a in (x, w, bias)]
                 expected = Ops().activation(activation, Ops().linear(*exact))
                 expected = expected if residual is None else expected + residual
@@ -125,9 +129,9 @@ def test_a_linear_map_and_what_follows_it(activation, dtype, on_cpu):
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
     # The others are tested below, in model/test_recorded.py and in model/test_models.py.
-    others = {"conv2d", "flash_attention", "fused_linear", "linear_and_norm"}
-    others |= {"packed_projections", "run"}
-    assert public - others - {"parallel_for", "memoize"} == set(OVERRIDES)
+    others = {"conv2d", "flash_attention", "linear_and_norm", "packed_projections", "run"}
+    expected = {"activation"} | {*OVERRIDES} - {*ACTIVATIONS}
+    assert public - others - {"parallel_for", "memoize"} == expected
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -204,9 +204,9 @@ class CpuCublas:
         def stack(pointer, lead, step, rows, columns):
             if lead < max(1, rows):
                 raise AssertionError("a leading dimension is too small")
-            length = (count - 1) * step + (columns - 1) * lead + rows
-            held = (ctypes.c_char * (length * dtype.itemsize)).from_address(pointer)
-            strides = [n * dtype.itemsize for n in (step, 1, lead)]
+            length = (count - 1) * step.value + (columns - 1) * lead + rows
+            held = (ctypes.c_char * (length * dtype.itemsize)).from_address(pointer.value)
+            strides = [n * dtype.itemsize for n in (step.value, 1, lead)]
             flat = np.frombuffer(held, dtype)
             return np.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
 
