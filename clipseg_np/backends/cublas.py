@@ -13,14 +13,11 @@ from weakref import WeakKeyDictionary
 
 from ..nn.ops import Array
 
-# cuBLAS's cublasOperation_t, cudaDataType_t, cublasComputeType_t and cublasGemmAlgo_t.
+# cuBLAS's cublasOperation_t, its cudaDataType_t and cublasComputeType_t, and cublasGemmAlgo_t.
 NOT_TRANSPOSED, TRANSPOSED = 0, 1
-TYPES = {"float32": 0, "float64": 1, "float16": 2}
-SUM_TYPES = {"float32": 68, "float64": 70, "float16": 68}
-SUM_TYPE_TF32 = 77
-DEFAULT_ALGORITHM = -1
-# In bytes, as NVIDIA advises for its largest GPUs.
-WORKSPACE = 1 << 25
+TYPES = {"float32": (0, 68), "float64": (1, 70), "float16": (2, 68)}
+COMPUTE_TF32, DEFAULT_ALGORITHM = 77, -1
+WORKSPACE = 1 << 25  # bytes, as NVIDIA advises for its largest GPUs
 
 
 class Cublas:
@@ -32,8 +29,7 @@ class Cublas:
     def __init__(self, cupy: ModuleType):
         self.cupy = cupy
         self.library = load_library(cupy.cuda.runtime.runtimeGetVersion() // 1000)
-        # stream: {device: Handle}
-        self.handles: WeakKeyDictionary = WeakKeyDictionary()
+        self.handles: WeakKeyDictionary = WeakKeyDictionary()  # stream: {device: Handle}
         # CuPy's own switch: float32 is multiplied with 10 bits of each number, many times as fast.
         self.tf32 = os.environ.get("CUPY_TF32") == "1"
 
@@ -44,27 +40,25 @@ class Cublas:
         transposed views (swapaxes) of such. Raises ValueError for other layouts.
         """
         n, rows, columns = out.shape
-        name, size = out.dtype.name, out.dtype.itemsize
-        scalar = c_double if name == "float64" else c_float
-        sum_type = SUM_TYPE_TF32 if self.tf32 and name == "float32" else SUM_TYPES[name]
+        size, (data_type, compute_type) = out.dtype.itemsize, TYPES[out.dtype.name]
+        scalar = c_double if out.dtype == "float64" else c_float
+        if self.tf32 and out.dtype == "float32":
+            compute_type = COMPUTE_TF32
 
         def matrices(x: Array, lead: int) -> tuple:
-            return c_void_p(address(x)), TYPES[name], lead, c_longlong(x.strides[0] // size)
+            return c_void_p(address(x)), data_type, lead, c_longlong(x.strides[0] // size)
 
-        # cuBLAS counts columns first: it takes a matrix that lies row after row for its transpose,
-        # and so the product is bᵀ aᵀ.
+        # cuBLAS counts columns first: rows that lie one after the other are its transposed matrix,
+        # and the product is bᵀ aᵀ.
         (order_a, lead_a), (order_b, lead_b) = _layout(a), _layout(b)
-        # Held until cuBLAS has answered.
-        handle = self._handle()
-        check(
-            self.library.cublasGemmStridedBatchedEx(
-                handle.value,
-                *(order_b, order_a, columns, rows, a.shape[2]),
-                *(byref(scalar(alpha)), *matrices(b, lead_b), *matrices(a, lead_a)),
-                *(byref(scalar(0)), *matrices(out, max(out.strides[1] // size, columns))),
-                *(n, sum_type, DEFAULT_ALGORITHM),
-            )
+        handle = self._handle()  # held until cuBLAS has answered
+        status = self.library.cublasGemmStridedBatchedEx(
+            *(handle.value, order_b, order_a, columns, rows, a.shape[2]),
+            *(byref(scalar(alpha)), *matrices(b, lead_b), *matrices(a, lead_a)),
+            *(byref(scalar(0)), *matrices(out, max(out.strides[1] // size, columns))),
+            *(n, compute_type, DEFAULT_ALGORITHM),
         )
+        check(status)
 
     def _handle(self) -> "Handle":
         """The handle of the current device and stream."""
@@ -78,18 +72,15 @@ class Cublas:
 
 
 class Handle:
-    """cuBLAS's state for one stream, with a workspace of its own.
-
-    Without it, cuBLAS would allocate one while a graph is recorded.
-    """
+    """cuBLAS's state for one stream. It has a workspace, lest one be allocated while recording."""
 
     def __init__(self, library: CDLL, cupy: ModuleType, stream: int):
         self.library, self.value = library, c_void_p()
         check(library.cublasCreate_v2(byref(self.value)))
         check(library.cublasSetStream_v2(self.value, c_void_p(stream)))
-        self.workspace = memory = cupy.get_default_memory_pool().malloc(WORKSPACE)
-        pointer, size = c_void_p(memory.ptr), c_size_t(WORKSPACE)
-        check(library.cublasSetWorkspace_v2(self.value, pointer, size))
+        self.workspace = cupy.get_default_memory_pool().malloc(WORKSPACE)
+        workspace = c_void_p(self.workspace.ptr), c_size_t(WORKSPACE)
+        check(library.cublasSetWorkspace_v2(self.value, *workspace))
 
     def __del__(self):
         if self.value and not sys.is_finalizing():
@@ -121,6 +112,5 @@ def _layout(stack: Array) -> tuple[int, int]:
     if row == size and (column >= rows * size or columns == 1):
         return TRANSPOSED, max(column // size, rows)
     raise ValueError(
-        f"cublas: a stack of matrices {stack.shape} with strides {stack.strides}; "
-        "expected the numbers of each row, or of each column, side by side"
+        f"cublas: neither rows nor columns lie side by side in strides {stack.strides}"
     )

@@ -1,19 +1,21 @@
-"""The GPU's kernels, in CUDA's C++: one where CuPy would launch several. backends/cupy_ops.py says when each is used.
+"""The GPU's kernels, in CUDA's C++: one where CuPy would launch several. cupy_ops.py calls them.
 
-Sums are in float32, and in float64 for float64, whatever the type of the array. The kernels are plain C++ but for CUDA's words
-for blocks, threads and warps, and for the two instructions of `attention` that are PTX; tests/backends/test_cupy_kernels.py runs
-them on the CPU, with these two by their tables in NVIDIA's documentation ("PTX ISA", matrix fragments for mma.m16n8k16 and
-ldmatrix).
+Sums are in float32, and in float64 for float64, whatever the type of the array. The kernels are
+plain C++ but for CUDA's words for blocks, threads and warps, and for two PTX instructions in
+`attention`. tests/backends/test_cupy_kernels.py runs them on the CPU, with these two by the tables
+of NVIDIA's "PTX ISA" (matrix fragments for mma.m16n8k16, and ldmatrix).
 """
 
-THREADS = 128  # of a block: four warps
-WARP = 32  # threads of a warp, as all GPUs have it
-# Of attention, on the chip at a time. On an H200, 32 take 1.3 times as long for 32 images, and 128 take 4.6 times; blocks of 64 or
-# 256 threads take 1.2 and 1.04 times.
+# Threads of a block (four warps), and of a warp on all GPUs.
+THREADS, WARP = 128, 32
+# Keys that `attention` has on the chip at a time. On an H200, 32 take 1.3 times as long for 32
+# images, and 128 take 4.6 times; blocks of 64 or 256 threads take 1.2 and 1.04 times.
 KEYS = 64
 TYPES = {"float16": "__half", "float32": "float", "float64": "double"}
-HEAD_SIZES = (16, 32, 64)  # that `attention` is compiled for
-ACTIVATIONS = ("", "quick_gelu", "gelu", "relu")  # that `finish` knows, by their numbers there
+# Head sizes that `attention` is compiled for.
+HEAD_SIZES = (16, 32, 64)
+# Activations by their numbers in `finish`.
+ACTIVATIONS = ("", "quick_gelu", "gelu", "relu")
 
 SOURCE = """
 #ifndef INFINITY
@@ -22,9 +24,8 @@ SOURCE = """
 template <typename T> struct Wide { typedef float type; };
 template <> struct Wide<double> { typedef double type; };
 
-// The sum, or the largest, of what the threads of a warp have. Each gets it.
-template <typename A>
-__device__ A over_warp(A value, bool largest) {
+// The sum or the maximum of the values of a warp's threads, for each of them.
+template <typename A> __device__ A over_warp(A value, bool largest) {
     for (int far = WARP / 2; far > 0; far /= 2) {
         A other = __shfl_xor_sync(0xffffffff, value, far);
         value = !largest ? value + other : value < other ? other : value;
@@ -32,17 +33,17 @@ __device__ A over_warp(A value, bool largest) {
     return value;
 }
 
-// 16 bytes, which a thread reads and writes at once.
+// 16 bytes, which a thread reads or writes in one instruction.
 template <typename T> struct alignas(16) Pack {
     static const int N = 16 / sizeof(T);
     T values[N];
 };
 
-// x += bias + residual, where there are such, and the norm of that: a warp for each row of x, (rows, width). Rows of up to
-// 1024 numbers may be read `at_once`, and stay in registers.
-template <typename T>
-__global__ void layer_norm(T* x, const T* bias, const T* residual, const T* scale, const T* shift, T* out,
-                           int at_once, int rows, int width, double eps) {
+// x += bias + residual, where they are not null, and out = norm(x): a warp for each row of x,
+// (rows,width). Rows of up to 1024 numbers may be read in packs (`at_once`) and stay in registers.
+template <typename T> __global__ void layer_norm(
+    T* x, const T* bias, const T* residual, const T* scale, const T* shift, T* out,
+    int at_once, int rows, int width, double eps) {
     typedef typename Wide<T>::type A;
     const int N = Pack<T>::N;
     int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -78,13 +79,15 @@ __global__ void layer_norm(T* x, const T* bias, const T* residual, const T* scal
             if (i >= width) continue;
             Pack<T> a = *(const Pack<T>*)(scale + i), b = *(const Pack<T>*)(shift + i);
             for (int n = 0; n < N; n++)
-                a.values[n] = (T)(((A)own[p].values[n] - mean) / deviation * (A)a.values[n] + (A)b.values[n]);
+                a.values[n] = (T)(((A)own[p].values[n] - mean) / deviation * (A)a.values[n]
+                                  + (A)b.values[n]);
             *(Pack<T>*)(out + i) = a;
         }
         return;
     }
     for (int i = lane; i < width; i += WARP) {
-        if (bias || residual) x[i] = (T)((A)x[i] + (bias ? (A)bias[i] : 0) + (residual ? (A)residual[i] : 0));
+        if (bias || residual)
+            x[i] = (T)((A)x[i] + (bias ? (A)bias[i] : 0) + (residual ? (A)residual[i] : 0));
         sum += (A)x[i];
     }
     A mean = over_warp(sum, false) / width;
@@ -97,17 +100,18 @@ __global__ void layer_norm(T* x, const T* bias, const T* residual, const T* scal
         out[i] = (T)(((A)x[i] - mean) / deviation * (A)scale[i] + (A)shift[i]);
 }
 
-// In place, a warp for each row of x, (B,N,queries,width). `mask` is (B,1,queries,width), (1,1,queries,width) for all images
-// alike, or null.
-template <typename T>
-__global__ void softmax(T* x, const bool* mask, int alike, int heads, int queries, int width, int rows) {
+// In place, a warp for each row of x, (B,N,queries,width). `mask` is null, (B,1,queries,width), or
+// (1,1,queries,width) where it is `alike` for all images.
+template <typename T> __global__ void softmax(
+    T* x, const bool* mask, int alike, int heads, int queries, int width, int rows) {
     typedef typename Wide<T>::type A;
     int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     x += (size_t)row * width;
     int query = row % queries, image = alike ? 0 : row / queries / heads;
     const bool* seen = mask ? mask + ((size_t)image * queries + query) * width : 0;
-    const A lowest = -3e38;  // a row in which nothing is seen becomes uniform
+    // Finite, so that a row that is masked throughout becomes uniform.
+    const A lowest = -3e38;
     A largest = lowest;
     for (int i = lane; i < width; i += WARP) {
         A score = seen && !seen[i] ? lowest : (A)x[i];
@@ -122,18 +126,17 @@ __global__ void softmax(T* x, const bool* mask, int alike, int heads, int querie
         x[i] = (T)(exp((seen && !seen[i] ? lowest : (A)x[i]) - largest) / sum);
 }
 
-template <typename A>
-__device__ A activated(A x, int activation) {
+template <typename A> __device__ A activated(A x, int activation) {
     if (activation == 1) return x / (1 + exp((A)-1.702 * x));
     if (activation == 2) return (A)0.5 * x * (1 + erf(x * (A)0.7071067811865476));
     if (activation == 3) return x < 0 ? (A)0 : x;
     return x;
 }
 
-// What follows a product: its bias (width) if there is one, the activation, and the residual that is added to that, (rows,
-// width), if there is one. In place. A thread for one number, or for those that it reads `at_once`.
-template <typename T>
-__global__ void finish(T* y, const T* bias, const T* residual, int activation, int at_once, int width, size_t count) {
+// y = activation(y + bias) + residual, where bias (width) and residual (rows,width) are not null.
+// A thread for each number, or for each pack of numbers (`at_once`).
+template <typename T> __global__ void finish(
+    T* y, const T* bias, const T* residual, int activation, int at_once, int width, size_t count) {
     typedef typename Wide<T>::type A;
     const int N = Pack<T>::N;
     size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * (at_once ? N : 1);
@@ -154,17 +157,20 @@ __global__ void finish(T* y, const T* bias, const T* residual, int activation, i
 }
 
 #ifndef ON_CPU
-// c += a b on the tensor cores: (16,8) floats, (16,16) and (16,8) halves, shared out over a warp by PTX's tables.
+// c += a b on the tensor cores: (16,8) floats, (16,16) and (16,8) halves, spread over a warp by
+// PTX's tables.
 __device__ void mma(float* c, const unsigned* a, const unsigned* b) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 
-// Two (8,8) matrices of halves, turned, as `b` of mma: the first 16 threads of a warp each say where a row lies.
+// Two (8,8) matrices of halves, transposed, as `b` of mma: each of a warp's first 16 threads passes
+// the address of a row.
 __device__ void load_turned(unsigned* b, const __half* row) {
     unsigned place = (unsigned)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
@@ -177,14 +183,16 @@ __device__ unsigned packed(float low, float high) {
     return *(unsigned*)&both;
 }
 
-// softmax(q k' scale) v for heads of D halves, with scores that never leave the chip (Dao, "FlashAttention-2", 2023): a warp
-// takes 16 queries, and KEYS keys at a time; what it has of earlier keys is scaled to the largest score so far.
-// q, k and v (B,N,T,D) lie alike: `image`, `head` and `token` are the steps to the next; out is (B,T,N,D). `mask` as for softmax.
-// A thread has, of each (16,8) scores, those of queries `row` and row + 8 and of keys `pair` and pair + 1.
-template <int D>
-__global__ void attention(const __half* q, const __half* k, const __half* v, __half* out, const bool* mask, int alike,
-                          int heads, int tokens, long long image, long long head, long long token, float scale) {
-    const int LINE = D + 8;  // so that the rows of a fragment lie in different banks
+// softmax(q k' scale) v for heads of D halves; the scores never leave the chip (Dao,
+// "FlashAttention-2", 2023). A warp takes 16 queries, and KEYS keys at a time; the sums of earlier
+// keys are scaled to the largest score so far. q, k and v (B,N,T,D) share their strides `image`,
+// `head` and `token`; out is (B,T,N,D); `mask` is that of softmax. Of each (16,8) scores, a thread
+// has those of queries `row` and row + 8, and of keys `pair` and pair + 1.
+template <int D> __global__ void attention(
+    const __half* q, const __half* k, const __half* v, __half* out, const bool* mask, int alike,
+    int heads, int tokens, long long image, long long head, long long token, float scale) {
+    // 8 more, so that the rows of a fragment lie in different banks.
+    const int LINE = D + 8;
     alignas(16) __shared__ __half keys[KEYS * LINE], values[KEYS * LINE];
     const int warps = THREADS / 32, tiles = (tokens + 16 * warps - 1) / (16 * warps);
     int lane = threadIdx.x % 32, row = lane / 4, pair = lane % 4 * 2;
@@ -201,10 +209,12 @@ __global__ void attention(const __half* q, const __half* k, const __half* v, __h
     for (int i = 0; i < D / 16; i++)
         for (int r = 0; r < 4; r++) {
             int query = first + row + r % 2 * 8;
-            a[i][r] = query < tokens ? *(const unsigned*)(q + query * token + i * 16 + pair + r / 2 * 8) : 0;
+            a[i][r] = query < tokens
+                ? *(const unsigned*)(q + query * token + i * 16 + pair + r / 2 * 8) : 0;
         }
     float mixed[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-    scale *= 1.4426950408889634f;  // powers of 2 are what the chip has
+    // The chip has powers of 2 alone: e^x = 2^(x log2(e)).
+    scale *= 1.4426950408889634f;
 
     for (int start = 0; start < tokens; start += KEYS) {
         __syncthreads();
@@ -224,27 +234,31 @@ __global__ void attention(const __half* q, const __half* k, const __half* v, __h
             }
             for (int c = 0; c < 4; c++) {
                 int query = first + row + c / 2 * 8, key = start + n * 8 + pair + c % 2;
-                bool seen = !mask || query >= tokens || key >= tokens || mask[(size_t)query * tokens + key];
+                bool seen = !mask || query >= tokens || key >= tokens
+                            || mask[(size_t)query * tokens + key];
                 scores[n][c] = key >= tokens ? -INFINITY : seen ? scores[n][c] * scale : -3e38f;
             }
         }
         for (int r = 0; r < 2; r++) {
             float most = largest[r], factor;
-            for (int n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+            for (int n = 0; n < KEYS / 8; n++)
+                most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
             most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
             most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
             factor = exp2f(largest[r] - most);
             largest[r] = most;
             sum[r] *= factor;
             for (int n = 0; n < KEYS / 8; n++)
-                for (int c = 2 * r; c < 2 * r + 2; c++) sum[r] += scores[n][c] = exp2f(scores[n][c] - most);
+                for (int c = 2 * r; c < 2 * r + 2; c++)
+                    sum[r] += scores[n][c] = exp2f(scores[n][c] - most);
             for (int j = 0; j < D / 8; j++)
                 for (int c = 2 * r; c < 2 * r + 2; c++) mixed[j][c] *= factor;
         }
         for (int n = 0; n < KEYS / 8; n += 2) {
             unsigned weights[4] = {
                 packed(scores[n][0], scores[n][1]), packed(scores[n][2], scores[n][3]),
-                packed(scores[n + 1][0], scores[n + 1][1]), packed(scores[n + 1][2], scores[n + 1][3])};
+                packed(scores[n + 1][0], scores[n + 1][1]),
+                packed(scores[n + 1][2], scores[n + 1][3])};
             for (int j = 0; j < D / 8; j++) {
                 unsigned b[2];
                 load_turned(b, values + (n * 8 + lane % 16) * LINE + j * 8);
@@ -265,14 +279,15 @@ __global__ void attention(const __half* q, const __half* k, const __half* v, __h
 """
 
 
+# The instances of the kernels in C++, by name and type, or head size.
+EXPRESSIONS = {
+    (name, dtype): f"{name}<{type_name}>"
+    for name in ("layer_norm", "softmax", "finish")
+    for dtype, type_name in TYPES.items()
+} | {("attention", str(D)): f"attention<{D}>" for D in HEAD_SIZES}
+
+
 def source() -> str:
     """All kernels, as CUDA's compiler takes them."""
     sizes = f"#define THREADS {THREADS}\n#define WARP {WARP}\n#define KEYS {KEYS}\n"
     return f"#include <cuda_fp16.h>\n{sizes}{SOURCE}"
-
-
-def expressions() -> dict[tuple[str, str], str]:
-    """Each kernel's name in the source by its own and its type, or its size of a head."""
-    names = ("layer_norm", "softmax", "finish")
-    found = {(name, dtype): f"{name}<{TYPES[dtype]}>" for name in names for dtype in TYPES}
-    return found | {("attention", str(D)): f"attention<{D}>" for D in HEAD_SIZES}

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..nn.ops import MAX_MEMOIZED, Array, Ops, T
 from .cublas import Cublas, address
-from .cupy_kernels import ACTIVATIONS, HEAD_SIZES, THREADS, TYPES, WARP, expressions, source
+from .cupy_kernels import ACTIVATIONS, EXPRESSIONS, HEAD_SIZES, THREADS, TYPES, WARP, source
 from .cupy_layers import WHOLE_LAYERS
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
@@ -58,9 +58,8 @@ class CupyOps(Ops):
     @cached_property
     def _kernels(self) -> dict:
         """The compiled kernels by name and type, or head size."""
-        names = expressions()
-        module = self.xp.RawModule(code=source(), name_expressions=tuple(names.values()))
-        return {key: module.get_function(name) for key, name in names.items()}
+        module = self.xp.RawModule(code=source(), name_expressions=(*EXPRESSIONS.values(),))
+        return {key: module.get_function(name) for key, name in EXPRESSIONS.items()}
 
     def _launch(self, name: str, kind: Any, threads: int, *arguments: Any) -> None:
         blocks = -(-threads // THREADS)
@@ -143,13 +142,7 @@ class CupyOps(Ops):
         self._launch("finish", y.dtype, y.size // (pack if in_packs else 1), *arrays, *sizes)
 
     def layer_norm(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        eps: float,
-        added: Any = None,
-        residual: Any = None,
+        self, x: Array, weight: Array, bias: Array, eps: float, added=None, residual=None
     ) -> Array:
         """The norm of x + added + residual. Where one of the two is given, x becomes this sum."""
         x = self.xp.ascontiguousarray(x)
@@ -193,12 +186,7 @@ class CupyOps(Ops):
         return self._contiguous(mask), np.int32(mask is not None and len(mask) == 1)
 
     def attention(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        mask: Array | None = None,
-        attentions: list | None = None,
+        self, q: Array, k: Array, v: Array, mask: Any = None, attentions: list | None = None
     ) -> Array:
         B, N, T, d = q.shape
         if mask is not None:
@@ -220,9 +208,7 @@ class CupyOps(Ops):
         self._cublas.product(weights.reshape(B * N, T, T), v, context)
         return context.reshape(B, N, T, d)
 
-    def flash_attention(
-        self, q: Array, k: Array, v: Array, mask: Array | None = None
-    ) -> Array:
+    def flash_attention(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attention in float16 whose scores never leave the chip; d must be one of HEAD_SIZES."""
         B, N, T, d = q.shape
         strides = q.strides
