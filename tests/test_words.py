@@ -1,7 +1,12 @@
-"""One thing has one word: an image is never called a picture, save where 0.1 did and programs read it."""
+"""The words of code and documents: one thing has one word, and lines are short enough to read.
+
+An image is never called a picture, except where 0.1 did and programs read it.
+"""
 
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each line of code that may hold the word: public names of 0.1, kept in 0.2.
@@ -24,6 +29,17 @@ def test_an_image_is_an_image():
         found = [line for line in lines if re.search("picture", line, re.IGNORECASE)]
         kept = ALIASES.get(name, [])
         assert all(any(alias in line for alias in kept) for line in found), (name, found)
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS += [ROOT / "tests" / "PITFALLS.md"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_line_of_a_document_is_too_long(path):
+    """120 characters, except rows of tables."""
+    lines = path.read_text("utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 def test_the_names_of_0_1_are_kept():
