@@ -3,8 +3,8 @@
 Where transformers' processor gives a defined answer, this gives the same; it also takes what
 transformers refuses (two-dimensional arrays, 16-bit images). Deviations, each on purpose:
 
-- Transparent pixels show white, as transformers does it with do_convert_rgb=True. For a path,
-  transformers drops the alpha and shows whatever colour lies beneath; here a path and the image
+- Transparent pixels show white, as in transformers with do_convert_rgb=True. For a path,
+  transformers drops the alpha and shows whatever color lies beneath; here a path and the image
   opened from it give the same.
 - 16-bit grey (mode I;16, uint16 arrays) is scaled from 0..65535 to 0..255; Pillow would clip it at
   255.
@@ -13,6 +13,8 @@ transformers refuses (two-dimensional arrays, 16-bit images). Deviations, each o
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,10 +23,20 @@ from ..errors import InputError
 from ..nn.ops import in_main_memory
 from .row_blocks import map_row_blocks
 
-LAYOUTS = ("channels_first", "channels_last")
-# Pixels on a side of a file's image, as in JPEG. A line of 80 million zips to nothing, and to
-# resize it takes hundreds of gigabytes.
-LONGEST = 65_535
+# The axis of the channels.
+LAYOUTS = {"channels_first": 0, "channels_last": 2}
+# Pixels on a side of a file's image, as in JPEG. A row of 80 million compresses to nothing, and
+# resizing it takes hundreds of gigabytes.
+MAX_SIDE = 65_535
+
+# What is wrong with an image on which Pillow raises an error; the first kind that fits counts.
+# Decoders raise OSError, SyntaxError, struct.error, EOFError and more.
+PILLOW_ERRORS = {
+    Image.DecompressionBombError: "is too large; shrink it or raise PIL.Image.MAX_IMAGE_PIXELS",
+    UnidentifiedImageError: "is not an image that Pillow can read; expected PNG, JPEG or the like",
+    MemoryError: "needs more memory than there is; shrink it",
+    Exception: "cannot be read as an image; it may be damaged, so fetch or export it again",
+}
 
 
 def load_image(image, input_data_format: str | None = None, name: str | None = None) -> np.ndarray:
@@ -32,104 +44,80 @@ def load_image(image, input_data_format: str | None = None, name: str | None = N
 
     image:
     - a path (str or PathLike): turned upright by its EXIF orientation, as viewers show it;
-    - a PIL image of any mode: taken as its pixels lie, not turned, so that the mask fits the
-      image in hand;
-    - an array (H,W), (H,W,C) or (C,H,W), C = 1 grey, 3 RGB, 4 RGBA, or anything that numpy.asarray
-      understands, a GPU's array of CuPy too: bool (black and white), uint8, uint16 (0..65535), floats in 0..1 (levels are cut,
-      not rounded, as in transformers), and other numbers if all are whole and in 0..255, or in
-      0..65535 for integers.
+    - a PIL image of any mode: its pixels as they lie, not turned, so that the mask fits the image;
+    - an array (H,W), (H,W,C) or (C,H,W), C = 1 grey, 3 RGB, 4 RGBA, of NumPy, CuPy or anything
+      that numpy.asarray takes: bool (black and white), uint8, uint16 (0..65535), floats in 0..1
+      (levels are cut, not rounded, as in transformers), and other numbers if all are whole and in
+      0..255, or in 0..65535 for integers.
 
     input_data_format: "channels_first" or "channels_last" for arrays that could be either, such as
-    (3,5,3); without it, those are channels_first, as in transformers. name: what error messages
-    call the image.
+    (3,5,3); without it, those are channels_first, as in transformers. name: the image's name in
+    error messages.
     Raises FileNotFoundError for a missing file, InputError for everything else that cannot be used.
     """
     if isinstance(image, (str, os.PathLike)):
         return _from_file(os.fspath(image))
     if isinstance(image, Image.Image):
         name = name or getattr(image, "filename", "") or "the image"
-        return _reading(name, lambda: _from_pil(image, name))
-    if isinstance(image, (np.ndarray, np.generic)) or hasattr(image, "__array__"):
-        name = name or "the image"
+        with _pillow_errors(name):
+            return _from_pil(image, name)
+    name = name or "the image"
+    if hasattr(image, "__array__"):
         return _from_array(as_array(image, name), input_data_format, name)
     raise InputError(
-        f"{name or 'the image'} is a {type(image).__name__}; "
-        f"expected a path, a PIL image or an array."
+        f"{name} is a {type(image).__name__}; expected a path, a PIL image or an array."
     )
 
 
 def is_unit_float(image) -> bool:
-    """Whether this is a float array in 0..1, that is, rescaled already; 0..255 in floats is not."""
-    if isinstance(image, (str, os.PathLike, Image.Image)) or not hasattr(image, "__array__"):
+    """Whether this is a float array in 0..1, rescaled already; floats up to 255 are not."""
+    if not hasattr(image, "__array__"):
         return False
     array = as_array(image, "the image")
     return array.dtype.kind == "f" and array.size > 0 and array.min() >= 0 and array.max() <= 1
 
 
 def as_array(values, name: str) -> np.ndarray:
-    """An array of any library as NumPy's, a GPU's copied. Raises InputError where there is no way."""
+    """An array of any library as a NumPy array. Raises InputError where it cannot be read."""
     try:
         return in_main_memory(values)
     except Exception as error:
         raise InputError(
-            f"{name} is a {type(values).__name__} that NumPy cannot read ({error}); expected an array in main memory, or "
-            f"CuPy's."
+            f"{name} is a {type(values).__name__} that NumPy cannot read ({error}); "
+            f"expected an array in main memory, or a CuPy array."
         ) from error
 
 
 def _from_file(path: str) -> np.ndarray:
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no image {path}. Check the path.")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder; expected one image's file.")
-    if not os.path.isfile(path):  # a pipe would be waited for, a device read for ever
-        raise InputError(
-            f"{path} is a device or a pipe; expected one image's file. "
-            f"The command reads a pipe from standard input, as the image -."
-        )
+    # Reading a pipe would wait, and reading a device might not end.
+    if not os.path.isfile(path):
+        kind = "folder" if os.path.isdir(path) else "device or a pipe"
+        raise InputError(f"{path} is a {kind}; expected one image's file, or - for a pipe.")
     if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty (0 bytes). Fetch or export the image again.")
-
-    def read():
-        with Image.open(path) as image:
-            if max(image.size) > LONGEST:
-                raise InputError(
-                    f"{path} is {image.width} x {image.height} pixels; expected at most "
-                    f"{LONGEST:,} on a side. Cut it into parts."
-                )
-            ImageOps.exif_transpose(image, in_place=True)
-            return _from_pil(image, path)
-
-    return _reading(path, read)
+    with _pillow_errors(path), Image.open(path) as image:
+        if max(image.size) > MAX_SIDE:
+            size = f"{image.width} x {image.height} pixels"
+            raise InputError(f"{path} is {size}; expected at most {MAX_SIDE:,} on a side.")
+        ImageOps.exif_transpose(image, in_place=True)
+        return _from_pil(image, path)
 
 
-def _reading(name: str, read) -> np.ndarray:
-    """Run `read`, turning whatever Pillow raises on a bad file into an InputError that names it."""
+@contextmanager
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a bad file into an InputError that names the file."""
     with warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on, and refuses twice as many: one image takes 0.5 GB then.
+        # Pillow warns from 89 megapixels on, and refuses twice as many, which take 0.5 GB.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            return read()
+            yield
         except InputError:
             raise
-        except Image.DecompressionBombError as error:
-            raise InputError(
-                f"{name} unpacks to too many pixels to be safe ({error}). If you trust it, "
-                f"make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
-            ) from error
-        except UnidentifiedImageError as error:
-            raise InputError(
-                f"{name} is not an image that Pillow can read; "
-                f"expected PNG, JPEG, WebP, TIFF or the like."
-            ) from error
-        except MemoryError as error:
-            raise InputError(f"{name} needs more memory than there is. Make it smaller.") from error
         except Exception as error:
-            # Decoders raise OSError, SyntaxError, struct.error, EOFError and more.
-            raise InputError(
-                f"{name} cannot be read as an image: {str(error) or type(error).__name__}. "
-                f"The file may be cut off or damaged; fetch or export it again."
-            ) from error
+            problem = next(text for kind, text in PILLOW_ERRORS.items() if isinstance(error, kind))
+            raise InputError(f"{name} {problem} ({str(error) or type(error).__name__}).") from error
 
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
@@ -140,14 +128,12 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     if image.mode == "F":
         levels = np.asarray(image)
         low, high = levels.min(), levels.max()
-        if not 0 <= low <= high <= 255:  # NaN, too, is not
-            raise InputError(
-                f"{name} (mode F) holds {low:g} to {high:g}; expected Pillow's scale, 0..255."
-            )
+        # False for NaN, too.
+        if not 0 <= low <= high <= 255:
+            raise InputError(f"{name} of mode F holds {low:g} to {high:g}; expected 0..255.")
     if image.mode == "La":
         image = image.convert("LA")
-    see_through = {"A", "a"} & set(image.getbands()) or image.info.get("transparency") is not None
-    if see_through:
+    if {"A", "a"} & set(image.getbands()) or image.info.get("transparency") is not None:
         return map_row_blocks(_over_white, np.asarray(image.convert("RGBA")))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
@@ -167,24 +153,20 @@ def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarr
         raise InputError(f"{name} has no pixels: its shape is {array.shape}.")
     if array.ndim == 2:
         return array[:, :, None]
-    counts = (1, 3, 4)
-    first = array.ndim == 3 and array.shape[0] in counts and layout != "channels_last"
-    last = array.ndim == 3 and array.shape[2] in counts and layout != "channels_first"
-    if first and last:
+    axes = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
+    axes = [axis for axis in axes if array.ndim == 3 and array.shape[axis] in (1, 3, 4)]
+    if not axes:
+        raise InputError(
+            f"{name} is an array of shape {array.shape} with input_data_format={layout}; "
+            f"expected (H,W), (H,W,C) or (C,H,W) with C = 1, 3 or 4."
+        )
+    if len(axes) == 2:
         warnings.warn(
             f"{name} of shape {array.shape} could be (C,H,W) or (H,W,C); it is taken as (C,H,W). "
             f"Say which with input_data_format.",
             stacklevel=2,
         )
-    if first:
-        return np.moveaxis(array, 0, 2)
-    if last:
-        return array
-    given = f" with input_data_format={layout}" if layout else ""
-    raise InputError(
-        f"{name} is an array of shape {array.shape}{given}; "
-        f"expected (H,W), (H,W,C) or (C,H,W) with C = 1, 3 or 4."
-    )
+    return np.moveaxis(array, axes[0], 2)
 
 
 def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
@@ -196,34 +178,25 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise InputError(f"{name} is an array of {array.dtype}; expected bool, integers or floats.")
     low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"{name} holds NaN or infinity; expected floats in 0..1.")
-    if array.dtype.kind == "f":
-        if low >= 0 and high <= 1:
-            return map_row_blocks(
-                lambda rows: (rows.astype(np.float64) * 255).astype(np.float32).astype(np.uint8),
-                array,
-            )
-        if low >= 0 and high <= 255 and (array == np.floor(array)).all():
-            return array.astype(np.uint8)
-        raise InputError(
-            f"{name} holds floats from {low:g} to {high:g}; "
-            f"expected 0..1, or whole numbers in 0..255."
+    is_float = array.dtype.kind == "f"
+    if is_float and 0 <= low and high <= 1:
+        return map_row_blocks(
+            lambda rows: (rows.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), array
         )
-    if low >= 0 and high <= 255 and array.dtype != np.uint16:
+    in_bytes = 0 <= low and high <= 255 and array.dtype != np.uint16
+    if in_bytes and not (is_float and (array != np.floor(array)).any()):
         return array.astype(np.uint8)
-    if low >= 0 and high <= 65535:
+    if not is_float and 0 <= low and high <= 65535:
         return map_row_blocks(
             lambda rows: ((rows.astype(np.int64) + 128) // 257).astype(np.uint8), array
         )
     raise InputError(
-        f"{name} holds integers from {low} to {high}; expected 0..255, or 0..65535 for 16 bits."
+        f"{name} is an array of {array.dtype} from {low} to {high}; expected floats in 0..1, "
+        f"whole numbers in 0..255, or integers in 0..65535."
     )
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay (H,W,4) bytes over white: colour and white in the shares of alpha, rounded. -> (H,W,3)
-    bytes
-    """
-    colour, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    return ((alpha * colour + (255 - alpha) * 255 + 127) // 255).astype(np.uint8)
+    """Blend with white in the shares of alpha, rounded: (H,W,4) uint8 -> (H,W,3) uint8."""
+    color, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
+    return ((alpha * color + (255 - alpha) * 255 + 127) // 255).astype(np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import ImageFont
 
 from clipseg_np.masks.draw import (
-    LINE,
+    LINE_HEIGHT,
     MARGIN,
     OUTLINE,
     highlight,
@@ -31,12 +31,12 @@ def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
 def test_one_panel_for_the_image_and_one_for_each_mask_in_rows_of_four():
     image = np.zeros((30, 60, 3), np.uint8)
     page = sheet([("the image", image), *((f"prompt {i}", image) for i in range(5))])
-    assert page.size == (4 * (320 + MARGIN) + MARGIN, 2 * (160 + MARGIN + LINE) + MARGIN)
+    assert page.size == (4 * (320 + MARGIN) + MARGIN, 2 * (160 + MARGIN + LINE_HEIGHT) + MARGIN)
 
 
 def test_a_thin_image_keeps_a_pixel():
     page = sheet([("x", panel(np.zeros((1, 900, 3), np.uint8), np.zeros((1, 900), bool)))])
-    assert page.size[1] == 1 + LINE + 2 * MARGIN
+    assert page.size[1] == 1 + LINE_HEIGHT + 2 * MARGIN
 
 
 def test_long_captions_are_cut():
@@ -65,5 +65,5 @@ def test_labels_have_their_colours_in_the_image_and_in_the_legend():
     assert (body[20, 20] == (0.3 * 100 + 0.7 * label_colors()[2]).astype(np.uint8)).all()
     assert (body[300, 400] == 50).all()
     for number in (1, 2):  # their squares, below the image
-        row = page.shape[0] - MARGIN - LINE * (2 - number) - LINE + MARGIN + 7
+        row = page.shape[0] - MARGIN - LINE_HEIGHT * (2 - number) - LINE_HEIGHT + MARGIN + 7
         assert (page[row, MARGIN + 7] == label_colors()[number]).all(), number
