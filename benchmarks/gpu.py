@@ -1,15 +1,17 @@
-"""All that is measured on a GPU, for a machine that is at hand for a few minutes.
+"""All measurements on a GPU, for a machine that is available for a few minutes.
 
     python benchmarks/gpu.py --minutes 6 --output FOLDER
 
-Writes gpu.json, gpu.md and the logs of its processes to FOLDER, each result as soon as it is known. Neither network nor
-installation is needed: NumPy, CuPy, torch, transformers, safetensors, regex, Pillow, threadpoolctl and pytest are enough.
+Writes gpu.json, gpu.md and the logs of its processes to FOLDER, each result as soon as it is known.
+Neither network nor installation is needed: NumPy, CuPy, torch, transformers, safetensors, regex,
+Pillow, threadpoolctl and pytest are enough.
 
-Each step runs in processes of its own (gpu_steps.py), since an error of CUDA ends all that a process can do on the GPU. None
-can stop the next. What no longer fits into the time is left out, and gpu.md says so.
+Each step runs in processes of its own (gpu_steps.py), since after an error of CUDA a process can do
+nothing more on the GPU. No step can stop the next. A step that no longer fits into the time is left
+out, and gpu.md says so.
 
---rehearse runs the whole course on the dry GPU, with small shapes. Its numbers mean nothing, and wrong ones are no error.
-The exit code is 1 where there was an error.
+--rehearse runs all steps on the dry GPU, with small shapes. Its numbers mean nothing, and wrong
+numbers are no error. The exit code is 1 if there was an error.
 """
 
 import argparse
@@ -32,13 +34,14 @@ from pathlib import Path
 from gpu_report import EAGER, OURS, RECORDED, report
 
 HERE = Path(__file__).resolve().parent
-# The share of the time by which a step ends. What an earlier one leaves, the next may use.
-ENDS = {"card": 0.05, "tests": 0.37, "cells": 0.55, "compiled": 0.75}
-ENDS |= {"operations": 0.83, "tf32": 0.9, "threads": 0.98}
-LEAST = 8  # seconds in which a process can do anything
-SILENCE = 75  # seconds without a result, after which a process is stopped
-TIMED = 4  # seconds to time one compiled contender
-BROKEN = 33  # the exit code of a process that the GPU no longer answers
+# The share of the time by which a step ends. Time that one step leaves, the next may use.
+STEP_ENDS = {"card": 0.05, "tests": 0.37, "cells": 0.55, "compiled": 0.75}
+STEP_ENDS |= {"operations": 0.83, "tf32": 0.9, "threads": 0.98}
+# Seconds: the shortest time in which a process can do anything; the longest without a result,
+# after which a process is stopped; the time that one compiled system takes to be timed.
+MIN_SECONDS, MAX_SILENCE, TIMING_SECONDS = 8, 75, 4
+# The exit code of a process that the GPU no longer answers.
+BROKEN = 33
 NO_TIME = "the time was up"
 TYPES, BATCHES, MODES = ("float16", "float32"), (1, 32), ("default", "reduce-overhead")
 
@@ -63,7 +66,7 @@ class Worker:
             )
 
     def poll(self, take: Callable[[dict], None]) -> bool:
-        """Take its new results. Whether it is still running."""
+        """Pass its new results to `take`; return whether it is still running."""
         is_running = self.process.poll() is None
         with self.results.open("rb") as file:
             file.seek(self.place)
@@ -74,28 +77,28 @@ class Worker:
         return is_running
 
     def follow(self, until: float, take: Callable[[dict], None]) -> str:
-        """Take its results until it ends well, "" is returned, or badly: why."""
+        """Pass its results to `take` until it ends; return "", or the reason why it failed."""
         place, heard, why = self.place, time.monotonic(), ""
         while not why and self.poll(take):
             if self.place > place:
                 place, heard = self.place, time.monotonic()
             if time.monotonic() > until:
                 why = NO_TIME
-            elif time.monotonic() > heard + SILENCE:
-                why = f"nothing came in {SILENCE} seconds"
+            elif time.monotonic() > heard + MAX_SILENCE:
+                why = f"nothing came in {MAX_SILENCE} seconds"
             time.sleep(0.05)
         self.stop()
         self.poll(take)
         return why or self.end()
 
     def stop(self) -> None:
-        """With the processes that it started."""
+        """Stop it and the processes that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def end(self) -> str:
-        """Its exit code and last line, or "" where it ended well."""
+        """Its exit code and last line, or "" if it succeeded."""
         lines = self.log.read_text("utf-8", "replace").split("\n")
         lines = [line for line in lines if line.strip() and "Extension modules" not in line]
         last = "".join(lines[-1:]).strip()[-300:]
@@ -104,26 +107,26 @@ class Worker:
 
 
 class Course:
-    """The steps, the time that is left to them, and what they found."""
+    """The results of the steps, and the time that is left to them."""
 
     def __init__(self, minutes: float, output: Path, rehearse: bool, checkpoint: Path):
         self.start, self.seconds = time.monotonic(), 60 * minutes
         self.output, self.logs, self.checkpoint = output, output / "logs", checkpoint
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir(parents=True)
-        self.found = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "minutes": minutes}
-        self.found |= {"rehearsal": rehearse, "left out": [], "errors": [], "seconds": {}}
-        self.at = ""  # the system that a worker is busy with
+        self.results = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "minutes": minutes}
+        self.results |= {"rehearsal": rehearse, "left out": [], "errors": [], "seconds": {}}
+        # The system that a worker is measuring.
+        self.system = ""
 
     def until(self, step: str) -> float:
-        return self.start + ENDS[step] * self.seconds
+        return self.start + STEP_ENDS[step] * self.seconds
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.start:6.1f} s  {text}", flush=True)
 
     def write(self) -> None:
-        """Both files, each whole."""
-        both = {"gpu.json": json.dumps(self.found, indent=1), "gpu.md": report(self.found)}
+        both = {"gpu.json": json.dumps(self.results, indent=1), "gpu.md": report(self.results)}
         for name, text in both.items():
             new = self.output / f"{name}.new"
             new.write_text(text, "utf-8")
@@ -132,16 +135,16 @@ class Course:
     def note(self, where: str, what: str, why: str) -> None:
         """`where` is "left out" or "errors"."""
         self.say(f"{where}: {what}: {why}")
-        self.found[where].append(f"{what}: {why}")
+        self.results[where].append(f"{what}: {why}")
         self.write()
 
     def take(self, step: str, result: dict) -> None:
-        """Keep what a task found, or which of its systems has its turn."""
-        self.at = result.get("at", "")
-        if self.at:
+        """Keep a task's result, or the name of the system that it measures now."""
+        self.system = result.get("system", "")
+        if self.system:
             return
         self.say(f"{step}: {json.dumps(result)[:200]}")
-        self.found.setdefault(step, []).append(result)
+        self.results.setdefault(step, []).append(result)
         for name, error in result["errors"].items():
             self.note("errors", f"{described(step, result['task'])}, {name}", error)
         self.write()
@@ -151,21 +154,21 @@ class Course:
         return Worker(command, self.logs / f"{name}.jsonl", self.checkpoint, more)
 
     def work(self, step: str, tasks: list[dict], **more: str) -> None:
-        """Do the tasks in one process. Where a system breaks it, another goes on without this system."""
+        """Run the tasks in one process; if a system breaks it, go on in another without it."""
         until, why = self.until(step), ""
-        while tasks and why != NO_TIME and time.monotonic() < until - LEAST:
-            before = len(self.found.get(step, ()))
+        while tasks and why != NO_TIME and time.monotonic() < until - MIN_SECONDS:
+            before = len(self.results.get(step, ()))
             worker = self.worker(step, tasks, **more)
             why = worker.follow(until, partial(self.take, step))
-            count = len(self.found.get(step, ())) - before
+            count = len(self.results.get(step, ())) - before
             done, tasks = tasks[:count], tasks[count:]
             if why and why != NO_TIME:
                 if worker.process.returncode == BROKEN and done:
-                    task, failed = done[-1], self.found[step][-1]["errors"]
+                    task, failed = done[-1], self.results[step][-1]["errors"]
                 else:
                     task = tasks.pop(0) if tasks else {}
-                    failed = [self.at, *task.get("systems", ())] if self.at else []
-                    self.note("errors", f"{described(step, task)}, {self.at}".strip(", "), why)
+                    failed = [self.system, *task.get("systems", ())] if self.system else []
+                    self.note("errors", f"{described(step, task)}, {self.system}".strip(", "), why)
                 systems = [
                     s for name in failed for s in task.get("systems", ()) if name.startswith(s)
                 ]
@@ -182,7 +185,7 @@ def described(step: str, task: dict) -> str:
     return ", ".join([step, *words])
 
 
-# The steps, in their order
+# The steps, in order
 
 
 def card(course: Course) -> None:
@@ -190,9 +193,9 @@ def card(course: Course) -> None:
 
 
 def tests(course: Course) -> None:
-    """Those marked `gpu`. One that hangs or breaks the GPU is passed over by the next process."""
+    """Run the tests marked `gpu`. The next process skips a test that hangs or breaks the GPU."""
     until, results = course.until("tests"), {}
-    found = course.found["tests"] = {"collected": 0, "results": results}
+    found = course.results["tests"] = {"collected": 0, "results": results}
     command = ["-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "gpu_tests", "tests/gpu"]
     command += ["--timeout=45"] if importlib.util.find_spec("pytest_timeout") else []
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
@@ -206,10 +209,10 @@ def tests(course: Course) -> None:
         if name and (name not in results or line["outcome"] == "failed"):
             results[name] = line
             is_error = line["outcome"] == "failed" and line["kind"] != "AssertionError"
-            if is_error or (line["outcome"] == "failed" and not course.found["rehearsal"]):
+            if is_error or (line["outcome"] == "failed" and not course.results["rehearsal"]):
                 course.note("errors", name, " / ".join([line["kind"], *line["last lines"][-2:]]))
 
-    while why != NO_TIME and time.monotonic() < until - LEAST:
+    while why != NO_TIME and time.monotonic() < until - MIN_SECONDS:
         worker = Worker(
             command, course.logs / "tests.jsonl", course.checkpoint, {"PYTHONPATH": path}
         )
@@ -233,9 +236,9 @@ def cells(course: Course) -> None:
 
 
 def compiled(course: Course) -> None:
-    """Several compile at the same time. When none does any more, they are timed one by one."""
+    """Compile several systems at a time; once no more compile, time them one by one."""
     until, cores = course.until("compiled"), os.cpu_count() or 1
-    at_once = max(1, cores // 2)
+    max_compiling = max(1, cores // 2)
     task = {"step": "compiled"}
     waiting = [
         {**task, "dtype": t, "batch": b, "mode": m} for b in BATCHES for t in TYPES for m in MODES
@@ -244,21 +247,24 @@ def compiled(course: Course) -> None:
     ready: list[tuple[dict, Worker]] = []
 
     def take(result: dict) -> None:
-        if "at" in result:
+        if "system" in result:
             return
         if "ready" in result:
             course.say(f"{described('compiled', task)} is ready")
             ready.append((task, worker))
-        else:  # it cannot be compiled, or was timed
+        else:
+            # It cannot be compiled, or was timed.
             course.take("compiled", result)
 
     try:
-        while (waiting or compiling) and time.monotonic() < until - TIMED * (len(ready) + 1):
-            while waiting and len(compiling) < at_once:
+        while waiting or compiling:
+            if time.monotonic() > until - TIMING_SECONDS * (len(ready) + 1):
+                break
+            while waiting and len(compiling) < max_compiling:
                 task = waiting.pop(0)
                 name = "-".join(map(str, task.values()))
                 task["go"] = str(course.checkpoint / name)
-                more = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // at_once))}
+                more = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // max_compiling))}
                 compiling.append((task, course.worker(name, [task], **more)))
             for task, worker in compiling:
                 if not worker.poll(take) and worker.process.returncode != BROKEN and worker.end():
@@ -308,7 +314,7 @@ def main() -> None:
         parser.error("--rehearse and the dry GPU's variable DRY_GPU go together")
     with tempfile.TemporaryDirectory() as checkpoint:
         course = Course(args.minutes, args.output.resolve(), args.rehearse, Path(checkpoint))
-        # The host draws the checkpoint while the card is looked at and the tests run.
+        # The host draws the checkpoint while the first two steps run.
         drawing = course.worker("checkpoint", [{"step": "checkpoint"}])
         for step in (card, tests, cells, compiled, operations, tf32, threads):
             began = time.monotonic()
@@ -318,13 +324,13 @@ def main() -> None:
                     if why := drawing.follow(course.until("cells"), take):
                         course.note("errors", "checkpoint", why)
                 step(course)
-            except Exception:  # noqa: BLE001  (the next step shall run)
+            except Exception:  # noqa: BLE001  (the next step must run)
                 course.note("errors", step.__name__, traceback.format_exc(limit=3))
-            course.found["seconds"][step.__name__] = round(time.monotonic() - began, 1)
+            course.results["seconds"][step.__name__] = round(time.monotonic() - began, 1)
             course.write()
         drawing.stop()
-    print(report(course.found), flush=True)
-    sys.exit(1 if course.found["errors"] else 0)
+    print(report(course.results), flush=True)
+    sys.exit(1 if course.results["errors"] else 0)
 
 
 if __name__ == "__main__":

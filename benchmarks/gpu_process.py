@@ -1,6 +1,7 @@
-"""What the processes of gpu.py share: how they write down results and errors, and their clocks.
+"""How the processes of gpu.py write results and errors, and their clocks.
 
-Where DRY_GPU is in the environment this is a rehearsal: torch runs on the CPU, CuPy on the dry GPU, with small shapes.
+If DRY_GPU is in the environment this is a rehearsal: torch runs on the CPU, and CuPy on the dry
+GPU, with small shapes.
 """
 
 import json
@@ -30,7 +31,7 @@ from gpu import BROKEN
 
 DEVICE = "cpu" if REHEARSE else "cuda"
 LARGE = 256 if REHEARSE else 8192  # the side of a matrix that fills the GPU
-CALLS = 20  # of an operation that are timed as one
+CALLS = 20  # calls of an operation that are timed together
 Call = Callable[[], object]
 
 
@@ -42,7 +43,7 @@ def write(**line) -> None:
 
 @contextmanager
 def noted(errors: dict[str, str], name: str) -> Iterator[None]:
-    """Note an exception under this name, and go on."""
+    """Keep an exception under this name, and go on."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  (of CUDA, cuBLAS, a compiler, torch)
@@ -51,7 +52,7 @@ def noted(errors: dict[str, str], name: str) -> Iterator[None]:
 
 
 def end_if_broken() -> None:
-    """End this process where the GPU no longer answers it: CUDA gives an error again for all that comes after it."""
+    """End this process if the GPU no longer answers: CUDA repeats some errors for ever."""
     try:
         if "cupy" in sys.modules:
             sys.modules["cupy"].ones(3).sum().get()
@@ -62,16 +63,17 @@ def end_if_broken() -> None:
 
 
 def finite(number: float) -> float | None:
-    """JSON has no other numbers."""
+    """The number, or None where JSON has no such number."""
     return float(number) if math.isfinite(number) else None
 
 
 def medians(
     calls: dict[str, Call], errors: dict[str, str], seconds: float, least: int = 5, pause: float = 0
 ) -> tuple[dict[str, float], int]:
-    """Milliseconds of each call, all in turn for some seconds and `least` rounds or more; and the number of rounds.
+    """The median milliseconds of each call, and the number of rounds.
 
-    One round before these is not counted. A call is dropped once it fails.
+    The calls take turns for some seconds, at least `least` rounds, after one round that is not
+    counted. A call that fails is dropped.
     """
     from clock import wait_awake
 
@@ -92,7 +94,7 @@ def medians(
 
 @cache
 def ceilings(dtype: str, tf32: bool = False) -> tuple[float, float]:
-    """What the GPU reaches: bytes a second, read and written, of a copy; operations a second of a matrix product."""
+    """The GPU's measured bytes a second of a copy, and operations a second of a matrix product."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -105,7 +107,7 @@ def ceilings(dtype: str, tf32: bool = False) -> tuple[float, float]:
 
 
 def time_torch(call: Call, times: int = CALLS) -> float:
-    """Microseconds of a call on the GPU, `times` of them in a graph."""
+    """Microseconds of a call on the GPU, out of `times` in one graph."""
     import torch
 
     if REHEARSE:
@@ -128,8 +130,9 @@ def time_cupy(call: Call, times: int = CALLS) -> float:
     """As `time_torch`, for CuPy."""
     cuda = sys.modules["cupy"].cuda
     with timing_stream() as stream:
+        # The recorded calls reuse the memory that these allocate.
         call()
-        call()  # it has allocated what the recorded calls take again
+        call()
         stream.synchronize()
         stream.begin_capture()
         try:

@@ -1,4 +1,4 @@
-"""What gpu.py has measured so far, as gpu.md."""
+"""The text of gpu.md from the results that gpu.py has so far."""
 
 import math
 
@@ -7,25 +7,28 @@ OURS, RECORDED = "clipseg_np, eager", "clipseg_np, recorded"
 TESTS_SHOWN = 12
 
 
-def report(found: dict) -> str:
+def report(measured: dict) -> str:
     lines = ["# On a GPU", ""]
-    if found["rehearsal"]:
+    if measured["rehearsal"]:
         lines += ["**A rehearsal without a GPU: no number here means anything.**", ""]
-    lines += [f"`python benchmarks/gpu.py --minutes {found['minutes']:g}`, {found['date']}.", ""]
+    lines += [
+        f"`python benchmarks/gpu.py --minutes {measured['minutes']:g}`, {measured['date']}.",
+        "",
+    ]
     for section in (card, tests, passes, launches, operations, tf32, threads):
         try:
-            lines += section(found)
+            lines += section(measured)
         except Exception as error:  # noqa: BLE001  (one section must not cost the others)
             lines += [f"{section.__name__} cannot be shown: {type(error).__name__}: {error}", ""]
     for key in ("left out", "errors"):
-        if found[key]:
-            lines += [f"## {key.capitalize()}", "", *(f"- {line}" for line in found[key]), ""]
-    took = ", ".join(f"{step} {seconds:g}" for step, seconds in found["seconds"].items())
+        if measured[key]:
+            lines += [f"## {key.capitalize()}", "", *(f"- {line}" for line in measured[key]), ""]
+    took = ", ".join(f"{step} {seconds:g}" for step, seconds in measured["seconds"].items())
     return "\n".join([*lines, f"Seconds that each step took: {took}.", ""])
 
 
 def table(head: str, rows: list[list]) -> list[str]:
-    """A table, or nothing where there are no rows. A cell may be a text, a number with its format, or None."""
+    """A table, or nothing without rows. A cell is a text, or a number (or None) with its format."""
 
     def text(cell) -> str:
         if isinstance(cell, tuple):
@@ -43,7 +46,7 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def merged(results: list[dict], step: str) -> dict[tuple, dict]:
-    """By type and number of images. What was measured again, one system at a time, is added."""
+    """The results by type and number of images; later results of single systems are added."""
     cells: dict[tuple, dict] = {}
     for result in results:
         task = result["task"]
@@ -55,24 +58,24 @@ def merged(results: list[dict], step: str) -> dict[tuple, dict]:
     return cells
 
 
-def card(found: dict) -> list[str]:
+def card(measured: dict) -> list[str]:
     hidden = ("task", "errors", "seconds")
-    about = found.get("card", [{}])[0]
+    about = measured.get("card", [{}])[0]
     return table(" | ", [[name, value] for name, value in about.items() if name not in hidden])
 
 
-def tests(found: dict) -> list[str]:
-    if "tests" not in found:
+def tests(measured: dict) -> list[str]:
+    if "tests" not in measured:
         return []
-    results, collected = found["tests"]["results"], found["tests"]["collected"]
+    results, collected = measured["tests"]["results"], measured["tests"]["collected"]
     outcomes = [result["outcome"] for result in results.values()]
     counts = [outcomes.count(name) for name in ("passed", "failed", "skipped")]
     head = "passed | failed | skipped | not run"
     lines = ["## Tests marked `gpu`", "", *table(head, [[*counts, collected - len(results)]])]
     failed = {name: result for name, result in results.items() if result["outcome"] == "failed"}
-    if found["rehearsal"]:
+    if measured["rehearsal"]:
         wrong = [name for name, result in failed.items() if result["kind"] == "AssertionError"]
-        lines += [f"{len(wrong)} of those that failed found wrong numbers, as they must here.", ""]
+        lines += [f"{len(wrong)} of the failed tests found wrong numbers, as they must here.", ""]
         failed = {name: result for name, result in failed.items() if name not in wrong}
     for name, result in list(failed.items())[:TESTS_SHOWN]:
         lines += [f"`{name}` ({result['kind']})", "", "```", *result["last lines"], "```", ""]
@@ -80,15 +83,17 @@ def tests(found: dict) -> list[str]:
     return [*lines, ""]
 
 
-def passes(found: dict) -> list[str]:
+def passes(measured: dict) -> list[str]:
     rows, rates = [], {}
-    compiled = [result for result in found.get("compiled", []) if COMPILED in result.get("ms", {})]
-    for (dtype, batch), cell in merged(found.get("cells", []), "cell").items():
+    compiled = [
+        result for result in measured.get("compiled", []) if COMPILED in result.get("ms", {})
+    ]
+    for (dtype, batch), cell in merged(measured.get("cells", []), "cell").items():
         ours = cell.get("ms", {})
         modes = [r for r in compiled if (r["task"]["dtype"], r["task"]["batch"]) == (dtype, batch)]
         modes.sort(key=lambda result: result["task"]["mode"])
         fastest = min((r["ms"] for r in modes), key=lambda ms: ms[COMPILED], default={})
-        # name, its milliseconds, those of transformers, eager, in the same process, deviation
+        # Name, milliseconds, those of eager transformers in the same process, deviation.
         systems = [(name, ms, ours.get(EAGER), cell["off"].get(name)) for name, ms in ours.items()]
         for result in modes:
             name, ms = f"{COMPILED}, {result['task']['mode']}", result["ms"]
@@ -105,28 +110,32 @@ def passes(found: dict) -> list[str]:
             rates[dtype] = f"{cell['rate'] / 1e12:.0f} TFLOP/s in {dtype}"
     head = "type, images |  | ms | of eager | of compiled | images/s | of products | off"
     explained = (
-        "The rd64-refined architecture at 352 x 352, random weights; each image has a prompt of its own, 8 tokens. Milliseconds, "
-        "medians of interleaved rounds; pixels and logits are on the GPU, as are the token ids that transformers gets (this "
-        "package checks ids in main memory). `of eager`: the share of the time of transformers, eager, in the same process. "
-        "`of compiled`: the share of the time of the faster mode of torch.compile; for the recorded pass in the same process, for "
-        "the others by way of `of eager`. `of products`: the share of the GPU's own rate of large matrix products "
-        f"({', '.join(rates.values())}). `off`: the largest difference from the logits in float64, of the largest logit. No TF32."
+        "The rd64-refined architecture at 352 x 352, random weights; each image has a prompt of "
+        "its own, 8 tokens. Milliseconds, medians of interleaved rounds; pixels and logits are on "
+        "the GPU, as are the token ids that transformers gets (this package checks ids in main "
+        "memory). `of eager`: the share of the time of transformers, eager, in the same process. "
+        "`of compiled`: the share of the time of the faster mode of torch.compile; for the "
+        "recorded pass in the same process, for the others by way of `of eager`. `of products`: "
+        "the share of the GPU's own rate of large matrix products "
+        f"({', '.join(rates.values())}). `off`: the largest difference from the logits in "
+        "float64, of the largest logit. No TF32."
     )
     return ["## One pass", "", explained, "", *table(head, rows)] if rows else []
 
 
-def launches(found: dict) -> list[str]:
+def launches(measured: dict) -> list[str]:
     return [
-        f"The recorded pass of one image and one prompt in {result['task']['dtype']} has {result['nodes']} nodes, as the driver "
-        f"counts them: {result['kernels']} kernels, {result['copies']} copies, {result['memsets']} memsets.\n"
-        for result in found.get("operations", [])
+        f"The recorded pass of one image and one prompt in {result['task']['dtype']} has "
+        f"{result['nodes']} nodes, as the driver counts them: {result['kernels']} kernels, "
+        f"{result['copies']} copies, {result['memsets']} memsets.\n"
+        for result in measured.get("operations", [])
         if "nodes" in result
     ]
 
 
-def operations(found: dict) -> list[str]:
+def operations(measured: dict) -> list[str]:
     rows, copied = [], None
-    for (dtype, batch), cell in merged(found.get("operations", []), "operations").items():
+    for (dtype, batch), cell in merged(measured.get("operations", []), "operations").items():
         copied = copied or cell.get("bandwidth")
         for name, limit in cell.get("limits", {}).items():
             ours, theirs = (cell.get(f"us, {by}", {}).get(name) for by in ("clipseg_np", "torch"))
@@ -137,19 +146,20 @@ def operations(found: dict) -> list[str]:
         "type, images |  | clipseg_np | torch | ratio | limit | clipseg_np's share | torch's share"
     )
     explained = (
-        "Microseconds of one call on the GPU, in a graph of 20, at the model's shapes (485 tokens, 768 features, 12 heads of 64, "
-        "3072 hidden). The share of the limit is the least time that the GPU's measured rates allow, over the time: to read and "
-        f"write each number once ({(copied or 0) / 1e12:.2f} TB/s, of a large copy), or to multiply (the rates above). What fits the cache "
-        "can exceed 1."
+        "Microseconds of one call on the GPU, in a graph of 20, at the model's shapes (485 tokens, "
+        "768 features, 12 heads of 64, 3072 hidden). The share of the limit is the least time that "
+        "the GPU's measured rates allow, over the time: to read and write each number once "
+        f"({(copied or 0) / 1e12:.2f} TB/s, of a large copy), or to multiply (the rates above). "
+        "Arrays that fit the cache can exceed 1."
     )
     return ["## Operations", "", explained, "", *table(head, rows)] if rows else []
 
 
-def tf32(found: dict) -> list[str]:
+def tf32(measured: dict) -> list[str]:
     rows = [
         [batch, name, (ms, ".3f"), (ratio(ms, cell["ms"].get(EAGER)), ".2f")]
         + [(cell["off"].get(name), ".1e")]
-        for (_, batch), cell in merged(found.get("tf32", []), "cell").items()
+        for (_, batch), cell in merged(measured.get("tf32", []), "cell").items()
         for name, ms in cell.get("ms", {}).items()
     ]
     explained = "As above, float32, with products in TF32: CUPY_TF32=1, and torch's allow_tf32."
@@ -157,8 +167,8 @@ def tf32(found: dict) -> list[str]:
     return [*lines, *table("images |  | ms | of eager | off", rows)] if rows else []
 
 
-def threads(found: dict) -> list[str]:
-    results = [result for result in found.get("threads", []) if result.get("ms")]
+def threads(measured: dict) -> list[str]:
+    results = [result for result in measured.get("threads", []) if result.get("ms")]
     if not results:
         return []
     results.sort(key=lambda result: result["task"]["count"])
@@ -171,8 +181,9 @@ def threads(found: dict) -> list[str]:
         rows.append([*row, (ratio(ms.get("clipseg_np"), ms.get("torch")), ".2f")])
     head = "threads | clipseg_np | faster | torch | faster | products | faster | clipseg_np / torch"
     explained = (
-        f"One image and one prompt in float32 on {first['processor']}, BLAS kernels {first['kernels']}: seconds, medians of "
-        f"interleaved rounds, and how many times as fast as with {first['task']['count']} thread. `products` are as many "
-        "multiplications in matrix products of NumPy's alone, with as many threads of its BLAS."
+        f"One image and one prompt in float32 on {first['processor']}, BLAS kernels "
+        f"{first['kernels']}: seconds, medians of interleaved rounds, and how many times as fast "
+        f"as with {first['task']['count']} thread. `products` are as many multiplications in "
+        "NumPy's matrix products alone, with as many threads of its BLAS."
     )
     return ["## The host", "", explained, "", *table(head, rows)]

@@ -2,7 +2,8 @@
 
     GPU_RESULTS=FILE GPU_CHECKPOINT=FOLDER python benchmarks/gpu_steps.py TASKS
 
-TASKS is a JSON list of {"step": the name of a function below, and its arguments}. Each appends a line of JSON to FILE.
+TASKS is a JSON list of {"step": the name of a function below, and its arguments}. Each appends a
+line of JSON to FILE.
 """
 
 import ctypes
@@ -17,8 +18,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from gpu_process import (
@@ -38,7 +40,7 @@ from gpu_report import COMPILED, EAGER, OURS, RECORDED
 
 SIDE = 64 if REHEARSE else 352
 TOKENS, WIDTH, HEADS, HIDDEN = (17, 64, 4, 128) if REHEARSE else (485, 768, 12, 3072)
-PIECES = 8  # images at a time in float64
+MAX_IMAGES = 8  # at a time in float64
 TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 TOWER |= {"num_hidden_layers": 4}
 SMALL = {"text": TOWER, "vision": TOWER, "extract_layers": [0, 1, 2], "projection_dim": 32}
@@ -55,7 +57,7 @@ def to_numpy(x) -> np.ndarray:
 
 
 def deviation(logits, exact: np.ndarray | None) -> float | None:
-    """The largest difference, relative to the largest logit; None where there is none, or it is not finite."""
+    """The largest difference, relative to the largest logit; None if unknown or not finite."""
     if exact is None:
         return None
     return finite(np.abs(to_numpy(logits) - exact).max() / np.abs(exact).max())
@@ -64,18 +66,24 @@ def deviation(logits, exact: np.ndarray | None) -> float | None:
 # The two libraries
 
 
-def with_transformers(dtype: str, batch: int, mode: str | None = None, tf32: bool = False) -> Call:
+def their_model(dtype: str, batch: int, tf32: bool = False) -> tuple:
+    """transformers' model, token ids and pixels, on the device."""
     import torch
     from systems import Logits, example
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    ids, pixels = (torch.from_numpy(x).to(DEVICE) for x in example(batch, batch, SIDE))
     kind = getattr(torch, dtype)
-    model = Logits(checkpoint_folder()).to(DEVICE, kind)
+    return Logits(checkpoint_folder()).to(DEVICE, kind), ids, pixels.to(kind)
+
+
+def with_transformers(dtype: str, batch: int, mode: str | None = None, tf32: bool = False) -> Call:
+    import torch
+
+    model, ids, pixels = their_model(dtype, batch, tf32)
     if mode:
         torch._dynamo.reset()
         model = torch.compile(model, mode=mode, dynamic=False)
-    ids, pixels = (torch.from_numpy(x).to(DEVICE) for x in example(batch, batch, SIDE))
-    pixels = pixels.to(kind)
 
     def run():
         with torch.inference_mode():
@@ -97,7 +105,7 @@ def our_model(dtype: str):
 
 
 def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
-    """Pixels are on the GPU. Token ids are in main memory, where they are checked, and copied there in each call."""
+    """Pixels are on the GPU; token ids are checked in main memory and copied in each call."""
     import cupy
     from systems import example
 
@@ -121,13 +129,10 @@ def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
 
 def float64_by_transformers(batch: int) -> np.ndarray:
     import torch
-    from systems import Logits, example
 
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    model = Logits(checkpoint_folder()).to(DEVICE, torch.float64)
-    ids, pixels = (torch.from_numpy(x).to(DEVICE) for x in example(batch, batch, SIDE))
+    model, *inputs = their_model("float64", batch)
     with torch.inference_mode():
-        parts = [model(*part) for part in zip(ids.split(PIECES), pixels.double().split(PIECES))]
+        parts = [model(*part) for part in zip(*(x.split(MAX_IMAGES) for x in inputs))]
     return to_numpy(torch.cat(parts))
 
 
@@ -167,24 +172,15 @@ def card(errors: dict) -> dict:
 
 
 def checkpoint(errors: dict) -> dict:
-    """The rd64-refined architecture for images of 352 pixels, drawn by transformers or, failing that, by this package."""
-    changes = {"text": {}, "vision": {}, **(SMALL if REHEARSE else {})}
+    """Draw the rd64-refined architecture by transformers or, where that fails, by this package."""
+    import systems
+
+    changes = {"vision": {}, **(SMALL if REHEARSE else {})}
     changes["vision"] = {**changes["vision"], "image_size": SIDE}
     with noted(errors, "transformers"):
-        from systems import save_checkpoint
-
-        save_checkpoint(checkpoint_folder(), **changes)
+        systems.save_checkpoint(checkpoint_folder(), **changes)
         return {}
-    from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation
-
-    config = CLIPSegConfig(
-        text_config={"eos_token_id": 2, **changes.pop("text")},
-        vision_config={"patch_size": 16, **changes.pop("vision")},
-        use_complex_transposed_convolution=True,
-        initializer_factor=0.02,  # the decoder's: with 1, attention would choose one token
-        **changes,
-    )
-    CLIPSegForImageSegmentation(config, seed=0).save_pretrained(checkpoint_folder())
+    systems.save_checkpoint_without_torch(checkpoint_folder(), **changes)
     return {}
 
 
@@ -205,7 +201,7 @@ def cell(errors: dict, dtype: str, batch: int, systems: list[str], tf32: bool = 
 def compiled(errors: dict, dtype: str, batch: int, mode: str, go: str) -> dict:
     """transformers compiled; beside it eager, and our recorded pass.
 
-    Says when it is ready, and waits for the file `go`: others compile meanwhile, and nothing is timed until they are done.
+    It writes when it is ready, and waits for the file `go`: nothing is timed while others compile.
     """
     build = {
         COMPILED: lambda: with_transformers(dtype, batch, mode),
@@ -224,14 +220,14 @@ def compiled(errors: dict, dtype: str, batch: int, mode: str, go: str) -> dict:
 def compared(
     build: dict[str, Callable[[], Call]], errors: dict, batch: int, seconds: float, wait: Call = int
 ) -> dict:
-    """Build each system, see how far it is off, `wait`, and time them in turn."""
+    """Build each system, compare its logits, call `wait`, and time them in turn."""
     from speed import product_work
 
     exact, calls, off = None, {}, {}
     with noted(errors, "float64"):
         exact = truth(batch)
     for name, make in build.items():
-        write(at=name)
+        write(system=name)
         with noted(errors, name):
             call = make()
             for _ in range(3):
@@ -275,84 +271,77 @@ def launches(errors: dict, dtype: str) -> dict:
     return found
 
 
-def operations(errors: dict, dtype: str, batch: int, systems: list[str]) -> dict:
-    """Microseconds of each operation at the model's shapes, and the least that the GPU's measured rates allow."""
+def our_operations(arrays: dict, dtype: str) -> dict[str, Call]:
     import cupy
-    import torch
-    from torch.nn import functional as F
 
     from clipseg_np.backends.select import ops_for
 
-    B, T, D, H, W = batch, TOKENS, WIDTH, HEADS, HIDDEN
-    shapes = {
-        "x": (B, T, D),
-        "scores": (B, H, T, T),
-        **dict.fromkeys(("q", "k", "v"), (B, H, T, D // H)),
-        **dict.fromkeys(("b", "weight"), (D,)),
-        "w": (D, D),
-        "wide": (W, D),
-        "wide_b": (W,),
+    ops = ops_for("cupy")
+    a = SimpleNamespace(**{name: cupy.asarray(x, dtype=dtype) for name, x in arrays.items()})
+    cupy.cuda.Device().synchronize()
+    return {
+        "layer norm": partial(ops.layer_norm, a.x, a.weight, a.b, 1e-5),
+        "softmax": partial(ops.softmax, a.scores),
+        "attention": partial(ops.attention, a.q, a.k, a.v),
+        "linear": partial(ops.linear, a.x, a.w, a.b),
+        "linear, quick_gelu": partial(ops.linear, a.x, a.wide, a.wide_b, activation="quick_gelu"),
     }
+
+
+def torch_operations(arrays: dict, dtype: str) -> dict[str, Call]:
+    import torch
+    from torch.nn import functional as F
+
+    kind = getattr(torch, dtype)
+    a = {name: torch.from_numpy(x).to(DEVICE, kind) for name, x in arrays.items()}
+    a = SimpleNamespace(**a)
+
+    def wide_gelu():
+        y = F.linear(a.x, a.wide, a.wide_b)
+        return y * torch.sigmoid(1.702 * y)
+
+    return {
+        "layer norm": partial(F.layer_norm, a.x, (WIDTH,), a.weight, a.b, 1e-5),
+        "softmax": partial(F.softmax, a.scores, -1),
+        "attention": partial(F.scaled_dot_product_attention, a.q, a.k, a.v),
+        "linear": partial(F.linear, a.x, a.w, a.b),
+        "linear, quick_gelu": wide_gelu,
+    }
+
+
+def operations(errors: dict, dtype: str, batch: int, systems: list[str]) -> dict:
+    """Microseconds of each operation at the model's shapes, and the least that the GPU allows."""
+    B, T, D, N, W = batch, TOKENS, WIDTH, HEADS, HIDDEN
+    shapes = {"x": (B, T, D), "scores": (B, N, T, T), "w": (D, D), "wide": (W, D), "wide_b": (W,)}
+    shapes |= dict.fromkeys("qkv", (B, N, T, D // N)) | dict.fromkeys(("b", "weight"), (D,))
     rng = np.random.default_rng(0)
-    arrays = {n: rng.random(s, np.float32) * 2 - 1 for n, s in shapes.items()}
-    torch.backends.cuda.matmul.allow_tf32 = False
+    arrays = {name: rng.random(shape, np.float32) * 2 - 1 for name, shape in shapes.items()}
     size, (bandwidth, rate) = np.dtype(dtype).itemsize, ceilings(dtype)
-    x, scores = B * T * D, B * H * T * T
-    work = {  # numbers read and written once, and operations
+    x, scores = B * T * D, B * N * T * T
+    # Numbers that are read or written once, and operations.
+    work = {
         "layer norm": (2 * x, 0),
         "softmax": (2 * scores, 0),
-        "attention": (4 * x, 4 * scores * (D // H)),
+        "attention": (4 * x, 4 * scores * (D // N)),
         "linear": (2 * x + D * D, 2 * x * D),
         "linear, quick_gelu": (x + B * T * W + D * W, 2 * x * W),
     }
-    timed = {}
-    if "clipseg_np" in systems:
-        ops = ops_for("cupy")
-        a = {n: cupy.asarray(v, dtype=dtype) for n, v in arrays.items()}
-        cupy.cuda.Device().synchronize()
-        timed["clipseg_np"] = (
-            time_cupy,
-            {
-                "layer norm": lambda: ops.layer_norm(a["x"], a["weight"], a["b"], 1e-5),
-                "softmax": lambda: ops.softmax(a["scores"]),
-                "attention": lambda: ops.attention(a["q"], a["k"], a["v"]),
-                "linear": lambda: ops.linear(a["x"], a["w"], a["b"]),
-                "linear, quick_gelu": lambda: ops.linear(
-                    a["x"], a["wide"], a["wide_b"], activation="quick_gelu"
-                ),
-            },
-        )
-    if "torch" in systems:
-        t = {n: torch.from_numpy(v).to(DEVICE, getattr(torch, dtype)) for n, v in arrays.items()}
-
-        def wide_gelu():
-            y = F.linear(t["x"], t["wide"], t["wide_b"])
-            return y * torch.sigmoid(1.702 * y)
-
-        timed["torch"] = (
-            time_torch,
-            {
-                "layer norm": lambda: F.layer_norm(t["x"], (D,), t["weight"], t["b"], 1e-5),
-                "softmax": lambda: F.softmax(t["scores"], -1),
-                "attention": lambda: F.scaled_dot_product_attention(t["q"], t["k"], t["v"]),
-                "linear": lambda: F.linear(t["x"], t["w"], t["b"]),
-                "linear, quick_gelu": wide_gelu,
-            },
-        )
     limits = {}
-    for name, (numbers, each) in work.items():
-        moved, multiplied = 1e6 * numbers * size / bandwidth, 1e6 * each / rate
+    for name, (numbers, count) in work.items():
+        moved, multiplied = 1e6 * numbers * size / bandwidth, 1e6 * count / rate
         by = "arithmetic" if multiplied > moved else "bandwidth"
         limits[name] = {"us": finite(max(moved, multiplied)), "by": by}
     found = {"limits": limits, "bandwidth": finite(bandwidth), "rate": finite(rate)}
+    timers = {"clipseg_np": (time_cupy, our_operations), "torch": (time_torch, torch_operations)}
     for system in systems:
-        write(at=system)
-        timer, calls = timed[system]
+        write(system=system)
+        timer, build = timers[system]
         times = found[f"us, {system}"] = {}
-        for name, call in calls.items():
+        for name, call in build(arrays, dtype).items():
             with noted(errors, f"{system}, {name}"):
                 us = timer(call)
-                times[name] = us if us > 0.01 else None  # the dry GPU has no clock
+                # The dry GPU has no clock.
+                times[name] = us if us > 0.01 else None
     return found
 
 

@@ -1,6 +1,8 @@
-"""A plugin of pytest that gpu.py uses: it writes down each test as soon as it is over, and ends the process that has no GPU left.
+"""gpu.py's plugin for pytest: it writes the result of each test at once, and ends a process whose
+GPU no longer answers.
 
-The next process goes on behind the last test that was begun. In a rehearsal, gpu_process.py brings the dry GPU.
+The next process goes on after the last test that began. In a rehearsal, gpu_process.py imports the
+dry GPU.
 """
 
 import json

@@ -16,7 +16,7 @@ import clipseg_np
 try:
     import torch
     import transformers
-except ModuleNotFoundError:  # `speed.py --before` goes without them
+except (ImportError, OSError):  # `speed.py --before` needs neither
     torch = transformers = None
 
 SIDE = 352
@@ -50,13 +50,17 @@ def save_checkpoint(
     save_processor(folder)
 
 
-def save_checkpoint_without_torch(folder: Path) -> None:
+def save_checkpoint_without_torch(
+    folder: Path, text: dict | None = None, vision: dict | None = None, **others
+) -> None:
     """As `save_checkpoint`, with weights about as large, drawn by this package."""
     config = clipseg_np.CLIPSegConfig(
-        text_config=clipseg_np.CLIPSegTextConfig(eos_token_id=2),
-        vision_config=clipseg_np.CLIPSegVisionConfig(patch_size=16),
+        text_config={"eos_token_id": 2, **(text or {})},
+        vision_config={"patch_size": 16, **(vision or {})},
         use_complex_transposed_convolution=True,
-        initializer_factor=0.02,  # for the decoder alone
+        # The decoder's: with 1, attention would choose one token.
+        initializer_factor=0.02,
+        **others,
     )
     clipseg_np.CLIPSegForImageSegmentation(config, seed=0).save_pretrained(folder)
     save_processor(folder)
