@@ -153,7 +153,7 @@ def main() -> None:
     print("|---|---:|---:|")
     for row in sorted(scores):
         print(f"| {row} | {len(scores[row])} | {np.mean(scores[row]):.3f} |")
-    paper = metrics.scores().at(0.5)
+    paper = metrics.scores().at_threshold(0.5)
     print("\nThe paper's measures of the text prompts, absent ones included, at threshold 0.5:")
     print(", ".join(f"{name} {value:.3f}" for name, value in paper.items()))
     if args.json:

@@ -12,7 +12,6 @@ own test grants the two a difference of 0.1). Deviations:
   image.
 """
 
-import inspect
 import json
 import os
 import warnings
@@ -89,8 +88,6 @@ def _one_of(*choices):
 
 
 _FLAG = (_flag, "True or False")
-_OFF = (_one_of(False), "False: the mask must cover the whole image")
-_ON = (_one_of(True), "True: the mask must cover the whole image")
 
 # The rule of each setting: a function that returns the value in its own type, or None where the
 # value is impossible; and what was expected.
@@ -99,17 +96,14 @@ RULES = {
     "size": (_size, f"H, (H, W) or a dict of {' or '.join(SIZES)}, from 1 to {MAX_PIXELS}"),
     "resample": (partial(_whole, limit=max(RESAMPLINGS)), f"one of {RESAMPLINGS}"),
     "do_rescale": _FLAG,
-    "rescale_factor": (partial(_number, above=0), f"above 0, at most {MAX_NUMBER:g}"),
+    "rescale_factor": (partial(_number, above=0), f"a number in 0..{MAX_NUMBER:g}, not 0"),
     "do_normalize": _FLAG,
     "image_mean": (_per_channel, f"1 or 3 numbers, at most {MAX_NUMBER:g}"),
-    "image_std": (
-        partial(_per_channel, above=0),
-        f"1 or 3 numbers above 0, at most {MAX_NUMBER:g}",
-    ),
+    "image_std": (partial(_per_channel, above=0), f"1 or 3 numbers in 0..{MAX_NUMBER:g}, not 0"),
     "do_convert_rgb": _FLAG,
-    "do_center_crop": _OFF,
-    "do_pad": _OFF,
-    "default_to_square": _ON,
+    "do_center_crop": (_one_of(False), "False, for the mask must cover the whole image"),
+    "do_pad": (_one_of(False), "False, for the mask must cover the whole image"),
+    "default_to_square": (_one_of(True), "True, for the mask must cover the whole image"),
     "return_tensors": (_one_of("np"), '"np" or None'),
     "data_format": (_one_of(*LAYOUTS), f"one of {', '.join(LAYOUTS)}"),
 }
@@ -185,9 +179,7 @@ class ViTImageProcessor:
         checked("data_format", data_format)
         changed = {name: value for name, value in overrides.items() if value is not None}
         processor = ViTImageProcessor(**{**vars(self), **changed}) if changed else self
-        batch = [
-            processor._pixels(image, input_data_format, name) for image, name in _named(images)
-        ]
+        batch = [processor._pixels(*named, input_data_format) for named in _named(images)]
         sizes = {pixels.shape[:2] for pixels in batch}
         if len(sizes) > 1:
             raise InputError(
@@ -199,7 +191,7 @@ class ViTImageProcessor:
             pixel_values = np.ascontiguousarray(np.moveaxis(pixel_values, 3, 1))
         return Features(pixel_values=pixel_values)
 
-    def _pixels(self, image, input_data_format, name):
+    def _pixels(self, image, name, input_data_format):
         """One image -> (height,width,3) float32"""
         pixels = load_image(image, input_data_format, name)
         if self.do_resize:
@@ -227,9 +219,8 @@ class ViTImageProcessor:
 
         Raises FileNotFoundError where neither is there, InputError for an impossible value.
         """
-        folder = checkpoint_folder(
-            folder_or_hub_id, local_files_only=local_files_only, needed=(IMAGES,)
-        )
+        options = {"local_files_only": local_files_only, "needed": (IMAGES,)}
+        folder = checkpoint_folder(folder_or_hub_id, **options)
         path = folder / COMBINED_FILE
         settings = read_json(path).get("image_processor") if path.is_file() else None
         if not isinstance(settings, dict):
@@ -260,11 +251,8 @@ class ViTImageProcessor:
         return f"ViTImageProcessor {self.to_json_string()}"
 
 
-DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(ViTImageProcessor).parameters.items()
-    if name != "others"
-}
+# The first rules are those of the constructor's arguments, in order.
+DEFAULTS = dict(zip(RULES, ViTImageProcessor.__init__.__defaults__))
 
 
 def output_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:

@@ -12,8 +12,16 @@ from .morphology import (
 )
 
 # Names of 0.1.
-grow, regions = dilate, connected_components
-run_lengths, without_crumbs = run_length_encoding, remove_small_components
+regions, run_lengths = connected_components, run_length_encoding
+
+
+def grow(mask, pixels):
+    return dilate(mask, radius=pixels)
+
+
+def without_crumbs(mask, smallest):
+    return remove_small_components(mask, min_area=smallest)
+
 
 __all__ = [
     "connected_components",

@@ -87,9 +87,7 @@ class Metrics:
         # (4,49): the four counts.
         self.by_class = defaultdict(lambda: np.zeros((4, len(THRESHOLDS)), int))
 
-    def add(
-        self, probabilities: np.ndarray, mask: np.ndarray, name: Hashable | None = None
-    ) -> None:
+    def add(self, probabilities: np.ndarray, mask: np.ndarray, name: Hashable = None) -> None:
         """Add one image's probabilities and true mask, (H,W) each, and the name of its class."""
         self.by_class[name] += count(probabilities, mask)
 

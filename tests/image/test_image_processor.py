@@ -1,6 +1,4 @@
-"""ViTImageProcessor: its numbers, fields, files and complaints; and probabilities at an image's
-size.
-"""
+"""ViTImageProcessor: its numbers, fields, files and errors, and probabilities at a size."""
 
 import json
 import warnings
@@ -24,9 +22,7 @@ def drawn(height, width, seed=0):
 
 
 def test_P01_P02_pixel_values_from_first_principles():
-    """A red-to-blue ramp of 2 pixels, doubled: bytes first, then 0..1, then ImageNet's mean and
-    std.
-    """
+    """A red-to-blue ramp of 2 pixels, doubled: bytes, then 0..1, then ImageNet's mean and std."""
     image = np.array([[[200, 0, 0], [0, 0, 100]]], np.uint8)
     processor = ViTImageProcessor(size=(1, 4), **IMAGENET)
     pixel_values = processor(Image.fromarray(image)).pixel_values
@@ -71,7 +67,7 @@ def test_data_format_channels_last():
     np.testing.assert_array_equal(last, first.transpose(0, 2, 3, 1))
 
 
-# what goes in
+# images
 
 
 def test_one_image_is_a_batch_of_one_and_a_list_may_mix_everything(tmp_path):
@@ -213,7 +209,7 @@ def test_options_of_a_call_that_are_refused():
             ViTImageProcessor()(drawn(6, 6), **wrong)
 
 
-def test_an_unknown_keyword_is_warned_of_and_nothing_else_is():
+def test_only_an_unknown_keyword_is_a_warning():
     with pytest.warns(UserWarning, match="'colour'"):
         ViTImageProcessor(colour=3)
     with pytest.warns(UserWarning, match="'colour'"):

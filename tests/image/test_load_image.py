@@ -1,6 +1,4 @@
-"""One image, in every form that a person may have it, as RGB bytes; and what is wrong with it
-otherwise.
-"""
+"""One image in every form becomes RGB bytes, and unusable ones are refused."""
 
 import warnings
 
@@ -22,9 +20,9 @@ def three(grey):
     return np.repeat(np.asarray(grey).reshape(5, 7, 1), 3, axis=2)
 
 
-def over_white(colours, alpha=ALPHA):
+def over_white(colors, alpha=ALPHA):
     share = alpha / 255
-    return np.round(colours * share + 255 * (1 - share)).astype(np.uint8)
+    return np.round(colors * share + 255 * (1 - share)).astype(np.uint8)
 
 
 # PIL images
@@ -53,7 +51,7 @@ def test_P06_transparent_pixels_show_white():
     np.testing.assert_array_equal(load_image(grey_alpha), over_white(three(GREY)))
 
 
-def test_premultiplied_alpha_palette_alpha_and_transparent_colours():
+def test_premultiplied_alpha_palette_alpha_and_transparent_colors():
     opaque = Image.fromarray(RGB).convert("RGBA")
     np.testing.assert_array_equal(load_image(opaque.convert("RGBa")), RGB)
     grey_alpha = opaque.convert("LA")
@@ -189,11 +187,11 @@ def test_rescaled_floats_are_told_from_grey_levels():
         assert not is_unit_float(other)
 
 
-# what is wrong
+# unusable images
 
 
 @pytest.mark.parametrize(
-    ("array", "says"),
+    ("array", "message"),
     [
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros((5, 7, 2), np.uint8), r"\(5, 7, 2\)"),
@@ -217,8 +215,8 @@ def test_rescaled_floats_are_told_from_grey_levels():
         (Image.new("I", (5, 5), -3), "-3"),
     ],
 )
-def test_unusable_arrays_and_images(array, says):
-    with pytest.raises(InputError, match=says) as error:
+def test_unusable_arrays_and_images(array, message):
+    with pytest.raises(InputError, match=message) as error:
         load_image(array, name="images[4]")
     assert "images[4]" in str(error.value)
 
@@ -249,8 +247,9 @@ def test_files_that_are_no_images(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not an image at all")
-    for name, says in [("folder", "is a folder"), ("empty", "0 bytes"), ("text", "not an image")]:
-        with pytest.raises(InputError, match=says) as error:
+    messages = {"folder": "is a folder", "empty": "0 bytes", "text": "not an image"}
+    for name, message in messages.items():
+        with pytest.raises(InputError, match=message) as error:
             load_image(tmp_path / f"{name}.png")
         assert f"{name}.png" in str(error.value)
 
@@ -270,7 +269,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 def test_decompression_bombs(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.fromarray(RGB).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # of 35: Pillow warns, and reads it
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # of 35: Pillow warns, but reads it
     assert (load_image(path) == RGB).all()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # over twice as many: it refuses
     with pytest.raises(InputError, match=r"bomb\.png.*MAX_IMAGE_PIXELS"):
@@ -286,7 +285,7 @@ def test_an_open_image_whose_file_is_cut_off(tmp_path):
 
 
 class OnAGpu:
-    """What CuPy's arrays are like to who takes arrays: they are brought over by `get`, and by nothing else."""
+    """An array like CuPy's: only `get` copies it to main memory."""
 
     def __init__(self, values):
         self.values = values
@@ -298,17 +297,17 @@ class OnAGpu:
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
 
-def test_a_gpus_array_is_taken_like_its_copy(image):
-    for given in (image, image / 255, image[..., 0] > 99):
-        assert np.array_equal(load_image(OnAGpu(given)), load_image(given))
+def test_an_array_on_a_gpu_is_read_like_its_copy(image):
+    for array in (image, image / 255, image[..., 0] > 99):
+        assert np.array_equal(load_image(OnAGpu(array)), load_image(array))
         processor = ViTImageProcessor(size=32)
-        found, expected = (processor(x).pixel_values for x in (OnAGpu(given), given))
-        assert np.array_equal(found, expected)
+        actual, expected = (processor(x).pixel_values for x in (OnAGpu(array), array))
+        assert np.array_equal(actual, expected)
     mask = (image[..., 0] > 99).astype("uint8")
     assert np.array_equal(load_mask(OnAGpu(mask)), mask > 0)
 
 
-def test_an_array_that_cannot_be_brought_over_is_refused(image):
+def test_an_array_that_cannot_be_copied_is_refused(image):
     array = OnAGpu(image)
     array.get = None
     with pytest.raises(InputError, match="images.0. is a OnAGpu that NumPy cannot read"):

@@ -14,9 +14,8 @@ RESAMPLINGS = [0, 1, 2, 3]
 
 def by_pillow(pixels, size, resample):
     height, width = pixels.shape[:2]
-    if (
-        pixels.ndim == 3 and pixels.shape[2] == 4
-    ):  # CMYK: four channels without Pillow's treatment of alpha
+    # CMYK has four channels, none of which Pillow treats as alpha.
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
         image = Image.frombytes("CMYK", (width, height), pixels.tobytes())
     else:
         image = Image.fromarray(pixels)
@@ -33,9 +32,7 @@ def check(pixels, size, resample):
 
 
 def drawn_pixels(rng, height, width, channels):
-    """Noise, or black and white, which makes the filters overshoot; no channel axis for one
-    channel.
-    """
+    """Noise, or black and white, which makes the filters overshoot; one channel has no axis."""
     pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
     if rng.random() < 0.5:
         pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
@@ -112,7 +109,7 @@ def test_P04_bicubic_has_a_of_minus_one_half():
     assert doubled[8] == 128 - (29 - 3)
 
 
-def test_nearest_takes_the_pixel_under_the_centre():
+def test_nearest_takes_the_pixel_under_the_center():
     row = np.arange(5, dtype=np.uint8)[None]
     assert resize(row, (1, 2), 0).tolist() == [[1, 3]]
     assert resize(row, (2, 10), 0).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 2
@@ -135,7 +132,7 @@ def test_a_view_that_is_not_contiguous():
         (np.zeros((3, 3), np.uint8), (2, 2), 4, "resample"),
     ],
 )
-def test_what_cannot_be_resized(image, size, resample, names):
+def test_unusable_images_and_sizes(image, size, resample, names):
     with pytest.raises(InputError, match=names):
         resize(image, size, resample)
 

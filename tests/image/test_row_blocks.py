@@ -1,4 +1,4 @@
-"""Large images, some rows at a time: the same results as at once, in memory that stays small."""
+"""Large images in blocks of rows: the same results as in one, in memory that stays small."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ IMAGE = rng.integers(0, 256, (41, 30, 3), np.uint8)
 MASK = rng.random((41, 30)) > 0.9
 
 
-def test_the_bands_are_all_rows_once():
+def test_the_blocks_are_all_rows_once():
     for height, width in (
         (1, 1),
         (7, row_blocks.MAX_PIXELS_PER_BLOCK),
@@ -38,16 +38,16 @@ def test_the_bands_are_all_rows_once():
 
 
 def results(checkpoint) -> dict[str, np.ndarray]:
-    """All that is made band by band."""
+    """Everything that is computed block by block."""
     result = Segmenter.from_pretrained(checkpoint).combine(IMAGE, ["red", "red - !(a blue x)"])
     wide = rng.integers(0, 2**16, (41, 30), np.uint16)
     wide[:] = np.arange(41 * 30).reshape(41, 30) * 53
     return {
         "maps": result.probabilities,
-        "highlighted": highlight(IMAGE, MASK),
+        "highlight": highlight(IMAGE, MASK),
         "heat": heat(IMAGE, result.probability(0)),
-        "regions": np.array([[r.area, *r.box] for r in connected_components(MASK)]),
-        "grown": np.stack([dilate(MASK, pixels) for pixels in (0, 1, 2.5, 7, 100, -1, -3)]),
+        "components": np.array([[r.area, *r.box] for r in connected_components(MASK)]),
+        "dilated": np.stack([dilate(MASK, pixels) for pixels in (0, 1, 2.5, 7, 100, -1, -3)]),
         "over white": load_image(np.dstack([IMAGE, IMAGE[..., 0]])),
         "16 bits": load_image(wide),
         "floats": load_image(IMAGE / 255),
@@ -55,7 +55,7 @@ def results(checkpoint) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("pixels", [1, 100, 700])
-def test_bands_of_any_height_give_the_same(pixels, checkpoint, monkeypatch):
+def test_blocks_of_any_height_give_the_same(pixels, checkpoint, monkeypatch):
     whole = results(checkpoint)
     monkeypatch.setattr(row_blocks, "MAX_PIXELS_PER_BLOCK", pixels)
     for name, array in results(checkpoint).items():
@@ -69,7 +69,8 @@ def test_some_rows_of_an_interpolated_map():
         np.testing.assert_array_equal(resize_bilinear(logits, (40, 31), rows=rows), whole[:, rows])
 
 
-# Started by a small process: on Linux, the peak of a process that is started counts the memory of the one that starts it.
+# A small process starts the command: on Linux, a process's peak counts its parent's memory at the
+# start.
 LAUNCHER = """
 import os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:])
@@ -80,7 +81,7 @@ print(usage.ru_maxrss, os.waitstatus_to_exitcode(status))
 
 @pytest.mark.slow
 def test_a_hundred_megapixels_in_bounded_memory(checkpoint, tmp_path):
-    """Six prompts: their maps alone would take 2.4 GB. Here 18 bytes a pixel are held, of which the image has 7."""
+    """Maps of six prompts would take 2.4 GB. This holds 18 bytes a pixel, 7 of them the image's."""
     file = tmp_path / "large.png"
     Image.new("RGB", (10000, 10000), (200, 30, 30)).save(file, compress_level=1)
     output = tmp_path / "masks"

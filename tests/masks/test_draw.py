@@ -1,4 +1,4 @@
-"""The sheet of panels: what is coloured, what is grey, and that captions and sizes fit."""
+"""Sheets of panels: the mask in color, the rest in grey, and captions and sizes that fit."""
 
 import numpy as np
 from PIL import ImageFont
@@ -17,7 +17,7 @@ from clipseg_np.masks.draw import (
 )
 
 
-def test_the_mask_keeps_its_colour_and_the_rest_turns_dark_grey():
+def test_the_mask_keeps_its_color_and_the_rest_turns_dark_grey():
     image = np.zeros((40, 40, 3), np.uint8)
     image[..., 0] = 120
     mask = np.zeros((40, 40), bool)
@@ -56,7 +56,7 @@ def test_a_panel_of_a_large_image_is_made_of_fewer_pixels():
     assert (shown[:, :750] == image[::2, :1500:2]).all() and (shown[:, -1] != image[::2, -2]).any()
 
 
-def test_labels_have_their_colours_in_the_image_and_in_the_legend():
+def test_labels_have_their_colors_in_the_image_and_in_the_legend():
     image = np.full((20, 30, 3), 100, np.uint8)
     labels = np.zeros((20, 30), np.uint8)
     labels[:10, :15] = 2

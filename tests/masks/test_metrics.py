@@ -6,7 +6,8 @@ import pytest
 from clipseg_np import InputError
 from clipseg_np.masks.metrics import THRESHOLDS, Metrics, count, image_iou, simpson
 
-# scipy.integrate.simps(y, x) of SciPy 1.10.1 for n points x = sorted uniform, y = uniform, of default_rng(n)
+# scipy.integrate.simps(y, x) of SciPy 1.10.1 for n points of default_rng(n): x = sorted uniform,
+# y = uniform.
 SIMPS = {
     2: 0.01670880371099513,
     3: 0.03645481455298072,
@@ -17,7 +18,7 @@ SIMPS = {
 
 
 def drawn(seed: int, images: int = 6):
-    """Probability maps that lean towards their masks, with values that lie exactly on thresholds, and classes."""
+    """Probability maps that lean towards their masks, some exactly on thresholds; classes."""
     rng = np.random.default_rng(seed)
     for number in range(images):
         mask = rng.uniform(size=(9, 11)) < 0.3
@@ -28,13 +29,13 @@ def drawn(seed: int, images: int = 6):
 
 def plain_counts(seed: int, threshold: float, name: str | None = None) -> tuple[int, ...]:
     tp = fp = fn = tn = 0
-    for map_, mask, shown in drawn(seed):
-        if name not in (None, shown):
+    for map_, mask, class_name in drawn(seed):
+        if name not in (None, class_name):
             continue
         for p, g in zip(map_.ravel(), mask.ravel()):
-            said = p > np.float32(threshold)
-            tp, fp = tp + (said and g), fp + (said and not g)
-            fn, tn = fn + (not said and g), tn + (not said and not g)
+            positive = p > np.float32(threshold)
+            tp, fp = tp + (positive and g), fp + (positive and not g)
+            fn, tn = fn + (not positive and g), tn + (not positive and not g)
     return tp, fp, fn, tn
 
 
@@ -51,11 +52,11 @@ def test_ious_are_ratios_of_summed_pixels_with_one_added(scores, threshold):
     tp, fp, fn, tn = plain_counts(0, threshold)
     foreground, background = tp / (1 + tp + fp + fn), tn / (1 + tn + fp + fn)
     classes = [plain_counts(0, threshold, name)[:3] for name in ("cat", "dog", "cup")]
-    found = scores.at(threshold)
-    assert found["IoU_FG"] == pytest.approx(foreground, abs=1e-12)
-    assert found["IoU_BIN"] == pytest.approx((foreground + background) / 2, abs=1e-12)
+    actual = scores.at_threshold(threshold)
+    assert actual["IoU_FG"] == pytest.approx(foreground, abs=1e-12)
+    assert actual["IoU_BIN"] == pytest.approx((foreground + background) / 2, abs=1e-12)
     mean = sum(tp / (1 + tp + fp + fn) for tp, fp, fn in classes) / 3
-    assert found["mIoU"] == pytest.approx(mean, abs=1e-12)
+    assert actual["mIoU"] == pytest.approx(mean, abs=1e-12)
 
 
 def test_average_precision_is_simpsons_area_under_the_distinct_pairs(scores):
@@ -77,8 +78,8 @@ def test_the_thresholds_are_the_authors():
 
 def test_a_probability_on_the_threshold_is_outside():
     half = count(np.array([[0.5]], np.float32), np.array([[1]]))
-    at = int(np.abs(THRESHOLDS - 0.5).argmin())
-    assert half.tp[at - 1] == 1 and half.tp[at] == 0 and half.fn[at] == 1
+    index = int(np.abs(THRESHOLDS - 0.5).argmin())
+    assert half.tp[index - 1] == 1 and half.tp[index] == 0 and half.fn[index] == 1
 
 
 @pytest.mark.parametrize("n", SIMPS)
@@ -100,7 +101,7 @@ def test_without_classes_there_is_no_mean_over_them():
     for map_, mask, _ in drawn(1):
         metrics.add(map_, mask)
     assert metrics.scores().mean_iou is None
-    assert "mIoU" not in metrics.scores().at(0.5)
+    assert "mIoU" not in metrics.scores().at_threshold(0.5)
 
 
 def test_image_iou():

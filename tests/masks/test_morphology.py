@@ -1,8 +1,9 @@
-"""Masks grown, cleaned, cut out, labelled and written as runs."""
+"""Masks dilated, cleaned, cut out, labeled and encoded as runs."""
 
 import numpy as np
 import pytest
 
+from clipseg_np import masks
 from clipseg_np.errors import InputError
 from clipseg_np.masks.morphology import (
     connected_components,
@@ -22,7 +23,7 @@ def drawn(seed, shape=(23, 31), share=0.1):
 
 @pytest.mark.parametrize("pixels", [0, 1, 1.5, 2, 5, 40])
 @pytest.mark.parametrize("seed", range(3))
-def test_growing_takes_in_what_is_near_enough(seed, pixels):
+def test_dilation_adds_the_pixels_within_the_radius(seed, pixels):
     mask = drawn(seed, share=0.02)
     rows, columns = np.indices(mask.shape)
     near = np.zeros(mask.shape, bool)
@@ -32,7 +33,7 @@ def test_growing_takes_in_what_is_near_enough(seed, pixels):
     np.testing.assert_array_equal(dilate(~mask, -pixels), ~near)
 
 
-def test_growing_and_shrinking_leave_nothing_and_everything_alone():
+def test_dilation_and_erosion_leave_empty_and_full_masks_alone():
     for mask in (np.zeros((4, 5), bool), np.ones((4, 5), bool)):
         for pixels in (3, -3):
             assert np.array_equal(dilate(mask, pixels), mask)
@@ -47,8 +48,8 @@ def test_feathering_keeps_the_middle_of_an_edge_at_one_half():
     assert soft[20, 5] == 0 and soft[20, 35] == 1
 
 
-def flooded(mask):
-    """Connected parts by flooding, pixel by pixel."""
+def flood_fill(mask):
+    """Connected components by flood fill, pixel by pixel."""
     labels, number = np.zeros(mask.shape, int), 0
     for start in map(tuple, np.argwhere(mask)):
         if labels[start]:
@@ -66,18 +67,18 @@ def flooded(mask):
 
 @pytest.mark.parametrize("share", [0, 0.05, 0.2, 0.35, 0.5, 0.8, 1])
 @pytest.mark.parametrize("seed", range(5))
-def test_connected_parts_are_those_of_a_flood(seed, share):
+def test_connected_components_are_those_of_a_flood_fill(seed, share):
     mask = drawn(seed, share=share)
-    labels, found = flooded(mask), connected_components(mask)
-    assert len(found) == labels.max(initial=0)
-    for number, region in enumerate(found, 1):
+    labels, components = flood_fill(mask), connected_components(mask)
+    assert len(components) == labels.max(initial=0)
+    for number, component in enumerate(components, 1):
         rows, columns = np.nonzero(labels == number)
-        assert region.area == len(rows)
+        assert component.area == len(rows)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        assert region.box == tuple(map(int, box))
+        assert component.box == tuple(map(int, box))
 
 
-def test_a_spiral_and_a_comb_are_one_part_each():
+def test_a_comb_is_one_component_until_it_loses_its_spine():
     comb = np.zeros((7, 9), bool)
     comb[:, ::2] = True
     comb[-1] = True
@@ -85,7 +86,7 @@ def test_a_spiral_and_a_comb_are_one_part_each():
     assert len(connected_components(comb[:-1])) == 5
 
 
-def test_crumbs_go_and_the_rest_stays():
+def test_small_components_go_and_the_rest_stays():
     mask = np.zeros((10, 10), bool)
     mask[1:4, 1:4] = mask[6, 6:8] = mask[9, 0] = True
     cleaned = remove_small_components(mask, 3)
@@ -126,7 +127,7 @@ def test_a_label_map_holds_the_likeliest_prompt_above_the_threshold():
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
-def test_run_lengths_go_down_the_columns_and_begin_with_nothing(share):
+def test_run_lengths_go_down_the_columns_and_begin_with_zeros(share):
     mask = drawn(1, share=share)
     coded = run_length_encoding(mask)
     assert coded["size"] == [23, 31] and sum(coded["counts"]) == mask.size
@@ -134,3 +135,14 @@ def test_run_lengths_go_down_the_columns_and_begin_with_nothing(share):
     np.testing.assert_array_equal(values.reshape(mask.shape, order="F"), mask)
     assert all(count > 0 for count in coded["counts"][1:])
     assert run_length_encoding(np.array([[True, False]]))["counts"] == [0, 1, 1]
+
+
+def test_the_names_of_0_1_are_kept():
+    mask = drawn(2)
+    np.testing.assert_array_equal(masks.grow(mask, 2), dilate(mask, 2))
+    np.testing.assert_array_equal(masks.grow(mask, pixels=-1), dilate(mask, -1))
+    assert masks.regions(mask) == connected_components(mask)
+    expected = remove_small_components(mask, 3)
+    np.testing.assert_array_equal(masks.without_crumbs(mask, 3), expected)
+    np.testing.assert_array_equal(masks.without_crumbs(mask, smallest=3), expected)
+    assert masks.run_lengths(mask) == run_length_encoding(mask)
