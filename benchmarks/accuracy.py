@@ -1,9 +1,10 @@
-"""How far each backend's logits lie from those of the readable arithmetic in float64, which is the yardstick.
+"""The deviation of each backend's logits from those of the readable arithmetic in float64.
 
     python benchmarks/accuracy.py
 
-Two checkpoints: the demonstration's, on its example image, and the rd64-refined architecture with random weights (this
-one needs the extra `benchmark`, and shows transformers beside it). CuPy's backends are in the table where a GPU is at hand.
+Two checkpoints: the demonstration's, on its example image, and the rd64-refined architecture with
+random weights (this one needs the extra `benchmark`, and shows transformers beside it). CuPy's
+backends are in the table if there is a GPU.
 """
 
 import tempfile
@@ -18,7 +19,7 @@ from clipseg_np.errors import MissingExtra
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "shapes.png"
 PROMPTS = ["a red thing", "the large red circle", "a purple ring"]
-YARDSTICK = ("numpy-reference", "float64")
+REFERENCE = ("numpy-reference", "float64")
 
 
 def with_clipseg_np(folder: Path, backend: str, dtype: str, inputs: dict) -> np.ndarray:
@@ -32,11 +33,11 @@ def deviation(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def deviations(folder: Path, inputs: dict, truth: np.ndarray) -> dict[tuple[str, str], float]:
-    """(backend, dtype): how far its logits are from `truth`, the yardstick's."""
+    """The deviation of each (backend, dtype) from the reference's logits, `truth`."""
     found = {}
     for backend in NAMES:
         for dtype in ("float32", "float64"):
-            if backend == "auto" or (backend, dtype) == YARDSTICK:
+            if backend == "auto" or (backend, dtype) == REFERENCE:
                 continue
             try:
                 logits = with_clipseg_np(folder, backend, dtype, inputs)
@@ -54,7 +55,7 @@ def official_size() -> dict[tuple[str, str], float]:
         folder = Path(folder)
         save_checkpoint(folder)
         inputs = {"input_ids": ids, "pixel_values": pixels}
-        truth = with_clipseg_np(folder, *YARDSTICK, inputs)
+        truth = with_clipseg_np(folder, *REFERENCE, inputs)
         found = deviations(folder, inputs, truth)
         logits = with_transformers(folder)(*paired(ids, pixels))
         found["transformers", "float32"] = deviation(logits, truth)
@@ -64,7 +65,7 @@ def official_size() -> dict[tuple[str, str], float]:
 def main() -> None:
     processor = CLIPSegProcessor.from_pretrained(demo_folder())
     inputs = processor(text=PROMPTS, images=[EXAMPLE] * len(PROMPTS), padding=True)
-    truth = with_clipseg_np(demo_folder(), *YARDSTICK, inputs)
+    truth = with_clipseg_np(demo_folder(), *REFERENCE, inputs)
     columns = {"demonstration checkpoint": deviations(demo_folder(), inputs, truth)}
     try:
         columns["rd64-refined, random weights"] = official_size()

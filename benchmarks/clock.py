@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PAUSE = 0.25  # seconds: threads of the system before wait for work a while, and keep a core busy (OpenBLAS: 0.1)
+# Seconds: the threads of the system before keep a core busy while they wait for work (OpenBLAS:
+# 0.1 s).
+PAUSE = 0.25
 
 
 def wait_awake(seconds: float) -> None:
-    """Not asleep: a virtual processor that slept takes a while to be at full speed."""
+    """Wait without sleep: a virtual processor needs a while after sleep to be at full speed."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass

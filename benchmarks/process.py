@@ -1,9 +1,9 @@
-"""The whole process, from start to a mask written: its time, its peak of memory, and what has to be installed for it.
+"""The whole process, from start to a mask written: its time, peak memory and installed size.
 
     python benchmarks/process.py CHECKPOINT IMAGE ROUNDS [CHECKOUT ...]
 
-Prints JSON: for each program, or for this package as it is in each CHECKOUT. It runs in a process of its
-own, which loads nothing large: Linux counts a parent's memory as its child's.
+Prints JSON for each program, or for this package as it is in each CHECKOUT. It runs in a process of
+its own, which loads nothing large: Linux counts a parent's memory as its child's.
 """
 
 import importlib.metadata
@@ -30,7 +30,8 @@ inputs = processor(text=[prompt], images=[image], return_tensors="pt")
 with torch.inference_mode():
     logits = model(**inputs).logits
 size = (image.height, image.width)
-logits = torch.nn.functional.interpolate(logits.view(1, 1, *logits.shape[-2:]), size, mode="bilinear")
+logits = logits.view(1, 1, *logits.shape[-2:])
+logits = torch.nn.functional.interpolate(logits, size, mode="bilinear")
 mask = (logits[0, 0].sigmoid() > 0.5).numpy()
 Image.fromarray(mask.astype("uint8") * 255).save(output)
 """
@@ -71,9 +72,10 @@ def in_a_small_process(folder: Path, image: Path, rounds: int, *checkouts: Path)
 def in_turn(
     programs: dict[str, tuple[str, dict]], folder: str, image: str, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Run each program, with its arguments of Popen, once a round: seconds, and peak memory in MB."""
+    """Run each program, with its arguments of Popen, once a round: its seconds and peak MB."""
     found = {name: [] for name in programs}
-    for number in range(rounds + 1):  # the first round fills the disk's cache, and is not counted
+    # The first round fills the disk's cache, and is not counted.
+    for number in range(rounds + 1):
         for name in list(programs)[:: 1 if number % 2 else -1]:
             program, options = programs[name]
             arguments = [program, folder, image, "a red circle", Path(folder) / "mask.png"]
@@ -108,7 +110,8 @@ def installed_size(roots: tuple[str, ...]) -> int:
         try:
             package = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            known[name] = 0  # required on other systems only
+            # Required on other systems only.
+            known[name] = 0
             continue
         files = (package.locate_file(file) for file in package.files or ())
         known[name] = sum(file.stat().st_size for file in files if file.is_file())

@@ -4,12 +4,13 @@
     python benchmarks/speed.py --output benchmarks/cpu
     python benchmarks/speed.py --before FOLDER
 
-Writes cpu.md and cpu.png. In every round each system answers once, in turn, so that a slow moment of the machine hits
-all; the medians and their ratios are what counts. All get the same token ids and pixel values, in memory; logits are
-checked to agree before anything is timed. Only CPUs are measured.
+Writes cpu.md and cpu.png. In every round each system answers once, in turn, so that a slow moment
+of the machine hits all; the medians and their ratios count. All get the same token ids and pixel
+values, in memory; their logits must agree before anything is timed. Only CPUs are measured.
 
---before compares this checkout with an older one in FOLDER, and with nothing else. A ratio counts where the middle
-half of its rounds is narrow: on a busy machine, or with few --rounds, it is not.
+--before compares this checkout with an older one in FOLDER, and with nothing else. A ratio is
+reliable if the middle half of its rounds is narrow: on a busy machine, or with few --rounds, it is
+not.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def interleaved(calls: dict, rounds: int) -> dict:
 
 
 def compare(contenders: dict[str, System], given: tuple, rounds: int) -> dict[str, float]:
-    """The median seconds of each system, after a round that is not counted, in which their logits are compared."""
+    """The median seconds of each system, after an uncounted round that compares their logits."""
     expected = contenders[REFERENCE](*given)
     for name, run in contenders.items():
         off = np.abs(run(*given) - expected).max() / np.abs(expected).max()
@@ -72,7 +73,7 @@ def compare(contenders: dict[str, System], given: tuple, rounds: int) -> dict[st
 
 
 def products(work: float) -> Callable[[], None]:
-    """NumPy's matrix products in the shape of most of the work, as many as make up `work` with the last cut short."""
+    """A function that multiplies matrices of the most frequent shape by NumPy, `work` in all."""
     rng = np.random.default_rng(0)
     tokens, width = (SIDE // 16) ** 2 + 1, 768
     a, b = rng.normal(size=(tokens, width)), rng.normal(size=(width, 4 * width))
@@ -109,7 +110,7 @@ def processor_name() -> str:
 
 
 def blas_kernels() -> str:
-    """The kernels of NumPy's BLAS, which an environment variable such as OPENBLAS_CORETYPE may have chosen."""
+    """The kernels of NumPy's BLAS. An environment variable (OPENBLAS_CORETYPE) can choose them."""
     libraries = threadpoolctl.threadpool_info()
     names = {part.get("architecture") for part in libraries if part["user_api"] == "blas"}
     return ", ".join(sorted(filter(None, names))) or "unknown"
@@ -125,10 +126,11 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def what_ran() -> str:
+def setup() -> str:
     return (
-        f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on {processor_name()}, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions()}, BLAS kernels: {blas_kernels()}."
+        f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on "
+        f"{processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{versions()}, BLAS kernels: {blas_kernels()}."
     )
 
 
@@ -200,9 +202,10 @@ def before_and_now(before: Path, rounds: int) -> str:
         rows.append([name, *cells, "" if off is None else f"{off:.0e}"])
     head = ["", "before", "now", "now / before", "middle half", "logits differ by"]
     explained = (
-        f"{what_ran()} Seconds before and now are medians of {rounds} interleaved rounds. now / before is the median "
-        f"of the ratios of the rounds; the middle half of these ratios lies between the next two numbers. The last "
-        f"column is the largest difference of the logits, as a share of the largest logit."
+        f"{setup()} Seconds before and now are medians of {rounds} interleaved rounds. now / "
+        "before is the median of the ratios of the rounds; the middle half of these ratios lies "
+        "between the next two numbers. The last column is the largest difference of the logits, "
+        "as a share of the largest logit."
     )
     return "\n".join([explained, "", *table(head, rows), ""])
 
@@ -248,7 +251,8 @@ def main() -> None:
     further = (growth["prompts"][most] - first) / (most - fewest) / first
 
     lines = [
-        f"{what_ran()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share of transformers' time.",
+        f"{setup()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share "
+        "of transformers' time.",
         "",
     ]
     rows = []
@@ -264,8 +268,9 @@ def main() -> None:
     lines += [*table(head, rows), ""]
     lines += [
         (
-            f"One image and one prompt need {product_work(1) / 1e9:.0f} GFLOP of matrix products. NumPy's alone, in turn "
-            f"with the pass, take {floor:.3f} s ({product_work(1) / floor / 1e9:.0f} GFLOP/s): {floor / passed:.2f} of its time. "
+            f"One image and one prompt need {product_work(1) / 1e9:.0f} GFLOP of matrix products. "
+            f"NumPy's alone, in turn with the pass, take {floor:.3f} s "
+            f"({product_work(1) / floor / 1e9:.0f} GFLOP/s): {floor / passed:.2f} of its time. "
             f"Each further prompt costs {100 * further:.1f} % of the first."
         ),
         "",

@@ -29,11 +29,12 @@ System = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids (P,T), pixels (B,
 def save_checkpoint(
     folder: Path, text: dict | None = None, vision: dict | None = None, **others
 ) -> None:
-    """As large as the official one, with a tokenizer and preprocessing, for either library to load.
+    """Save a checkpoint of the official size, with tokenizer and preprocessing, for both libraries.
 
-    `text`, `vision` and `others` change its config, in which the side of the trained position grid is that of 224 pixels.
-    The decoder's weights are drawn as torch draws a layer's. transformers would draw most of them with a deviation of 1,
-    from which follow attention scores of 100,000: no training ends there, and "numpy" takes longer where scores pass 50.
+    `text`, `vision` and `others` change its config, in which the trained position grid is that of
+    224 pixels. The decoder's weights are drawn as torch draws a layer's. transformers would draw
+    most of them with a deviation of 1, which leads to attention scores of 100,000: no training
+    ends there, and "numpy" takes longer where scores pass 50.
     """
     config = transformers.CLIPSegConfig(
         text_config={"eos_token_id": 2, **(text or {})},
@@ -75,7 +76,7 @@ def save_processor(folder: Path) -> None:
 
 
 def systems(folder: Path) -> dict[str, System]:
-    """Those that can be had here; what is missing is said."""
+    """The systems that are installed here; the reason for each missing one is printed."""
     found = {REFERENCE: with_transformers(folder), OURS: with_clipseg_np(folder, "numpy")}
     found["clipseg_np, numpy-reference"] = with_clipseg_np(folder, "numpy-reference")
     for name, build in (
@@ -108,7 +109,7 @@ class Logits(torch.nn.Module if torch else object):
 
 
 def paired(ids: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As many images as prompts, which all but clipseg_np ask for."""
+    """As many images as prompts, as all systems but clipseg_np need them."""
     return ids, np.broadcast_to(pixels, (len(ids), *pixels.shape[1:]))
 
 
@@ -128,12 +129,13 @@ def with_transformers(folder: Path, compiled: bool = False) -> System:
 
 def with_compiled_transformers(folder: Path) -> System:
     run = with_transformers(folder, compiled=True)
-    run(*example(1))  # it compiles now, or fails
+    # It compiles now, or fails.
+    run(*example(1))
     return run
 
 
 def onnx_file(folder: Path) -> Path:
-    """The reference as one graph for any number of pairs. The export leaves out what no logit depends on."""
+    """The reference as one graph for any number of pairs, without parts that no logit needs."""
     file = folder / "model.onnx"
     if not file.exists():
         ids, pixels = (torch.from_numpy(array) for array in example(2, images=2))
@@ -182,7 +184,7 @@ def with_openvino(folder: Path) -> System:
 def example(
     prompts: int, images: int = 1, side: int = SIDE, different: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of 8 tokens, (prompts,8), all `different` or all the same, and (images,3,side,side) pixel values."""
+    """Ids of texts, (prompts,8), all `different` or alike; pixel values (images,3,side,side)."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 49406, (prompts, 8))
     ids[:, 0], ids[:, -1] = 49406, 49407

@@ -1,7 +1,8 @@
 """Two versions of this package, timed in turn: speed.py --before.
 
-One process cannot import both, so each version answers in a worker process of its own, which sleeps
-while the other one is timed. Run as a script, this file is such a worker. Nothing here needs torch.
+One process cannot import both, so each version answers in a worker process of its own, which
+sleeps while the other one is timed. Run as a script, this file is such a worker. Nothing here needs
+torch.
 """
 
 import pickle
@@ -19,7 +20,7 @@ import clipseg_np
 
 
 def one_pass(model, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Token ids (P,T), pixel values (B,C,H,W) -> logits (P,H,W). Equal prompts are embedded once."""
+    """Token ids (P,T), pixel values (B,C,H,W) -> logits (P,H,W). Embeds equal prompts once."""
     different, place = np.unique(ids, axis=0, return_inverse=True)
     # `encode` reads the prompts beside the image. In older versions it is the model's.
     encode = getattr(model, "encode", None) or partial(clipseg_np.model.batched.encode, model)
@@ -28,7 +29,7 @@ def one_pass(model, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def work(folder: str) -> None:
-    """Answer each pickled (backend, ids, pixels) with pickled seconds and logits, until the pipe ends."""
+    """Answer each pickled (backend, ids, pixels) with seconds and logits, until the pipe ends."""
     assert Path(clipseg_np.__file__).parents[1].samefile("."), clipseg_np.__file__
     answers, sys.stdout = sys.stdout.buffer, sys.stderr  # no print may come between two answers
     load = clipseg_np.CLIPSegForImageSegmentation.from_pretrained
@@ -45,7 +46,7 @@ def work(folder: str) -> None:
 
 
 def answer(worker: subprocess.Popen, task: tuple) -> tuple[float, np.ndarray]:
-    """Send a task to a worker; return its seconds and logits. Raises SystemExit if the worker died."""
+    """A worker's seconds and logits for a task. Raises SystemExit if the worker has died."""
     try:
         pickle.dump(task, worker.stdin)
         worker.stdin.flush()
@@ -59,8 +60,9 @@ def compare_versions(
 ) -> dict[str, tuple[np.ndarray, float | None]]:
     """Time the whole process and all tasks (backend, ids, pixels), in two checkouts.
 
-    Returns for each line the values of both checkouts, (rounds,2), and how far apart the logits are, as
-    a share of the largest. Before the rounds, each worker does the task once, for these logits.
+    Returns for each line the values of both checkouts, (rounds,2), and the largest difference of
+    their logits, as a share of the largest. Before the rounds, each worker does the task once, for
+    these logits.
     """
     processes = in_a_small_process(folder, image, rounds, *checkouts)
     seconds, peaks = np.moveaxis(list(processes.values()), 2, 0)  # (2,rounds) each

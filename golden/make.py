@@ -1,9 +1,12 @@
-"""Make the small golden files of this folder, to begin a port with: two tiny architectures, three kinds of prompt, in float64.
+"""Write the small golden files of this folder, which a port begins with.
+
+They hold two tiny architectures with three kinds of prompt, in float64:
 
     python golden/make.py
 
-The checkpoints are tests/data/plain (plain head, one channel) and tests/data/refined (refined head, three channels), with every
-parameter drawn; that this package's numbers are transformers' is tested in tests/data/test_transformers_golden.py.
+The checkpoints are tests/data/plain (plain head, one channel) and tests/data/refined (refined head,
+three channels), with every parameter drawn. tests/golden/test_transformers_golden.py shows that
+this package's numbers are those of transformers.
 """
 
 from pathlib import Path
@@ -19,12 +22,12 @@ KINDS = ("texts", "images", "embeddings")
 
 
 def inputs(config, kind: str) -> dict[str, np.ndarray]:
-    """Two images, higher than wide, with a prompt each: the one text padded, images of another size, or vectors."""
+    """Two images, higher than wide, with a prompt each: texts, other images, or vectors."""
     rng = np.random.default_rng(7)
     channels, p = config.vision_config.num_channels, config.vision_config.patch_size
     given = {"pixel_values": rng.normal(size=(2, channels, 3 * p, 2 * p))}
     if kind == "texts":
-        # The end token is the highest id too, which the old way of pooling looks for.
+        # The end token has the highest id, which the old kind of pooling looks for.
         end = config.text_config.vocab_size - 1
         given["input_ids"] = np.array([[22, 3, end, 1, 1], [22, 17, 4, 6, end]])
         given["attention_mask"] = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])

@@ -29,7 +29,7 @@ def test_it_multiplies_stacks(shape, turned, dtype, on_cpu):
 
 
 def check_products(blas, shape, turned, dtype) -> None:
-    """Of stacks of a shape (n, rows, k, columns), a or b or both of them transposed views, with all scales."""
+    """Products of stacks (n, rows, k, columns), a or b or both transposed, with all scales."""
     n, rows, k, columns = shape
     rng, xp = np.random.default_rng(0), blas.cupy
     a, b = (

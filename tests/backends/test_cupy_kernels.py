@@ -46,7 +46,7 @@ def with_tensor_cores(tmp_path, monkeypatch, on_cpu):
 
 
 def check(ops, name: str, dtype: str) -> None:
-    """Against the readable method in float64, on the same numbers; 1e30 is cut to what the type holds."""
+    """A method against the readable one in float64; 1e30 is clipped to the type's limit."""
     limits = np.finfo(dtype)
     for given in arguments("quick_gelu" if name in ACTIVATIONS else name, "float64"):
         floats = [getattr(a, "dtype", "") == "float64" for a in given]
@@ -74,7 +74,7 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(name, dtype, on_cpu):
 
 
 def check_flash(ops, d: int, T: int) -> None:
-    """Attention in float16, of numbers side by side and of heads that lie between each other, masked or not."""
+    """Attention in float16, of contiguous heads and of interleaved ones, masked or not."""
     rng = np.random.default_rng(0)
     B, N = 2, 3
     causal = (np.tri(T) > 0)[None, None]

@@ -1,4 +1,4 @@
-"""PyTorch's archives written without PyTorch: pickles put together instruction by instruction, and zip files around them."""
+"""PyTorch's archives, written without PyTorch: pickles, one instruction at a time, in zip files."""
 
 import zipfile
 from pathlib import Path
@@ -40,12 +40,12 @@ def storage(kind: str, key: str, count: int) -> bytes:
 
 
 def tensor(stored: bytes, offset: int, size: tuple, stride: tuple) -> bytes:
-    sizes, strides = (group(*map(number, each)) for each in (size, stride))
-    return call("torch._utils", "_rebuild_tensor_v2", stored, number(offset), sizes, strides, b"\x89", DICTIONARY)  # fmt: skip
+    layout = number(offset), *(group(*map(number, each)) for each in (size, stride))
+    return call("torch._utils", "_rebuild_tensor_v2", stored, *layout, b"\x89", DICTIONARY)
 
 
 def contents(parts: dict[str, bytes]) -> bytes:
-    """Of a dictionary."""
+    """The items of a dictionary."""
     return b"(" + b"".join(text(name) + value for name, value in parts.items()) + b"u"
 
 

@@ -1,8 +1,8 @@
-"""One run of the command inside this process, and what every run must keep to, whatever it was given.
+"""One run of the command inside this process, and the rules for every run, whatever its input.
 
-It ends with exit code 0 and what it promises, or with 2 and one line on standard error that says why; a batch may end
-with 1, and so may a comparison. Never a traceback, never a hang, nothing outside of the output folder, and nothing in
-it after exit code 2.
+It ends with exit code 0 and its results, or with 2 and one line on standard error with the reason;
+a batch or a comparison may end with 1. It never ends with a traceback, never hangs, and writes
+nothing outside of the output folder, and nothing into it before exit code 2.
 """
 
 import io
@@ -20,7 +20,7 @@ from clipseg_np.cli.parser import main
 PATIENCE = 20  # seconds for one run; the slowest takes a fraction of one
 START = "clipseg-np: "
 
-# kind: {"answers": n, "clear errors": n}; what the run of the tests prints at its end
+# kind: {"answers": n, "clear errors": n}; printed at the end of the tests
 FIGURES: dict[str, Counter] = {}
 
 

@@ -1,4 +1,7 @@
-"""A grammar of command lines: right and wrong options, values, prompts and names, drawn by a seeded generator."""
+"""A grammar of command lines: right and wrong options, values, prompts and names.
+
+A seeded generator draws them.
+"""
 
 from pathlib import Path
 
@@ -8,12 +11,14 @@ from .command import Yard
 from .mutations import generator, pick
 
 GOOD_PROMPTS = (
-    "red", "a + b", "a - (b & !c)", '"rock & roll"', "日本語", "é\u0301\u200d\U0001f600", "a\tb", "x" * 10_000, "a " * 3000,
-    "<|endoftext|>", "../..", "%s {0}", "\x1b[31mred", "two\nlines", "\u202eright", "C:\\x", "((((a))))", "!" * 50 + "a",
+    "red", "a + b", "a - (b & !c)", '"rock & roll"', "日本語", "é\u0301\u200d\U0001f600",
+    "a\tb", "x" * 10_000, "a " * 3000, "<|endoftext|>", "../..", "%s {0}", "\x1b[31mred",
+    "two\nlines", "\u202eright", "C:\\x", "((((a))))", "!" * 50 + "a",
 )  # fmt: skip
 BAD_PROMPTS = (
-    "", " ", "\n", "a - ", "- a", " + ", "a & & b", "(", "(" * 10_000, ")" * 10_000, "!" * 10_000, "(" * 5000 + "a" + ")" * 5000,
-    " + ".join(["a"] * 10_000), '"', '""', "a (b)", "\ud800", "\udcff", "a\0b", "()",
+    "", " ", "\n", "a - ", "- a", " + ", "a & & b", "(", "(" * 10_000, ")" * 10_000, "!" * 10_000,
+    "(" * 5000 + "a" + ")" * 5000, " + ".join(["a"] * 10_000),
+    '"', '""', "a (b)", "\ud800", "\udcff", "a\0b", "()",
 )  # fmt: skip
 NUMBERS = (
     "nan",

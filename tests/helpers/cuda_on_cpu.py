@@ -1,9 +1,10 @@
-"""A stand-in for CuPy in which a kernel's source, compiled as C++, runs on the CPU: each of a block's threads is one.
+"""A stand-in for CuPy: kernels compiled as C++ run on the CPU, a CPU thread for each GPU thread.
 
-And one for cuBLAS, which does with numbers in memory what its documentation says, and takes what it allows.
+And a stand-in for cuBLAS that follows its documentation and takes the arguments that this allows.
 
-Arrays are NumPy's. It shows that a kernel computes what it should, with as many threads in a block as it says and
-barriers where they are needed; it says nothing of a GPU's speed, memory or compiler.
+Arrays are NumPy's. A test shows that a kernel computes the right numbers, with as many threads in a
+block as it says and barriers where they are needed; it shows nothing of a GPU's speed, memory or
+compiler.
 """
 
 import ctypes
@@ -40,7 +41,7 @@ struct uint4 { unsigned x, y, z, w; };
 struct __half2 { __half x, y; };
 static __half2 __floats2half2_rn(float low, float high) { return {(__half)low, (__half)high}; }
 
-// What the threads of a warp show each other.
+// Values that the threads of a warp exchange.
 struct Warp { std::barrier<> meeting{WARP}; unsigned words[32][6]; const __half* rows[32]; };
 static std::vector<std::unique_ptr<Warp>> warps_;
 #define MY_WARP Warp& warp_ = *warps_[threadIdx.x / WARP]; unsigned me = threadIdx.x % WARP
@@ -60,7 +61,8 @@ static float shown(Warp& warp, int thread, int number) {
     return ((__half*)warp.words[thread])[number];
 }
 
-// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": which thread has which number of a, b and c.
+// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": the table of the numbers
+// of a, b and c that each thread has.
 static void mma(float* c, const unsigned* a, const unsigned* b) {
     MY_WARP;
     std::memcpy(warp_.words[me], a, 16);
@@ -69,7 +71,8 @@ static void mma(float* c, const unsigned* a, const unsigned* b) {
     for (int i = 0; i < 4; i++) {
         int row = me / 4 + (i < 2 ? 0 : 8), column = me % 4 * 2 + (i & 1);
         for (int k = 0; k < 16; k++) {
-            int of_a = (row % 8) * 4 + k % 8 / 2, in_a = (k >= 8 ? 4 : 0) + (row >= 8 ? 2 : 0) + k % 2;
+            int of_a = (row % 8) * 4 + k % 8 / 2;
+            int in_a = (k >= 8 ? 4 : 0) + (row >= 8 ? 2 : 0) + k % 2;
             int of_b = column * 4 + k % 8 / 2, in_b = 8 + (k >= 8 ? 2 : 0) + k % 2;
             c[i] += shown(warp_, of_a, in_a) * shown(warp_, of_b, in_b);
         }
@@ -77,7 +80,8 @@ static void mma(float* c, const unsigned* a, const unsigned* b) {
     warp_.meeting.arrive_and_wait();
 }
 
-// PTX ISA, "ldmatrix" with .x2 and .trans: threads 0-7 and 8-15 give the rows of two (8,8) matrices.
+// PTX ISA, "ldmatrix" with .x2 and .trans: threads 0-7 and 8-15 pass the rows of two (8,8)
+// matrices.
 static void load_turned(unsigned* b, const __half* row) {
     MY_WARP;
     warp_.rows[me] = row;
@@ -108,7 +112,7 @@ template <typename Kernel> void launch(unsigned blocks, unsigned threads, Kernel
 
 
 def smaller_blocks(patch, threads: int = 4) -> None:
-    """Blocks of one warp, since a thread of the GPU is one of the CPU here; and few keys at a time, so that few are several.
+    """Blocks of one warp, since each thread is one of the CPU's; and few keys at a time.
 
     The tensor cores' warp has 32 threads: with fewer, `attention` cannot run.
     """
@@ -169,10 +173,11 @@ def as_c(value):
 
 
 class CpuCublas:
-    """cuBLAS's documented interface: matrices lie column after column, `lead` numbers from one to the next."""
+    """cuBLAS's documented interface: columns lie one after the other, `lead` numbers apart."""
 
     def __init__(self, sums: list):
-        self.sums = sums  # what each product asked to be summed in
+        # The compute type of each product.
+        self.sums = sums
         self.destroyed = 0
 
     def cublasCreate_v2(self, handle) -> int:
@@ -216,7 +221,7 @@ class CpuCublas:
             return rounded(stack(pointer, lead, step, rows, columns))
 
         def rounded(x):
-            """In TF32, to 10 bits after the point: the other 13 of float32's are cut off, after half of the last."""
+            """In TF32, x rounded to 10 bits after the point: float32's other 13 are cut off."""
             if sums != 77:
                 return x.astype(wide)
             bits = np.ascontiguousarray(x, "float32").view("uint32")
@@ -225,7 +230,8 @@ class CpuCublas:
         product = operand(how_a, a, lead_a, step_a, m, k) @ operand(how_b, b, lead_b, step_b, k, n)
         product *= alpha._obj.value
         out = stack(c, lead_c, step_c, m, n)
-        if beta._obj.value:  # else it is not even read
+        # With beta = 0, cuBLAS does not even read the array.
+        if beta._obj.value:
             product += beta._obj.value * out.astype(wide)
         out[...] = product.astype(dtype)
         return 0

@@ -1,8 +1,9 @@
-"""An array module that pretends to live on a device, for finding where code would break on a real one.
+"""An array module that pretends to live on a device, to find where code would fail on a real one.
 
-Its arrays behave as NumPy's do, save that they never meet NumPy's: mixing the two, or turning one into the
-other other than by `asarray` and `get`, is a TypeError, as it is in CuPy. While a stream records, what would wait for the
-device or bring numbers there is an error too, and all else is kept, to be done again (helpers/recording_device.py).
+Its arrays behave as NumPy's do, but never mix with them: to combine the two, or to convert one to
+the other except by `asarray` and `get`, is a TypeError, as it is in CuPy. While a stream records,
+an operation that waits for the device or copies numbers to it is an error too; all others are
+kept, to be run again (helpers/recording_device.py).
 """
 
 import operator
@@ -79,7 +80,7 @@ class DeviceArray:
 
 
 class Recording:
-    """What the device is told to do while a stream records, to be done again: `steps` are functions of nothing."""
+    """The work that a stream records, to be run again: `steps` are functions without arguments."""
 
     def __init__(self):
         self.steps: list = []
@@ -89,7 +90,7 @@ class Recording:
 
 
 recording: Recording | None = None
-on_new_array: Any = None  # told of each array that takes memory
+on_new_array: Any = None  # called with each array that takes memory
 
 
 def record_into(new: Recording | None) -> None:
@@ -121,7 +122,7 @@ def _check_key(key: Any) -> None:
 
 
 def run(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """`function` of what the device arrays hold; kept, with where its result lies, while a stream records."""
+    """`function` of the device arrays' values. A recording keeps it and its result's memory."""
     args = [inside(arg) for arg in args]
     kwargs = {name: inside(value) for name, value in kwargs.items()}
     result = function(*args, **kwargs)
@@ -137,7 +138,7 @@ def run(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def inside(value: Any) -> Any:
-    """What a device function may be given, as NumPy values: device arrays and plain Python values."""
+    """An argument of a device function as NumPy values. NumPy arrays are refused."""
     if isinstance(value, DeviceArray):
         return value._values
     if isinstance(value, np.ndarray):

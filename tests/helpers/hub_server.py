@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine's loopback, as far as huggingface_hub asks it, with faults on demand."""
+"""A Hugging Face hub on the loopback, as far as huggingface_hub needs it, with faults on demand."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ FILE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)$")
 class Hub(ThreadingHTTPServer):
     """Repositories of files, by hub id; `asked` is every request, as "GET /path".
 
-    `refusals` holds, for a hub id or a file "owner/name/file", the status and headers to answer with, or None to
-    close the connection. `cut` and `short` name files: the first breaks off after half of its bytes and is not to be
-    had again; the second is served as if half of it were all.
+    `refusals` holds, for a hub id or a file "owner/name/file", the status and headers to answer
+    with, or None to close the connection. `cut` and `short` name files: the first breaks off after
+    half of its bytes and is refused from then on; the second is served as if half of it were all.
     """
 
     daemon_threads = True

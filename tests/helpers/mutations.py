@@ -1,6 +1,6 @@
-"""Ways to damage a file, drawn by a seeded generator: bytes, JSON, safetensors headers and a tokenizer's merges.
+"""Ways to damage a file: bytes, JSON, safetensors headers and a tokenizer's merges.
 
-Each takes what is whole and a numpy Generator and returns bytes. The same seed makes the same damage.
+Each takes intact data and a numpy Generator and returns bytes. The same seed makes the same damage.
 """
 
 import copy
@@ -74,7 +74,7 @@ def removed(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def blown_up(data: bytes, rng: np.random.Generator) -> bytes:
-    """Lengths, offsets and sizes: four or two bytes replaced by a telling number, in either order."""
+    """Two or four bytes (of a length, offset or size) replaced by a critical number."""
     width, order = int(pick(rng, (2, 4))), pick(rng, ("big", "little"))
     field = (pick(rng, FIELDS) % 256**width).to_bytes(width, order)
     start = place(data, rng)
@@ -91,8 +91,9 @@ WAYS = (cut, flipped, zeroed, overwritten, doubled, removed, blown_up, blown_up,
 
 DEEP, LONG, TWICE = "@deep@", "@long@", "@twice@"
 VALUES = (
-    None, True, False, 0, 1, -1, 3, 0.5, -0.0, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"), 2**31, 2**63,
-    10**9, 10**30, 10**400, int("9" * 4000), "", "x", "red", "\ud800", "\0", "a\nb", "x" * 5000, [], {}, [1, 2], [[]], {"a": 1},
+    None, True, False, 0, 1, -1, 3, 0.5, -0.0, 1e-300, 1e300, float("inf"), float("-inf"),
+    float("nan"), 2**31, 2**63, 10**9, 10**30, 10**400, int("9" * 4000), "", "x", "red", "\ud800",
+    "\0", "a\nb", "x" * 5000, [], {}, [1, 2], [[]], {"a": 1},
     [0] * 300, "../x", "/etc/passwd", "clipseg", DEEP, LONG,
 )  # fmt: skip
 KEYS = ("self", "", "other", "\ud800", "size", "model_type", "text_config", "content", "x" * 300)
@@ -177,15 +178,14 @@ def damaged_safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     header = json.loads(text)
     name = pick(rng, [name for name in header if name != "__metadata__"])
     entry = header[name]
-    said = None
+    stated = None
     way = int(rng.integers(9))
     if way == 0:
         offsets = entry["data_offsets"]
         offsets[int(rng.integers(2))] += int(pick(rng, (-8, -4, -1, 1, 4, 8, 10**6, 2**40, 2**63)))
     elif way == 1:
-        entry["shape"] = pick(
-            rng, ([], [0], [-1], [2**31, 2**31], [2**62, 8], [1] * 70, entry["shape"][::-1], [1.5], None)
-        )  # fmt: skip
+        shapes = ([], [0], [-1], [2**31, 2**31], [2**62, 8], [1] * 70, entry["shape"][::-1], [1.5])
+        entry["shape"] = pick(rng, (*shapes, None))
     elif way == 2:
         entry["dtype"] = pick(rng, TYPES)
     elif way == 3:
@@ -198,16 +198,17 @@ def damaged_safetensors(data: bytes, rng: np.random.Generator) -> bytes:
         again = json.dumps({name: entry})[1:-1]
         return damaged_header(data, text.rstrip().removesuffix(b"}") + f", {again}}}".encode())
     elif way == 7:
-        said = int(pick(rng, (0, 1, length - 1, length + 1, len(data), 10**8, 10**12, 2**63, 2**64 - 1)))  # fmt: skip
+        lengths = (0, 1, length - 1, length + 1, len(data), 10**8, 10**12, 2**63, 2**64 - 1)
+        stated = int(pick(rng, lengths))
     else:
         header["__metadata__"] = pick(rng, (1, [], {"a": 1}, {"a": None}, {"": ""}, "x"))
-    return damaged_header(data, json.dumps(header).encode(), said) if rest else data
+    return damaged_header(data, json.dumps(header).encode(), stated) if rest else data
 
 
-def damaged_header(data: bytes, header: bytes, said: int | None = None) -> bytes:
+def damaged_header(data: bytes, header: bytes, stated: int | None = None) -> bytes:
     length = int.from_bytes(data[:8], "little")
-    said = len(header) if said is None else said
-    return said.to_bytes(8, "little") + header + data[8 + length :]
+    stated = len(header) if stated is None else stated
+    return stated.to_bytes(8, "little") + header + data[8 + length :]
 
 
 # A tokenizer's files

@@ -1,8 +1,10 @@
-"""CuPy on the CPU, with streams that record: kernels compiled as C++ (helpers/cuda_on_cpu.py), arrays behind glass (helpers/device_array.py).
+"""CuPy on the CPU, with streams that record.
 
-It follows CUDA's rules: a stream takes part in a recording once it has waited for an event of one that does; work
-on another is not recorded; who takes part must be waited for in the end. What is recorded is not done until the graph
-is launched, save that here it is done once more, so that shapes are known.
+Kernels are compiled as C++ (helpers/cuda_on_cpu.py), and arrays never mix with NumPy's
+(helpers/device_array.py). It follows CUDA's rules: a stream takes part in a recording once it has
+waited for an event of one that does; work on another is not recorded; each stream that takes part
+must be waited for in the end. CUDA runs recorded work when the graph is launched; here it also runs
+while it is recorded, so that shapes are known.
 """
 
 import weakref
@@ -19,7 +21,7 @@ from .device_array import DeviceArray, DeviceModule, Recording
 
 
 class Stream:
-    """Work in order. `done` counts what it was given while it recorded, `awaited` how much of that others wait for."""
+    """Work in order. While it records, `done` counts its work, `awaited` the work waited for."""
 
     def __init__(self, device: "RecordingModule", name: str):
         self.device, self.name, self.ptr = device, name, id(self)
@@ -85,7 +87,7 @@ class StreamRecording(Recording):
 
 
 class MemoryPool:
-    """Counts, in bytes: `used` by arrays, and `free`, which the pool keeps until it is told, or for good where it is gone."""
+    """Counts bytes: `used` by arrays, and `free`, which the pool keeps until it is told to free."""
 
     def __init__(self):
         self.used = self.free = 0
@@ -166,7 +168,7 @@ def done(function: Any, *args: Any) -> Any:
 
 
 class RecordingCublas(CpuCublas):
-    """Its products are done again in each launch. They take the arrays' memory by address: the steps before hold it."""
+    """Each launch runs its products again. They use addresses: earlier steps keep the memory."""
 
     def cublasGemmStridedBatchedEx(self, *args: Any) -> int:
         if device_array.recording is not None:
