@@ -127,7 +127,7 @@ class Ops:
         return centered / self.xp.sqrt(variance + eps) * weight + bias
 
     def softmax(self, x: Array) -> Array:
-        """e^x / sum(e^x) along the last axis, less the maximum first, so that nothing overflows."""
+        """e^x / sum(e^x) along the last axis. The maximum is subtracted: nothing overflows."""
         e = self.xp.exp(x - x.max(axis=-1, keepdims=True))
         return e / e.sum(axis=-1, keepdims=True)
 
@@ -158,7 +158,7 @@ class Ops:
     # Activations
 
     def activation(self, name: str, x: Array) -> Array:
-        """The one of ACTIVATIONS that a config names."""
+        """The activation of this name, one of ACTIVATIONS."""
         return getattr(self, name)(x)
 
     def sigmoid(self, x: Array) -> Array:
