@@ -2,7 +2,7 @@
 
     python examples/pico_demo.py [MASK]
 
-writes where examples/shapes.png has a red thing to the file MASK, by default pico_mask.png.
+writes the mask of "a red thing" in examples/shapes.png to the file MASK, by default pico_mask.png.
 """
 
 import json

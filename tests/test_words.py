@@ -31,11 +31,12 @@ def test_an_image_is_an_image():
         assert all(any(alias in line for alias in kept) for line in found), (name, found)
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS += [ROOT / "weights" / "README.md", ROOT / "training" / "README.md"]
 DOCUMENTS += [ROOT / "tests" / "PITFALLS.md"]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_line_of_a_document_is_too_long(path):
     """120 characters, except rows of tables."""
     lines = path.read_text("utf-8").splitlines()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ..helpers.documents import ROOT, blocks
+from ..helpers.documents import README, ROOT, blocks
 
 
 def test_the_example_of_transformers_documentation(checkpoint, image, capsys):
@@ -112,3 +112,27 @@ def test_a_block_of_python(block, user_folder, monkeypatch, capsys):
 
 def test_the_documents_have_blocks():
     assert len(blocks("python")) >= 7 and len(blocks("bash")) >= 2
+
+
+def test_the_reading_order_has_the_minutes_of_its_files():
+    """A minute for 15 lines; it may be off by 4, so that not every change of a file is one of README."""
+    text = README.read_text("utf-8")
+    rows = re.findall(r"^\| \d \| (.*?) \| (\d+) \|", text, re.MULTILINE)
+    assert len(rows) == 7
+    for names, minutes in rows:
+        paths = [ROOT / "clipseg_np" / name for name in re.findall("`(.*?)`", names)]
+        files = [f for path in paths for f in (path.glob("*.py") if path.is_dir() else [path])]
+        lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
+        assert abs(lines / 15 - int(minutes)) <= 4, (names, round(lines / 15))
+
+
+def test_the_links_lead_somewhere():
+    for path in (README, *ROOT.glob("docs/*.md"), ROOT / "weights" / "README.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text("utf-8")):
+            file, _, place = target.partition("#")
+            linked = path.parent / file if file else path
+            assert linked.exists(), (path.name, target)
+            titles = (
+                re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE) if place else []
+            )
+            assert not place or place in [t.lower().replace(" ", "-") for t in titles], target
