@@ -1,197 +1,189 @@
-"""Two sets of arrays by name, compared in order of execution: which layer is the first to deviate, how, and how far.
+"""Compare two sets of arrays by name: the first layer that deviates, how, and how far.
 
-The distance of two arrays is their largest difference, relative to the largest expected number. What is allowed
-depends on the coarser of the two float types: see TOLERANCES.
+The distance of two arrays is their largest difference, relative to the largest expected number. The
+coarser of the two float types decides the tolerance: see TOLERANCES.
 """
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-# Of the largest number of a layer. Measured over all layers of the official size with drawn weights, one right
-# implementation differs from another by up to 3e-6 in float32 and 3e-14 in float64 (tests/oracle); this allows
-# ten times as much, and leaves a fault of one part in 30,000 visible in float32.
+# Relative to a layer's largest number. Over all layers of the official size with random weights,
+# correct implementations differ by up to 3e-6 in float32 and 3e-14 in float64 (tests/oracle). Ten
+# times that is allowed; an error of one part in 30,000 stays visible in float32.
 TOLERANCES = {"float64": 3e-13, "float32": 3e-5, "float16": 2e-2}
-# Trained attention can be so sharp that it amplifies rounding. A golden file tells how far float32 went astray in each
-# layer when it was made; so many times that is allowed, where it is more.
-MEASURED = 10
-SAME = 1e-2  # a mistake of a known kind explains a deviation that it shrinks to this share
-BEFORE = 3  # layers named before the first that deviates
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What is allowed, `relative` to the layer's largest number.
-
-    Without `relative`: by the coarser float type, and by `float32_error`, what was measured for each name.
-    """
-
-    relative: float | None = None
-    float32_error: Mapping[str, float] = field(default_factory=dict)
-
-    def of(self, name: str, *types: str) -> float:
-        if self.relative is not None:
-            return self.relative
-        allowed = max(TOLERANCES.get(kind, 0.0) for kind in types)
-        if allowed < TOLERANCES["float32"]:
-            return allowed
-        return max(allowed, MEASURED * self.float32_error.get(name, 0.0))
+# Sharp attention amplifies rounding. A golden file gives the float32 error of each layer, measured
+# when the file was made; this multiple of it is allowed if it is more.
+FLOAT32_ERROR_MULTIPLE = 10
+# A known mistake explains a deviation if its correction shrinks the deviation to this share.
+MAX_UNEXPLAINED = 1e-2
+# The number of layers that the report names before the first that deviates.
+MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """One name: whether it is fine, the share of the tolerance used, and what to say of it."""
+    """The comparison of one array.
+
+    used: the share of the tolerance; infinity if the arrays cannot be compared.
+    largest: the largest absolute difference. relative: that, over the largest expected number.
+    message: how the array deviates; "" if it does not.
+    """
 
     name: str
     shape: tuple[int, ...]
-    used: float  # of the tolerance; infinity where the arrays cannot be compared
-    largest: float = 0.0  # difference, absolute
-    relative: float = 0.0  # to the largest expected number
-    said: str = ""
+    used: float
+    largest: float = 0.0
+    relative: float = 0.0
+    message: str = ""
 
-    @property
-    def fine(self) -> bool:
-        return self.used <= 1
+    fine = property(lambda self: self.used <= 1)
+    said = property(lambda self: self.message)  # its name in 0.1
 
 
 def compare(
     golden: Mapping[str, Any], other: Mapping[str, Any], relative: float | None = None
 ) -> list[Row]:
-    """A row for every golden name, in the golden's order; names that only `other` has do not matter.
+    """A row for each golden name, in golden order; names that only `other` has are ignored.
 
-    `relative` is the tolerance, instead of what the float types allow.
+    relative: the tolerance, in place of the float types' one.
     """
-    measured = getattr(golden, "about", {}).get("float32_error", {})
-    tolerance = Tolerance(relative, measured)
-    return [compare_one(name, golden, other, tolerance) for name in golden]
+    errors = getattr(golden, "about", {}).get("float32_error", {})
+    rows = []
+    for name, expected in golden.items():
+        if name not in other:
+            rows.append(Row(name, expected.shape, np.inf, message="is missing"))
+            continue
+        actual, tolerance = other[name], relative
+        if tolerance is None:
+            types = expected.dtype.name, actual.dtype.name
+            tolerance = max(TOLERANCES.get(kind, 0.0) for kind in types)
+            if tolerance >= TOLERANCES["float32"]:
+                tolerance = max(tolerance, FLOAT32_ERROR_MULTIPLE * errors.get(name, 0.0))
+        rows.append(compare_one(name, expected, actual, tolerance))
+    return rows
 
 
-def compare_one(name: str, golden: Mapping, other: Mapping, tolerance: Tolerance) -> Row:
-    expected = as_floats(golden[name])
-    if name not in other:
-        return Row(name, expected.shape, np.inf, said="is missing")
-    found = as_floats(other[name])
-    allowed = tolerance.of(name, golden[name].dtype.name, other[name].dtype.name)
-    if found.shape != expected.shape:
-        said = f"has shape {found.shape}; expected {expected.shape}"
-        return Row(name, expected.shape, np.inf, said=said + fitting_axes(expected, found, allowed))
+def compare_one(name: str, golden: Any, other: Any, tolerance: float) -> Row:
+    expected, actual = as_floats(golden), as_floats(other)
+    shape = expected.shape
+    if actual.shape != shape:
+        message = f"has shape {actual.shape}; expected {shape}"
+        message += reshaping(expected, actual, tolerance)
+        return Row(name, shape, np.inf, message=message)
     if expected.size == 0:
-        return Row(name, expected.shape, 0.0)
-    same = (expected == found) | (np.isnan(expected) & np.isnan(found))
-    bad = ~np.isfinite(found) & ~same
+        return Row(name, shape, 0.0)
+    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    bad = ~np.isfinite(actual) & ~same
     if bad.any():
-        where = np.argwhere(bad)[0].tolist()
-        said = (
-            f"holds {found[tuple(where)]} in {bad.sum():,} of {bad.size:,} places, first at {where}"
-        )
-        return Row(name, expected.shape, np.inf, np.inf, np.inf, said)
+        place = tuple(np.argwhere(bad)[0].tolist())
+        message = f"holds {actual[place]} in {bad.sum():,} of {bad.size:,} places"
+        return Row(name, shape, np.inf, np.inf, np.inf, f"{message}, first at {list(place)}")
     with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(found - expected))
+        difference = np.where(same, 0.0, np.abs(actual - expected))
     largest = float(difference.max())
     relative = largest / scale(expected)
-    used = relative / allowed if allowed else (0.0 if largest == 0 else np.inf)
-    said = "" if used <= 1 else worst(golden[name], other[name], difference) + kind(expected, found)
-    return Row(name, expected.shape, used, largest, relative, said)
+    used = relative / tolerance if tolerance else (0.0 if largest == 0 else np.inf)
+    message = "" if used <= 1 else worst(golden, other, difference) + mistake(expected, actual)
+    return Row(name, shape, used, largest, relative, message)
 
 
 def as_floats(array: Any) -> np.ndarray:
-    """float64 numbers of any array, a GPU's too."""
+    """float64 numbers of any array, also of a GPU's."""
     return np.asarray(array.get() if hasattr(array, "get") else array, np.float64)
 
 
 def scale(expected: np.ndarray) -> float:
-    """The largest finite number, or 1 where all are 0."""
+    """The largest finite absolute value, or 1 if all are 0."""
     finite = np.abs(expected[np.isfinite(expected)])
     return float(finite.max(initial=0.0)) or 1.0
 
 
 def worst(golden: Any, other: Any, difference: np.ndarray) -> str:
-    """The element that is furthest off."""
+    """The element with the largest difference."""
     place = np.unravel_index(difference.argmax(), difference.shape)
-    expected, found = float(golden[place]), float(other[place])
-    coarser = min((golden.dtype, other.dtype), key=lambda dtype: dtype.itemsize)
-    said = (
-        f"is worst at {[int(i) for i in place]}: expected {expected:.9g}, got {found:.9g}; off by "
-        f"{difference[place]:.3g}, {difference[place] / (abs(expected) or 1):.3g} of it"
+    expected, actual, off = float(golden[place]), float(other[place]), difference[place]
+    message = (
+        f"is worst at {[int(i) for i in place]}: expected {expected:.9g}, got {actual:.9g}; "
+        f"off by {off:.3g}, {off / (abs(expected) or 1):.3g} of it"
     )
+    coarser = min((golden.dtype, other.dtype), key=lambda dtype: dtype.itemsize)
     if coarser.kind == "f":
-        step = float(np.spacing(np.abs(coarser.type(expected))))
-        said += f", {difference[place] / step:.3g} ULP of {coarser.name}"
-    return said
+        ulp = float(np.spacing(np.abs(coarser.type(expected))))
+        message += f", {off / ulp:.3g} ULP of {coarser.name}"
+    return message
 
 
-def kind(expected: np.ndarray, found: np.ndarray) -> str:
-    """What kind of mistake would explain the deviation, if one of the known kinds does."""
-    before = np.abs(found - expected).max()
-
-    def explains(mended: np.ndarray) -> bool:
-        return bool(np.abs(mended - expected).max() <= SAME * before)
-
-    if explains(-found):
-        return ". Every sign is wrong"
-    product = float((found * found).sum())
-    if product == 0:
+def mistake(expected: np.ndarray, actual: np.ndarray) -> str:
+    """The first known mistake whose correction explains the deviation, or ""."""
+    if not (actual * actual).any():
         return ". All of it is 0"
-    factor = float((found * expected).sum()) / product
-    if factor and explains(factor * found):
-        return f". It is {1 / factor:.6g} times what is expected: a scale is missing or too many"
-    for axis in range(found.ndim):
-        others = tuple(other for other in range(found.ndim) if other != axis)
-        if explains(found + (expected - found).mean(axis=others, keepdims=True)):
-            return f". It is off by one number for each place of axis {axis}: a bias is missing or too many"
-        if found.shape[axis] > 1 and explains(np.flip(found, axis)):
-            return f". Axis {axis} is reversed"
-    for axes in permutations(found.ndim):
-        if found.transpose(axes).shape == expected.shape and explains(found.transpose(axes)):
-            return f". Its axes are in another order: transpose{axes} fits"
+    allowed = MAX_UNEXPLAINED * np.abs(actual - expected).max()
+    for message, corrected in corrections(expected, actual):
+        if np.abs(corrected - expected).max() <= allowed:
+            return f". {message}"
     return ""
 
 
-def fitting_axes(expected: np.ndarray, found: np.ndarray, allowed: float) -> str:
-    """Which transposition or reshape gives the expected shape, and whether the numbers then are right."""
-    fits = [a for a in permutations(found.ndim) if found.transpose(a).shape == expected.shape]
-    for axes in fits:
-        if np.abs(found.transpose(axes) - expected).max() <= allowed * scale(expected):
-            return f". transpose{axes} fits, and makes the numbers right"
-    if fits:
-        return f". transpose{fits[0]} fits the shape, but not the numbers"
-    if found.size == expected.size:
-        right = np.abs(found.reshape(expected.shape) - expected).max() <= allowed * scale(expected)
-        return f". A reshape fits{', and makes the numbers right' if right else ''}"
-    return ""
+def corrections(expected: np.ndarray, actual: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each known mistake, and the array without it."""
+    yield "Every sign is wrong", -actual
+    factor = float((actual * expected).sum()) / float((actual * actual).sum())
+    if factor:
+        message = f"It is {1 / factor:.6g} times what is expected: a scale is missing or too many"
+        yield message, factor * actual
+    for axis in range(actual.ndim):
+        others = tuple(other for other in range(actual.ndim) if other != axis)
+        message = f"It is off by one number for each place of axis {axis}"
+        message += ": a bias is missing or too many"
+        yield message, actual + (expected - actual).mean(axis=others, keepdims=True)
+        if actual.shape[axis] > 1:
+            yield f"Axis {axis} is reversed", np.flip(actual, axis)
+    for axes in permutations(actual, expected.shape):
+        yield f"Its axes are in another order: transpose{axes} fits", actual.transpose(axes)
 
 
-def permutations(ndim: int) -> list[tuple[int, ...]]:
-    """The orders of so many axes, without the one they are in; none where there are too many to try."""
-    return [] if ndim > 5 else list(itertools.permutations(range(ndim)))[1:]
+def reshaping(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str:
+    """The transposition or reshape that gives the expected shape, and if the numbers then agree."""
+    fits = [(f"transpose{a}", actual.transpose(a)) for a in permutations(actual, expected.shape)]
+    if actual.size == expected.size:
+        fits.append(("A reshape", actual.reshape(expected.shape)))
+    for name, reshaped in fits:
+        if np.abs(reshaped - expected).max(initial=0.0) <= tolerance * scale(expected):
+            return f". {name} fits, and makes the numbers right"
+    return f". {fits[0][0]} fits the shape, but not the numbers" if fits else ""
+
+
+def permutations(actual: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The orders of up to 5 axes, other than the present one, that give this shape."""
+    orders = itertools.permutations(range(actual.ndim)) if actual.ndim <= 5 else ()
+    others = itertools.islice(orders, 1, None)
+    return [axes for axes in others if actual.transpose(axes).shape == shape]
 
 
 def report(rows: list[Row], table: bool = True) -> str:
-    """The first name that deviates, with what came before it; then a line for each name."""
-    wrong = [number for number, row in enumerate(rows) if not row.fine]
+    """The first name that deviates, with the names before it; then a line for each name."""
+    wrong = [i for i, row in enumerate(rows) if not row.fine]
     if wrong:
         first = rows[wrong[0]]
-        lines = [f"{first.name} is the first of {len(wrong)} that deviate(s): it {first.said}."]
+        lines = [f"{first.name} is the first of {len(wrong)} that deviate(s): it {first.message}."]
         if np.isfinite(first.used):
             lines.append(f"It uses {first.used:.3g} times the tolerance.")
-        before = [row.name for row in rows[max(0, wrong[0] - BEFORE) : wrong[0]]]
-        lines.append(
-            f"Before it, {wrong[0]} agree(s){', last ' + ', '.join(before) if before else ''}."
-        )
+        before = [row.name for row in rows[max(0, wrong[0] - MAX_NAMED) : wrong[0]]]
+        last = f", last {', '.join(before)}" if before else ""
+        lines.append(f"Before it, {wrong[0]} agree(s){last}.")
     else:
-        most = max(rows, key=lambda row: row.used, default=None)
         lines = [f"All {len(rows)} agree."]
-        if most is not None:
+        if rows:
+            most = max(rows, key=lambda row: row.used)
             lines.append(f"{most.name} uses most of the tolerance: {most.used:.1%}.")
     if table:
         width = max((len(row.name) for row in rows), default=0)
         lines += ["", f"{'name':<{width}}  {'largest':>9}  {'relative':>9}  {'of tolerance':>12}"]
         for row in rows:
-            mark = "" if row.fine else "  <-"
-            lines.append(
-                f"{row.name:<{width}}  {row.largest:9.2e}  {row.relative:9.2e}  {row.used:12.2%}{mark}"
-            )
+            numbers = f"{row.largest:9.2e}  {row.relative:9.2e}  {row.used:12.2%}"
+            lines.append(f"{row.name:<{width}}  {numbers}{'' if row.fine else '  <-'}")
     return "\n".join(lines)

@@ -1,11 +1,12 @@
-"""Golden traces: what every layer returned, by dotted name and in order, in a file to port from.
+"""Golden traces: the output of every layer, by dotted name and in order, as a reference for a port.
 
     clipseg-np trace image.png "a cat" --dtype float64 --output golden.safetensors
     clipseg-np compare golden.safetensors mine.safetensors
 
-A golden file is a safetensors file: the inputs under "input.NAME", then the layers' outputs under their dotted names; what a
-layer returns in its second call within one trace stands under NAME@2. Safetensors keeps no order, so that the metadata does:
-"order", and "about", both JSON. The file of a port needs neither, and may be an .npz instead.
+A golden file is a safetensors file: the inputs under "input.NAME", then the layers' outputs under
+their dotted names; NAME@2 is the output of a layer's second call within one trace. The metadata has
+"order", as safetensors keeps no order, and "about", both in JSON. The file of a port needs no
+metadata, and may be an .npz instead.
 """
 
 import fnmatch
@@ -33,67 +34,52 @@ from ..version import __version__
 from .compare import compare, report, scale
 
 INPUT = "input."
-STORED = {  # NumPy's types that safetensors knows
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "int64": "I64",
-    "int32": "I32",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-
-TYPES = {stored: name for name, stored in STORED.items()}
+# The types of NumPy that safetensors has, by its names for them.
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
+TYPES |= {"U8": "uint8", "BOOL": "bool"}
+STORED_TYPES = {name: stored for stored, name in TYPES.items()}
 
 
 class Golden(Mapping):
-    """The arrays of a golden file, or of a port's .safetensors or .npz, by name; each is read when it is asked for.
+    """The arrays of a golden file, or of a port's .safetensors or .npz, by name; read on access.
 
-    Iterates in the order of execution where the file tells it, and in the order of the file where not. `about`
-    is what made it, {} where that is unknown. Raises FileNotFoundError or InputError for what is not such a file.
+    Iterates in order of execution if the file has it, else in the file's order. `about` describes
+    the run that made the file; {} if unknown. Raises FileNotFoundError, or InputError for a file
+    that is damaged or of another kind.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.about: dict[str, Any] = {}
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is missing: expected a .safetensors or .npz file")
         try:
             if self.path.suffix == ".npz":
-                self._file = np.load(self.path)
-                self.names = self._file.files
+                file = np.load(self.path)
+                self._read, stored, metadata = file.__getitem__, file.files, {}
             else:
-                self._file = safe_open(self.path, framework="numpy")
-                metadata = self._file.metadata() or {}
-                self.about = json.loads(metadata.get("about", "{}"))
-                names = list(self._file.offset_keys())
-                self.names = json.loads(metadata.get("order", "null")) or names
-                self._check_metadata(names)
-        except InputError:
-            raise
+                file = safe_open(self.path, framework="numpy")
+                self._read, stored, metadata = file.get_tensor, file.offset_keys(), file.metadata()
+            metadata = metadata or {}
+            self.about: dict[str, Any] = json.loads(metadata.get("about", "{}"))
+            self.names = json.loads(metadata.get("order", "null")) or list(stored)
         except Exception as error:  # both libraries raise errors of many kinds: zip, zlib, struct
             raise InputError(
                 f"{self.path} is neither a whole safetensors file nor an .npz ({error})"
             ) from error
-
-    def _check_metadata(self, names: list[str]) -> None:
-        order, about = self.names, self.about
-        if not isinstance(order, list) or sorted(map(str, order)) != sorted(names):
+        order = self.names if isinstance(self.names, list) else []
+        errors = self.about.get("float32_error", {}) if isinstance(self.about, dict) else None
+        measured = isinstance(errors, dict) and all(map(is_number, errors.values()))
+        if sorted(map(str, order)) != sorted(stored) or not measured:
             raise InputError(
-                f"{self.path} is damaged: its metadata's order has not its arrays' names"
-            )
-        errors = about.get("float32_error", {}) if isinstance(about, dict) else None
-        if not isinstance(errors, dict) or not all(map(is_number, errors.values())):
-            raise InputError(
-                f"{self.path} is damaged: its metadata's about is not what trace writes"
+                f"{self.path} is damaged: the order or the description in its metadata does not fit"
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
             raise KeyError(name)
         try:
-            array = self._file[name] if self.path.suffix == ".npz" else self._file.get_tensor(name)
-        except Exception as error:  # an .npz is only now unpacked
+            array = self._read(name)
+        except Exception as error:  # np.load unpacks an array only now
             raise InputError(f"{self.path}: the array {name} cannot be read ({error})") from error
         if getattr(array, "dtype", np.dtype(object)).kind not in "biuf":
             raise InputError(f"{self.path}: the array {name} holds no real numbers")
@@ -107,37 +93,36 @@ class Golden(Mapping):
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        """What the model was given, by the names of its arguments."""
+        """The inputs of the model, by the names of its arguments."""
         return {n.removeprefix(INPUT): self[n] for n in self.names if n.startswith(INPUT)}
 
 
 class Recorder:
-    """Hands what layers return, one by one and by their golden names, to `add`."""
+    """Passes the output of each layer whose name fits `pattern` to `add`, with its golden name."""
 
-    def __init__(self, add: Callable[[str, Any], None], wanted: str = "*"):
-        """`wanted`: a pattern of layers' names, as a shell's."""
-        self.add, self.wanted = add, wanted
+    def __init__(self, add: Callable[[str, Any], None], pattern: str = "*"):
+        self.add, self.pattern = add, pattern
         self.calls: dict[str, int] = {}
 
     def record(self, name: str, value: Any) -> None:
-        """Records and lists of arrays are no layer's own, and are passed over."""
+        """Ignores outputs that are no arrays: those of whole models, and lists."""
         if not name or not hasattr(value, "dtype"):
             return
         self.calls[name] = call = self.calls.get(name, 0) + 1
-        if fnmatch.fnmatchcase(name, self.wanted):
+        if fnmatch.fnmatchcase(name, self.pattern):
             self.add(name if call == 1 else f"{name}@{call}", value)
 
 
 class GoldenWriter:
-    """Takes arrays one by one and writes them to disk at once: a trace is never held in memory."""
+    """Writes each array to disk at once, so that memory never holds a whole trace."""
 
     def __init__(self, data: Any, about: dict[str, Any]):
-        """`data`: a binary file for the arrays' bytes. `about`: what the file will say about itself."""
+        """data: a binary file for the arrays. about: becomes the golden file's metadata."""
         self.data, self.about = data, about
         self.header: dict[str, dict] = {}
 
     def read(self, name: str) -> np.ndarray:
-        """An array that was added, for a look back at it."""
+        """An array that was added."""
         entry = self.header[name]
         start, end = entry["data_offsets"]
         self.data.flush()
@@ -149,7 +134,7 @@ class GoldenWriter:
         start = self.data.tell()
         self.data.write(array.reshape(-1).view(np.uint8))
         self.header[name] = {
-            "dtype": STORED[array.dtype.name],
+            "dtype": STORED_TYPES[array.dtype.name],
             "shape": list(np.shape(value)),
             "data_offsets": [start, self.data.tell()],
         }
@@ -157,13 +142,14 @@ class GoldenWriter:
 
 @contextmanager
 def golden_file(path: str | os.PathLike, about: dict[str, Any]) -> Iterator[GoldenWriter]:
-    """Yield a writer; the file is there when the block ends, and not at all if it fails."""
+    """Yield a writer. The file appears when the block ends, and not at all if it fails."""
     with tempfile.TemporaryFile(dir=Path(path).absolute().parent) as data:
         writer = GoldenWriter(data, about)
         yield writer
         metadata = {"about": json.dumps(writer.about), "order": json.dumps(list(writer.header))}
         header = json.dumps({"__metadata__": metadata, **writer.header}).encode()
-        header += b" " * (-len(header) % 8)  # so that arrays begin where their type wants them to
+        # Safetensors wants the arrays at a multiple of 8 bytes.
+        header += b" " * (-len(header) % 8)
         data.seek(0)
         with written_whole(path) as temporary, temporary.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
@@ -178,11 +164,12 @@ def write_golden(
     about: dict | None = None,
     in_float32: PretrainedModel | None = None,
 ) -> None:
-    """Run `model(**inputs)` and write its trace, with what made it.
+    """Run `model(**inputs)` and write its trace, with a description of the run.
 
-    `wanted` picks layers by a pattern of their names, "decoder.*" say. `about` is added to the versions, the
-    config, the float type and the hashes of the inputs. `in_float32`, the same model in that type, is run too, and the
-    file tells how far it is off in each layer. Raises InputError where no layer's name fits.
+    wanted: a pattern of layers' names, such as "decoder.*". about: added to the description, which
+    has the versions, the config, the float type and the hashes of the inputs. in_float32: the same
+    model in float32; it runs too, and the file gets its error in each layer. Raises InputError if
+    no layer's name fits.
     """
     inputs = {name: model.ops.to_numpy(model.ops.asarray(v)) for name, v in inputs.items()}
     about = {
@@ -211,38 +198,35 @@ def write_golden(
 
             def measure(name: str, value: Any) -> None:
                 expected = writer.read(name)
-                off = np.abs(in_float32.ops.to_numpy(value) - expected).max()
-                errors[name] = float(off) / scale(expected)
+                error = np.abs(in_float32.ops.to_numpy(value) - expected).max()
+                errors[name] = float(error) / scale(expected)
 
             with trace(Recorder(measure, wanted)):
                 in_float32(**inputs)
 
 
 def assert_matches(
-    activations: Mapping[str, Any],
-    golden: str | os.PathLike | Mapping,
-    tolerance: float | None = None,
+    activations: Mapping, golden: str | os.PathLike | Mapping, tolerance: float | None = None
 ) -> None:
-    """Raise AssertionError with the report of `clipseg-np compare` unless all arrays are the golden ones.
+    """Raise AssertionError with the report of `clipseg-np compare` if an array deviates.
 
-    activations: a trace, or arrays by the same names; inputs may be left out. golden: a file, or arrays by name in
-    order of execution.
+    activations: a trace, or arrays by the same names; inputs may be missing. golden: a file, or
+    arrays by name in order of execution.
     """
     if not isinstance(golden, Mapping):
         golden = Golden(golden)
-    arrays = numbered(activations)
-    arrays |= {n: golden[n] for n in golden if n.startswith(INPUT) and n not in arrays}
-    found = compare(golden, arrays, tolerance)
-    if any(not row.fine for row in found):
-        raise AssertionError(report(found))
+    inputs = {name: golden[name] for name in golden if name.startswith(INPUT)}
+    rows = compare(golden, inputs | numbered(activations), tolerance)
+    if not all(row.fine for row in rows):
+        raise AssertionError(report(rows))
 
 
 def numbered(activations: Mapping[str, Any]) -> dict[str, Any]:
-    """A trace's arrays as a golden file names them: the second call of a layer is NAME@2."""
+    """A trace's arrays by their golden names: NAME@2 is the second call of a layer."""
     calls = getattr(activations, "all", {name: [value] for name, value in activations.items()})
-    found: dict[str, Any] = {}
-    recorder = Recorder(found.__setitem__)
+    arrays: dict[str, Any] = {}
+    recorder = Recorder(arrays.__setitem__)
     for name, values in calls.items():
         for value in values:
             recorder.record(name, value)
-    return found
+    return arrays

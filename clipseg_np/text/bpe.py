@@ -58,14 +58,10 @@ def merge_pairs_fast(symbols: list[str], ranks: dict[Pair, int]) -> tuple[list[s
     return [symbol for symbol in symbols if symbol is not None], merges
 
 
-def _byte_symbols() -> dict[int, str]:
-    """A printable character for each byte: its own in Latin-1, or the next from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
-
-
-BYTE_SYMBOLS = _byte_symbols()
+# A printable character for each byte: its own in Latin-1, or the next from U+0100 on.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTE_SYMBOLS = {b: chr(b) for b in _PRINTABLE} | {b: chr(256 + n) for n, b in enumerate(_OTHERS)}
 _BYTE_OF = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
 
 

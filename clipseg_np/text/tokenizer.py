@@ -30,7 +30,8 @@ from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
 from .normalize import normalize, pieces
 from .tokenizer_files import END, SPECIAL_NAMES, START, AddedToken, check_vocabulary
 
-MAX_CACHED_PIECES, MAX_CACHED_CHARACTERS = 20_000, 40
+Ids = int | Sequence | np.ndarray
+
 CHOICES = {
     "padding": (False, True, "longest", "max_length", "do_not_pad"),
     "truncation": (False, True, "longest_first", "only_first", "do_not_truncate"),
@@ -97,11 +98,7 @@ class CLIPTokenizer:
     ):
         merges = [tuple(merge) for merge in merges]
         check_vocabulary(vocab, merges)
-        if not isinstance(model_max_length, int) or model_max_length < 2:
-            raise InputError(
-                f"model_max_length is {model_max_length!r}; expected a whole number of at least 2 "
-                f"(the start and the end token)."
-            )
+        _check_length("model_max_length", model_max_length, 2)
         self.model_max_length = model_max_length
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
@@ -125,31 +122,22 @@ class CLIPTokenizer:
         plain = [token.content for token in self._added.values() if not token.normalized]
         normalized = [token.content for token in self._added.values() if token.normalized]
         self._content_of = {normalize(content): content for content in normalized}
-        self._plain_pattern, self._normalized_pattern = (
-            _splitter(plain),
-            _splitter(self._content_of),
-        )
+        self._plain_pattern = _splitter(plain)
+        self._normalized_pattern = _splitter(self._content_of)
         self._token_of = {number: token for token, number in self._vocab.items()}
         self._token_of |= {self._vocab[content]: normalize(content) for content in normalized}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self._cache: dict[str, list[int]] = {}
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder_or_hub_id: str | os.PathLike,
-        *,
-        local_files_only: bool = False,
-        **overrides: Any,
+        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, **overrides
     ) -> "CLIPTokenizer":
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
         overrides: bos_token, eos_token, unk_token, pad_token (texts) and model_max_length.
         Raises FileNotFoundError if the files are missing, InputError if they cannot be used.
         """
-        unknown = overrides.keys() - {*SPECIAL_NAMES, "model_max_length"}
-        _warn_of_unknown(unknown)
-        overrides = {name: value for name, value in overrides.items() if name not in unknown}
+        _warn_of_unknown(overrides.keys() - {*SPECIAL_NAMES, "model_max_length"})
         folder = checkpoint_folder(
             folder_or_hub_id, local_files_only=local_files_only, needed=(TEXTS,)
         )
@@ -207,11 +195,7 @@ class CLIPTokenizer:
             )
         length = self.model_max_length if max_length is None else max_length
         reserved = 2 if truncates and add_special_tokens else 0
-        if not isinstance(length, int) or length < reserved:
-            raise InputError(
-                f"max_length is {max_length!r}; expected a whole number of at least {reserved}"
-                f"{' (the start and the end token)' if reserved else ''}."
-            )
+        _check_length("max_length", length, reserved)
 
         rows = [self._ids(one) for one in texts]
         if truncates:
@@ -221,14 +205,13 @@ class CLIPTokenizer:
         longest = max(map(len, rows))
         if not truncates and max_length is None and longest > self.model_max_length:
             warnings.warn(
-                f"A text has {longest} tokens, more than the {self.model_max_length} that the model "
-                f"has positions for: the model will refuse it. Cut it with truncation=True.",
+                f"A text has {longest} tokens, more than the {self.model_max_length} that the model"
+                f" has positions for: the model will refuse it. Cut it with truncation=True.",
                 stacklevel=2,
             )
         width = {False: 0, "do_not_pad": 0, "max_length": length}.get(padding, longest)
-        features = Features(
-            input_ids=[row + [self.pad_token_id] * (width - len(row)) for row in rows]
-        )
+        pad = self.pad_token_id
+        features = Features(input_ids=[row + [pad] * (width - len(row)) for row in rows])
         if return_attention_mask:
             features["attention_mask"] = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         if return_tensors == "np":
@@ -251,9 +234,7 @@ class CLIPTokenizer:
         [text] = _list_of_texts(text)
         return self.convert_ids_to_tokens(self._ids(text))
 
-    def decode(
-        self, ids: int | Sequence[int] | np.ndarray, skip_special_tokens: bool = False
-    ) -> str | list[str]:
+    def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str | list[str]:
         """The text of a row of ids, or a list of texts of rows. Bytes that are not UTF-8: U+FFFD.
 
         Raises InputError for an id outside the vocabulary.
@@ -271,9 +252,7 @@ class CLIPTokenizer:
         text = b"".join(map(bytes_of, tokens)).decode("utf-8", errors="replace")
         return text.replace(END_OF_WORD, " ").strip()
 
-    def batch_decode(
-        self, rows: Sequence | np.ndarray, skip_special_tokens: bool = False
-    ) -> list[str]:
+    def batch_decode(self, rows: Ids, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids; a single row gives a list of one text."""
         texts = self.decode(rows, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
@@ -284,9 +263,7 @@ class CLIPTokenizer:
             return self._vocab.get(tokens, self.unk_token_id)
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
-    def convert_ids_to_tokens(
-        self, ids: int | Sequence[int], skip_special_tokens: bool = False
-    ) -> str | list[str]:
+    def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens=False) -> str | list[str]:
         """The token of an id, or the tokens of several. Raises InputError for an unknown id."""
         if isinstance(ids, int | np.integer):
             return self._token(ids)
@@ -311,15 +288,10 @@ class CLIPTokenizer:
         tokens      <s> low er</w> </s>
         ids         10 8 9 11
         """
-        ids, parts, explained = self.encode(text), list(self._parts(text)), []
-        for part, is_added in parts:
-            for piece in [part] if is_added else pieces(part):
-                symbols = [piece] if is_added else self._symbols(piece)
-                tokens, merges = merge_pairs_fast(symbols, self._ranks)
-                piece_ids = [self._vocab[token] for token in tokens]
-                explained.append(ExplainedPiece(piece, symbols, merges, tokens, piece_ids))
-        normalized = "".join(part for part, _ in parts)
-        return Explanation(text, normalized, explained, self.convert_ids_to_tokens(ids), ids)
+        ids = self.encode(text)
+        normalized = "".join(part for part, _ in self._parts(text))
+        tokens = self.convert_ids_to_tokens(ids)
+        return Explanation(text, normalized, list(self._explained_pieces(text)), tokens, ids)
 
     def get_vocab(self) -> dict[str, int]:
         """{token: id}, added tokens included."""
@@ -356,28 +328,19 @@ class CLIPTokenizer:
             for j, part in enumerate(self._normalized_pattern.split(normalize(plain))):
                 yield (self._content_of[part], True) if j % 2 else (part, False)
 
-    def _ids(self, text: str) -> list[int]:
-        ids = []
+    def _explained_pieces(self, text: str) -> Iterator[ExplainedPiece]:
         for part, is_added in self._parts(text):
-            if is_added:
-                ids.append(self._vocab[part])
-            else:
-                for piece in pieces(part):
-                    ids += self._cache.get(piece) or self._ids_of_piece(piece)
-        return ids
-
-    def _ids_of_piece(self, piece: str) -> list[int]:
-        tokens, _ = merge_pairs_fast(self._symbols(piece), self._ranks)
-        ids = [self._vocab[token] for token in tokens]
-        if len(piece) <= MAX_CACHED_CHARACTERS:
-            if len(self._cache) >= MAX_CACHED_PIECES:
-                self._cache.clear()
-            self._cache[piece] = ids
-        return ids
+            for piece in [part] if is_added else pieces(part):
+                symbols = [piece] if is_added else self._symbols(piece)
+                tokens, merges = merge_pairs_fast(symbols, self._ranks)
+                ids = [self._vocab[token] for token in tokens]
+                yield ExplainedPiece(piece, symbols, merges, tokens, ids)
 
     def _symbols(self, piece: str) -> list[str]:
-        """The piece's byte symbols; unk_token for each one that the vocabulary lacks."""
         return [s if s in self._base_vocab else self.unk_token for s in symbols_of(piece)]
+
+    def _ids(self, text: str) -> list[int]:
+        return [number for piece in self._explained_pieces(text) for number in piece.ids]
 
     def _token(self, number: int) -> str:
         try:
@@ -387,6 +350,14 @@ class CLIPTokenizer:
                 f"{number!r} is not an id of this vocabulary; expected a whole number from 0 to "
                 f"{len(self) - 1}."
             ) from None
+
+
+def _check_length(name: str, length: Any, least: int) -> None:
+    if not isinstance(length, int) or length < least:
+        ends = " (the start and the end token)" if least else ""
+        raise InputError(
+            f"{name} is {length!r}; expected a whole number of at least {least}{ends}."
+        )
 
 
 def _splitter(tokens: Iterable[str]) -> regex.Pattern:

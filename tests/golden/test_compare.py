@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipseg_np.golden.compare import MEASURED, TOLERANCES, compare, report
+from clipseg_np.golden.compare import FLOAT32_ERROR_MULTIPLE, TOLERANCES, compare, report
 
 rng = np.random.default_rng(0)
 EXPECTED = rng.normal(size=(2, 3, 5)) * 4
@@ -115,7 +115,7 @@ def test_where_float32_went_astray_more_is_allowed_in_float32_and_nowhere_else()
 
     golden = Measured(x=np.ones(2), y=np.ones(2))
     golden.about = {"float32_error": {"x": 1e-4}}
-    off = np.ones(2) + 0.9e-4 * MEASURED
+    off = np.ones(2) + 0.9e-4 * FLOAT32_ERROR_MULTIPLE
     single = {"x": off.astype(np.float32), "y": off.astype(np.float32)}
     assert [row.fine for row in compare(golden, single)] == [True, False]
     assert [row.fine for row in compare(golden, {"x": off, "y": off})] == [False, False]
