@@ -15,6 +15,7 @@ ALIASES = {
     "clipseg_np/segment/batch.py": ["pictures_in = images_in", '"picture": name'],
     "tests/segment/test_batch_0_1.py": ['["picture"]'],
     "clipseg_np/segment/visual_prompt.py": ["picture = prepared"],
+    "tests/golden/test_traces.py": ['"picture"'],
 }
 FOLDERS = ("clipseg_np", "tests", "training", "benchmarks", "examples", "golden")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

@@ -116,6 +116,21 @@ def test_a_ports_file_may_be_an_npz_or_a_plain_safetensors(tmp_path):
             found["c"]
 
 
+def test_a_file_of_0_1_is_read_and_compares(file, tmp_path, capsys):
+    """0.1 named the image "picture" in what the file says about itself, and knew no "image"."""
+    golden = Golden(file)
+    about = golden.about | {"clipseg_np": "0.1.0", "picture": "shapes.png"}
+    metadata = {"about": json.dumps(about), "order": json.dumps(golden.names)}
+    path = tmp_path / "old.safetensors"
+    save_file(dict(golden), path, metadata=metadata)
+    old = Golden(path)
+    assert old.about == about and "image" not in old.about and list(old) == list(golden)
+    assert_matches(old, golden)
+    assert_matches(golden, old)
+    assert main(["compare", str(path), str(file)]) == main(["compare", str(file), str(path)]) == 0
+    assert capsys.readouterr().out.count(f"All {len(golden)} agree.") == 2
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])
 def test_what_is_no_such_file_is_refused(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
@@ -146,6 +161,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["trace", image, "a star", "red", "--output", str(golden)]) == 0
     assert "arrays" in capsys.readouterr().out
     assert Golden(golden).about["prompts"] == ["a star", "red"]
+    assert Golden(golden).about["image"] == "shapes.png"
     port = tmp_path / "port.safetensors"
     backend = ["--dtype", "float32", "--backend", "numpy-reference"]
     assert main(["trace", image, "a star", "red", "--output", str(port), *backend]) == 0
