@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..atomic_files import written_together
 from ..backends.select import ops_for
@@ -27,7 +28,7 @@ from ..model.clipseg import CLIPSegForImageSegmentation
 from ..segment.batch import REPORT, run_batch
 from ..segment.job import CleanUp, Job
 from ..segment.processor import CLIPSegProcessor
-from ..segment.results import KINDS, json_lines, prompt_result, text_lines, write_results
+from ..segment.results import KINDS, json_lines, prompt_maps, text_lines, write_results
 from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..version import __version__
@@ -59,8 +60,8 @@ def run_segment(options: argparse.Namespace) -> None:
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
     result = segmenter.combine(image, prompts, scales=job.scales, input_data_format="channels_last")
     if to_stdout:
-        written = KINDS[job.kinds[0]](prompt_result(image, result, 0, job))
-        written.save(sys.stdout.buffer, format="PNG")
+        pixels = KINDS[job.kinds[0]](image, *prompt_maps(result, 0, job), job.clean_up)
+        Image.fromarray(pixels).save(sys.stdout.buffer, format="PNG")
         return
     with written_together(folder) as part:
         records = write_results(part, stem, image, result, job)

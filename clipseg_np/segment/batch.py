@@ -37,8 +37,8 @@ from .visual_prompt import image_prompts
 RECORD = "record.json"
 REPORT = "report.jsonl"
 
-# Part of every key. It changes when the same job writes other results, not with each release:
-# a batch that an older release began is resumed.
+# Part of every key. It changes with the results, not with the release: a batch that an older
+# release began is resumed.
 RESULTS_VERSION = "0.1.0"
 
 
@@ -54,9 +54,13 @@ def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[P
     suffixes = {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
 
     def is_image(path: Path) -> bool:
-        if patterns:
-            return any(matches(path, pattern) for pattern in patterns)
-        return path.suffix.lower() in suffixes
+        if not patterns:
+            return path.suffix.lower() in suffixes
+        try:
+            return any(path.match(pattern) for pattern in patterns)
+        except ValueError as error:
+            problem = f"--glob {' '.join(map(repr, patterns))}: {error}"
+            raise InputError(f"{problem}; expected patterns such as '*.jpg'") from error
 
     files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     images = sorted(path for path in files if not path.name.startswith(".") and is_image(path))
@@ -67,13 +71,6 @@ def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[P
 
 
 pictures_in = images_in  # its name in 0.1
-
-
-def matches(path: Path, pattern: str) -> bool:
-    try:
-        return path.match(pattern)
-    except ValueError as error:
-        raise InputError(f"--glob {pattern!r}: {error}; expected one such as '*.jpg'") from error
 
 
 def run_batch(
@@ -99,10 +96,8 @@ def run_batch(
         raise InputError(f"{folder} holds no image outside of the output folder {job.output}")
     mark = job_mark(job)
     os.makedirs(job.output, exist_ok=True)
-    futures = {
-        executor.submit(segment_image, job, mark, image, name): name
-        for name, image in images.items()
-    }
+    submit = functools.partial(executor.submit, segment_image, job, mark)
+    futures = {submit(image, name): name for name, image in images.items()}
     done = ((futures[future], future.result()) for future in as_completed(futures))
     records = dict(done if progress is None else progress(done, len(futures)))
     report = [{"image": name, "picture": name, **records[name]} for name in images]  # 0.1's key
@@ -112,10 +107,7 @@ def run_batch(
 
 
 def job_mark(job: Job) -> str:
-    """A hash of everything that the results depend on, besides the image.
-
-    Raises InputError for a job that cannot be done.
-    """
+    """A hash of all that the results depend on but the image. Raises InputError for a bad job."""
     read_prompts([*job.prompts, *image_prompts(job.image_prompts)])
     unknown = set(job.kinds) - set(KINDS)
     if unknown:
@@ -146,7 +138,7 @@ def file_hash(path: str | os.PathLike) -> str:
 
 
 def segment_image(job: Job, mark: str, image: str, name: str) -> dict:
-    """A worker's task. Returns {"prompts": ...}, from an earlier run if it did this, or {"error": ...}."""
+    """A worker's task. Returns {"prompts": ...}, new or of an earlier run, or {"error": ...}."""
     folder = Path(job.output, name)
     try:
         key = f"{mark} {name} {file_hash(image)}".encode(errors=NOT_UTF8)
@@ -159,7 +151,7 @@ def segment_image(job: Job, mark: str, image: str, name: str) -> dict:
 
 
 def stored_prompts(folder: Path, key: str) -> list[dict] | None:
-    """The prompts' records of an earlier run, if it had the same key and its files are all there."""
+    """The prompts' records of an earlier run with the same key whose files are all there."""
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
         complete = all((folder / file).is_file() for file in record["files"])
@@ -172,10 +164,11 @@ def stored_prompts(folder: Path, key: str) -> list[dict] | None:
 def write_image(job: Job, image: str, folder: Path, key: str) -> list[dict]:
     """Segment an image and write its folder whole. Returns the prompts' records."""
     pixels = load_image(image)
-    segmenter, query = worker(job)
+    with _loading:
+        segmenter, query = _loaded(job.model, job.backend, job.prompts, job.image_prompts)
     result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # a killed run may have left it
+    part = folder.with_name(f".{folder.name}.part")  # a killed run may have left one
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     prompts = write_results(part, Path(image).stem, pixels, result, job)
     files = sorted(file.name for file in part.iterdir())
@@ -189,13 +182,8 @@ def write_image(job: Job, image: str, folder: Path, key: str) -> list[dict]:
 _loading = threading.Lock()
 
 
-def worker(job: Job) -> tuple[Segmenter, Query]:
-    """The model and the embedded prompts: made once in a process, however many threads ask."""
-    with _loading:
-        return _loaded(job.model, job.backend, job.prompts, job.image_prompts)
-
-
 @functools.lru_cache(maxsize=1)
 def _loaded(model, backend, prompts, pairs) -> tuple[Segmenter, Query]:
+    """The model and the embedded prompts: made once in a process, however many threads ask."""
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
     return segmenter, segmenter.prepare([*prompts, *image_prompts(pairs)])

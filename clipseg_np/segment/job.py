@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..masks import dilate, remove_small_components
+from ..masks import dilate, feather, remove_small_components
 
 
 @dataclass(frozen=True)
 class CleanUp:
-    """Mask post-processing, in this order; every number is in pixels.
+    """Mask post-processing, in this order; all numbers are in pixels.
 
-    smallest: remove connected components of fewer pixels. grow: dilate by this radius, or erode if
-    it is negative. feather: soften the edges of the masks that are written as images.
+    smallest: remove smaller connected components. grow: dilate by this radius; a negative one
+    erodes. feather: soften the mask's edge, in images only.
     """
 
     smallest: int = 0
@@ -21,10 +21,14 @@ class CleanUp:
     feather: float = 0.0
 
     def __call__(self, mask: np.ndarray) -> np.ndarray:
-        """All but the feathering.  (height,width) bool -> (height,width) bool"""
+        """(height,width) bool -> (height,width) bool"""
         if self.smallest:
             mask = remove_small_components(mask, self.smallest)
         return dilate(mask, self.grow) if self.grow else mask
+
+    def soften(self, mask: np.ndarray) -> np.ndarray:
+        """(height,width) bool -> (height,width), 0 to 1"""
+        return feather(mask, self.feather) if self.feather else mask
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`CLIPSegProcessor`: the tokenizer and the image processor in one call.
 
 Reference: the class of the same name in transformers. Deviation: a keyword goes only to the part
-that knows it, so that `padding=True` never reaches the image processor. A keyword that neither knows
-is not used, with a warning.
+that knows it, so that `padding=True` never reaches the image processor. One that neither knows is
+not used, with a warning.
 """
 
 import os
@@ -14,13 +14,8 @@ from ..image.image_processor import DEFAULTS, ViTImageProcessor
 from ..model.outputs import Features
 from ..text.tokenizer import CLIPTokenizer
 
-TEXT_OPTIONS = {
-    "padding",
-    "truncation",
-    "max_length",
-    "add_special_tokens",
-    "return_attention_mask",
-}
+TEXT_OPTIONS = {"padding", "truncation", "max_length"}
+TEXT_OPTIONS |= {"add_special_tokens", "return_attention_mask"}
 IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format"}
 
 
@@ -85,14 +80,14 @@ class CLIPSegProcessor:
         if unknown:
             names = ", ".join(unknown)
             warnings.warn(f"CLIPSegProcessor does not know {names}: not used.", stacklevel=2)
-        text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
-        image_options = {name: value for name, value in options.items() if name in IMAGE_OPTIONS}
-        text_options |= {"return_tensors": return_tensors, **(text_kwargs or {})}
-        image_options |= {"return_tensors": return_tensors, **(images_kwargs or {})}
 
-        features = Features()
+        def known(names: set[str], more: dict | None) -> dict:
+            chosen = {name: options[name] for name in options if name in names}
+            return {**chosen, "return_tensors": return_tensors, **(more or {})}
+
+        image_options, features = known(IMAGE_OPTIONS, images_kwargs), Features()
         if text is not None:
-            features |= self.tokenizer(text, **text_options)
+            features |= self.tokenizer(text, **known(TEXT_OPTIONS, text_kwargs))
         if images is not None:
             features |= self.image_processor(images, **image_options)
         if visual_prompt is not None:

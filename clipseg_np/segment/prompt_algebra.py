@@ -30,18 +30,17 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "+": np.maximum,
     "-": lambda a, b: np.minimum(a, 1 - b),
 }
+RANKS = ("+-", "&")  # operators between operands; the last binds most
 
-# Quoted text; a sign that needs no spaces; a sign that does; or a prompt, up to the next of these.
-_TOKEN = re.compile(r'\s*(?:"([^"]*)"|([()!])|(?<=\s)([-+&])(?=\s)|((?:(?!\s[-+&]\s)[^()!"])+))')
+# Quoted text; a sign; or a prompt, up to the next of these.
+_TOKEN = re.compile(r'\s*(?:"([^"]*)"|([()!]|(?<=\s)[-+&](?=\s))|((?:(?!\s[-+&]\s)[^()!"])+))')
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A prompt, or an operator and its operands."""
+    """An operator, a key of OPERATORS, and its operands; or "" and a prompt: a map's name."""
 
-    # a key of OPERATORS, or "" for a prompt
     operator: str
-    # the name of a map: a text, or an image's number
     prompt: Hashable = ""
     parts: tuple["Expression", ...] = ()
 
@@ -60,10 +59,7 @@ class Expression:
 
 
 def parse(text: str) -> Expression:
-    """Read an expression; a text without operators is a prompt.
-
-    Raises InputError where it cannot be read.
-    """
+    """Read an expression; a text without operators is a prompt. Raises InputError if it cannot."""
     return _Parser(text).whole()
 
 
@@ -72,17 +68,15 @@ class _Parser:
 
     def __init__(self, text: str):
         self.text = text
-        # ("sign", "+") or ("prompt", "a cat")
-        self.tokens: list[tuple[str, str]] = []
+        self.tokens: list[tuple[str, str]] = []  # ("sign", "+") or ("prompt", "a cat")
         padded, start = f" {text.strip()} ", 0
         while padded[start:].strip():
             match = _TOKEN.match(padded, start)
             if match is None:
-                rest = padded[start : start + 12].strip()
-                raise self.error(f"{rest!r} does not begin a prompt")
-            quoted, sign, spaced_sign, prompt = match.groups()
-            if sign or spaced_sign:
-                self.tokens.append(("sign", sign or spaced_sign))
+                raise self.error(f"{padded[start : start + 12].strip()!r} does not begin a prompt")
+            quoted, sign, prompt = match.groups()
+            if sign:
+                self.tokens.append(("sign", sign))
             elif prompt is None or prompt.strip():
                 self.tokens.append(("prompt", (quoted if prompt is None else prompt).strip()))
             start = match.end()
@@ -97,36 +91,32 @@ class _Parser:
             f"as in '\"rock & roll\"'"
         )
 
-    def take(self, *signs: str) -> str:
+    def take(self, signs: str) -> str:
         """The next sign if it is one of these, or ""."""
         if self.tokens and self.tokens[0][0] == "sign" and self.tokens[0][1] in signs:
             return self.tokens.pop(0)[1]
         return ""
 
     def whole(self) -> Expression:
-        expression = self.sum()
+        expression = self.joined()
         if self.tokens:
             raise self.error(f"{self.tokens[0][1]!r} is not expected there")
         return expression
 
-    def sum(self) -> Expression:
-        return self.chain(self.product, "+", "-")
-
-    def product(self) -> Expression:
-        return self.chain(self.single, "&")
-
-    def chain(self, operand: Callable[[], Expression], *operators: str) -> Expression:
-        """Operands joined by operators of one rank, from left to right."""
-        expression = operand()
-        while operator := self.take(*operators):
-            expression = Expression(operator, parts=(expression, operand()))
+    def joined(self, rank: int = 0) -> Expression:
+        """Operands joined by operators of this rank, from left to right."""
+        if rank == len(RANKS):
+            return self.single()
+        expression = self.joined(rank + 1)
+        while operator := self.take(RANKS[rank]):
+            expression = Expression(operator, parts=(expression, self.joined(rank + 1)))
         return expression
 
     def single(self) -> Expression:
         if self.take("!"):
             return Expression("!", parts=(self.single(),))
         if self.take("("):
-            expression = self.sum()
+            expression = self.joined()
             if not self.take(")"):
                 raise self.error("a parenthesis is not closed")
             return expression

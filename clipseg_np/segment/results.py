@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,57 +10,33 @@ from PIL import Image
 
 from ..atomic_files import write_json, written_whole
 from ..image.row_blocks import map_row_blocks
-from ..masks import connected_components, cut_out, feather, run_length_encoding
-from ..masks.draw import (
-    draw_contour,
-    heat,
-    highlight,
-    legend,
-    palette_image,
-    panel,
-    sheet,
-    subsample,
-)
+from ..masks import connected_components, cut_out, draw, run_length_encoding
 from ..masks.morphology import Labels
-from .job import Job
+from .job import CleanUp, Job
 from .segmentation import Segmentation, checked_threshold
 
 
-@dataclass(frozen=True)
-class PromptResult:
-    """One prompt's result: image (height,width,3), cleaned mask and probabilities (height,width)."""
+def prompt_maps(result: Segmentation, number: int, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt `number`'s cleaned mask and its probabilities, (height,width) each.
 
-    image: np.ndarray
-    mask: np.ndarray
-    probabilities: np.ndarray
-    feather: float = 0.0
-
-    @property
-    def soft_mask(self) -> np.ndarray:
-        """The mask, 0 to 1, with its edge feathered."""
-        return feather(self.mask, self.feather) if self.feather else self.mask
-
-
-def prompt_result(image: np.ndarray, result: Segmentation, number: int, job: Job) -> PromptResult:
-    """Prompt `number`, from 0, of an image. Raises InputError for a threshold outside 0 to 1."""
+    Raises InputError for a threshold outside 0 to 1.
+    """
     probabilities = result.probability(number)
-    mask = job.clean_up(probabilities > checked_threshold(job.threshold))
-    return PromptResult(image, mask, probabilities, job.clean_up.feather)
+    return job.clean_up(probabilities > checked_threshold(job.threshold)), probabilities
 
 
-def to_gray(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(
-        map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
-    )
+def to_gray(values: np.ndarray) -> np.ndarray:
+    return map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
 
 
-KINDS: dict[str, Callable[[PromptResult], Image.Image]] = {
-    "mask": lambda result: to_gray(result.soft_mask),
-    "soft": lambda result: to_gray(result.probabilities),
-    "heat": lambda result: Image.fromarray(heat(result.image, result.probabilities, 1)),
-    "cutout": lambda result: Image.fromarray(cut_out(result.image, result.soft_mask)),
-    "contour": lambda result: Image.fromarray(draw_contour(result.image, result.mask)),
-    "highlight": lambda result: Image.fromarray(highlight(result.image, result.mask)),
+# The images to write, (height,width) or (height,width,channels), bytes.
+KINDS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, CleanUp], np.ndarray]] = {
+    "mask": lambda image, mask, probabilities, clean_up: to_gray(clean_up.soften(mask)),
+    "soft": lambda image, mask, probabilities, clean_up: to_gray(probabilities),
+    "heat": lambda image, mask, probabilities, clean_up: draw.heat(image, probabilities, 1),
+    "cutout": lambda image, mask, probabilities, clean_up: cut_out(image, clean_up.soften(mask)),
+    "contour": lambda image, mask, probabilities, clean_up: draw.draw_contour(image, mask),
+    "highlight": lambda image, mask, probabilities, clean_up: draw.highlight(image, mask),
 }
 
 
@@ -77,19 +52,22 @@ def write_results(
 
     def write_prompt(number: int, caption: str) -> tuple[dict, tuple[str, np.ndarray]]:
         """A prompt's record and panel. Returning frees its maps: 400 MB for 100 megapixels."""
-        prompt = prompt_result(image, result, number, job)
+        mask, probabilities = prompt_maps(result, number, job)
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}
         for kind, file in files.items():
-            save_image(folder / file, KINDS[kind](prompt))
+            pixels = KINDS[kind](image, mask, probabilities, job.clean_up)
+            save_image(folder / file, Image.fromarray(pixels))
         if label_map:
-            label_map.add(prompt.probabilities, prompt.mask)
-        presence = round(float(prompt.probabilities.max()), 4)
-        record = {"prompt": caption, **mask_statistics(prompt.mask), "presence": presence}
-        return {**record, "files": [*files.values()]}, (caption, panel(image, prompt.mask))
+            label_map.add(probabilities, mask)
+        record = {"prompt": caption, **mask_statistics(mask)}
+        record["presence"] = round(float(probabilities.max()), 4)
+        record["files"] = list(files.values())
+        return record, (caption, draw.panel(image, mask))
 
     records, panels = zip(*(write_prompt(*numbered) for numbered in enumerate(job.captions)))
-    save_image(folder / f"{stem}_overlay.png", sheet([("the image", subsample(image)), *panels]))
+    panels = [("the image", draw.subsample(image)), *panels]
+    save_image(folder / f"{stem}_overlay.png", draw.sheet(panels))
     if label_map:
         write_labels(folder, stem, image, label_map.map, job.captions)
     return list(records)
@@ -109,10 +87,10 @@ def mask_statistics(mask: np.ndarray) -> dict:
 def write_labels(
     folder: Path, stem: str, image: np.ndarray, labels: np.ndarray, captions: list[str]
 ) -> None:
-    """Write a label map (height,width): 0 is background, n the n-th prompt, the likeliest one.
+    """Write a label map (height,width), 0 for the background and n for prompt n, counted from 1.
 
-    STEM_labels.png is the map, STEM_legend.png shows it over the image with the names, and
-    STEM_labels.json describes each label: its mask as COCO's RLE, "regions" its connected components.
+    STEM_labels.png is the map, STEM_legend.png shows it over the image. STEM_labels.json describes
+    each label: "segmentation" is its mask as COCO's RLE, "regions" its connected components.
     """
     entries = []
     for number, caption in enumerate(captions, start=1):
@@ -120,15 +98,15 @@ def write_labels(
         parts = [{"area": r.area, "box": list(r.box)} for r in connected_components(mask)]
         entry = {"number": number, "name": caption, **mask_statistics(mask), "regions": parts}
         entries.append({**entry, "segmentation": run_length_encoding(mask)})
-    save_image(folder / f"{stem}_labels.png", palette_image(labels))
-    save_image(folder / f"{stem}_legend.png", legend(image, labels, captions))
+    save_image(folder / f"{stem}_labels.png", draw.palette_image(labels))
+    save_image(folder / f"{stem}_legend.png", draw.legend(image, labels, captions))
     height, width = labels.shape
     about = {"height": height, "width": width, "background": 0, "labels": entries}
     write_json(folder / f"{stem}_labels.json", about)
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name: letters and digits, joined by hyphens, at most 40 characters."""
+    """A text as part of a file name: letters, digits and hyphens, at most 40."""
     return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
 
 

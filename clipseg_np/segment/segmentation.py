@@ -16,20 +16,16 @@ from .prompt_algebra import Expression
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The result of one image and P prompts.
+    """The result of one image of `size` (height,width) and P prompts.
 
-    It holds the decoder's small logits and computes a map of the image's size prompt by prompt: a
-    map of 100 megapixels takes 400 MB.
+    It holds the decoder's small `logits` (L,h,w), one map for each of L `names`, and computes maps
+    of the image's size prompt by prompt, by its expression: one of 100 megapixels takes 400 MB.
     """
 
     prompts: tuple[Any, ...]
-    # (L,h,w): one map for each of the L texts and images that the prompts name
     logits: Array
-    # the image's height and width
     size: tuple[int, int]
-    # L: the names of the maps in the expressions
     names: tuple[Hashable, ...]
-    # P: how each prompt combines the maps
     expressions: tuple[Expression, ...]
     ops: Ops = REFERENCE
 

@@ -36,25 +36,25 @@ TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts that are read, for any number of images."""
+    """Prompts that are read, for any number of images.
+
+    Their expressions combine L texts and images, whose names are a text or a prompt's number.
+    `embed` returns the embeddings (L,projection_dim). `token_ids` (L,T) are for a recorded pass,
+    which embeds them itself.
+    """
 
     prompts: tuple[Any, ...]
-    # of each prompt
     expressions: tuple[Expression, ...]
-    # of the L texts and images that the expressions combine: a text, or a prompt's number
     names: tuple[Hashable, ...]
-    # returns their embeddings (L,projection_dim)
     embed: Callable[[], Array]
-    # (L,T), where all are texts that a recorded pass embeds
     token_ids: np.ndarray | None = None
 
 
 class Segmenter:
-    """A model with its processor.
+    """A model with its processor. Raises InputError where they are not of one checkpoint.
 
     With the backend "cupy", a pass is recorded as a CUDA graph once for each combination of shapes
-    (model/recorded.py) and launched from then on; `record=False` turns that off. Raises InputError
-    where the tokenizer does not fit the model's vocabulary.
+    (model/recorded.py) and launched from then on; `record=False` turns that off.
     """
 
     def __init__(
@@ -88,13 +88,11 @@ class Segmenter:
         local_files_only: bool = False,
         record: bool = True,
     ) -> "Segmenter":
-        """Load a checkpoint: a folder, a hub id or, without an argument, the demonstration checkpoint.
+        """Load a checkpoint: a folder, one .safetensors file, a hub id or, for None, the demo's.
 
-        One .safetensors file is a checkpoint too, with the other files beside it. A hub id is
-        fetched unless it is in the hub's cache; with `local_files_only` it must be there. `threads`
-        is for the backend "numpy", by default one for each core; `record` is for "cupy", as above.
-
-        Raises as CLIPSegForImageSegmentation.from_pretrained and CLIPSegProcessor.from_pretrained do.
+        The other files lie beside the one file. A hub id is fetched unless it is in the hub's cache;
+        with `local_files_only` it must be. `threads` is for the backend "numpy", by default one for
+        each core. Raises as the model's and the processor's from_pretrained do.
         """
         path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only)
         model = CLIPSegForImageSegmentation.from_pretrained(
@@ -114,20 +112,17 @@ class Segmenter:
     ) -> Segmentation:
         """Segment one image by P prompts.
 
-        image: a path, a PIL image or an array (see image.load_image); a file is turned upright by
-            its EXIF orientation.
+        image: a path, a PIL image or an array; see image.load_image, also for input_data_format.
         prompts: a string, an image, a VisualPrompt, or a list of these. A string is always a text;
-            an image's path must be a pathlib.Path. A single prompt gives P = 1.
+        an image's path must be a pathlib.Path.
         scales: 1 is the whole image, s its windows of an s-th of its height and width; several are
-            averaged. Each window costs as much as an image.
-        input_data_format: "channels_first" or "channels_last", for an array that could be either,
-            such as (3,5,3).
+        averaged. Each window costs as much as an image.
 
         Raises InputError for no prompt, an empty text, unfit scales or an unusable image, and
         FileNotFoundError for a missing file.
         """
-        prompts = read_prompts(prompts, combined=False)
-        return self._segment(load_image(image, input_data_format), self._query(*prompts), scales)
+        query = self._query(prompts, combined=False)
+        return self._segment(load_image(image, input_data_format), query, scales)
 
     def combine(
         self,
@@ -137,28 +132,27 @@ class Segmenter:
         scales: Sequence[int] = (1,),
         input_data_format: str | None = None,
     ) -> Segmentation:
-        """As a call, but a text may combine prompts: "a cat - a collar" (segment/prompt_algebra.py).
+        """As a call, but a text may combine several: "a cat - a collar" (see prompt_algebra.py).
 
-        A prompt that is named twice is computed once. `prompts` may also be a Query that `prepare`
-        returned. Raises InputError also for a text that cannot be read.
+        `prompts` may be a Query of `prepare`. Raises InputError also if a text cannot be read.
         """
-        read = None if isinstance(prompts, Query) else read_prompts(prompts)
-        pixels = load_image(image, input_data_format)
-        return self._segment(pixels, self._query(*read) if read else prompts, scales)
+        query = prompts if isinstance(prompts, Query) else self._query(prompts)
+        return self._segment(load_image(image, input_data_format), query, scales)
 
     def prepare(self, prompts: Any) -> Query:
         """Read and embed the prompts of `combine` once, for many images."""
-        query = self._query(*read_prompts(prompts))
+        query = self._query(prompts)
         embeddings = query.embed()
         return replace(query, embed=lambda: embeddings, token_ids=None)
 
-    def _query(self, prompts: list, expressions: list[Expression]) -> Query:
+    def _query(self, prompts: Any, combined: bool = True) -> Query:
         """A query whose prompts are tokenized now and embedded beside the first image."""
+        prompts, expressions = read_prompts(prompts, combined)
         names = tuple(dict.fromkeys(name for e in expressions for name in e.prompts))
         parts = [name if isinstance(name, str) else prompts[name] for name in names]
-        texts, pixels = self._inputs(parts)
-        ids = None if pixels is not None or self.graphs is None else texts["input_ids"]
-        embed = cache(partial(self._embedded, parts, texts, pixels))
+        inputs = self._inputs(parts)
+        ids = inputs[0].get("input_ids") if self.graphs is not None and len(inputs) == 1 else None
+        embed = cache(partial(self._embedded, parts, inputs))
         return Query(tuple(prompts), tuple(expressions), names, embed, ids)
 
     def _segment(self, image: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
@@ -197,7 +191,7 @@ class Segmenter:
         return self.model.decode(*in_parallel(self.model.ops, [features, query.embed]))
 
     def _warn_of_nan(self) -> None:
-        """Name the first weight that holds NaN. Loading does not check: it would read every weight."""
+        """Name the first weight that holds NaN. Loading does not look: it reads no weights."""
         xp = self.model.ops.xp
         damaged = [name for name, w in self.model.scope.arrays.items() if bool(xp.isnan(w).any())]
         cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
@@ -205,39 +199,36 @@ class Segmenter:
 
     def embed(self, prompts: list) -> Array:
         """Texts and images, in any mix, to conditional embeddings.  -> (P,projection_dim)"""
-        return self._embedded(prompts, *self._inputs(prompts))
+        return self._embedded(prompts, self._inputs(prompts))
 
-    def _inputs(self, prompts: list) -> tuple[Features | None, np.ndarray | None]:
-        """The texts' token ids and mask, and the images' pixel values; None where there are none."""
+    def _inputs(self, prompts: list) -> list[dict]:
+        """Arguments of get_conditional_embeddings for the texts, if any, then for the images."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        ids = self._token_ids(texts) if texts else None
         mean = self.processor.image_processor.image_mean
         images = [
             prompt.prepared(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
             for prompt in prompts
             if not isinstance(prompt, str)
         ]
-        return ids, self._pixel_values(images) if images else None
+        inputs = [self._token_ids(texts)] if texts else []
+        if images:
+            inputs.append({"conditional_pixel_values": self._pixel_values(images)})
+        return inputs
 
-    def _embedded(self, prompts: list, texts: Features | None, pixels: np.ndarray | None) -> Array:
+    def _embedded(self, prompts: list, inputs: list[dict]) -> Array:
         """The embeddings of what `_inputs` returned, in the order of the prompts."""
         model, parts = self.model, []
-        if texts is not None:
-            parts.append(model.get_conditional_embeddings(**texts))
+        for options in inputs:
+            parts.append(model.get_conditional_embeddings(**options))
             model.clip.text_model.give_back_memory()  # half as much as the vision tower's
-        if pixels is not None:
-            parts.append(model.get_conditional_embeddings(conditional_pixel_values=pixels))
-        if len(parts) == 1:
-            return parts[0]
         is_image = [not isinstance(prompt, str) for prompt in prompts]
         rows = np.argsort(np.argsort(is_image, kind="stable"))  # of each prompt, texts first
         return model.ops.xp.concatenate(parts)[model.ops.asarray(rows)]
 
     def _pixel_values(self, images: list[np.ndarray]) -> np.ndarray:
         """Images (height,width,3) to (B,3,H,W). An image 3 pixels high could be (C,H,W), too."""
-        return self.processor.image_processor(images, input_data_format="channels_last")[
-            "pixel_values"
-        ]
+        preprocess = self.processor.image_processor
+        return preprocess(images, input_data_format="channels_last")["pixel_values"]
 
     def _token_ids(self, texts: list[str]) -> Features:
         """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning.
@@ -246,8 +237,7 @@ class Segmenter:
         """
         tokenizer = self.processor.tokenizer
         limit = self.model.config.text_config.max_position_embeddings
-        # with the start token and the end token
-        lengths = [len(tokenizer.tokenize(text)) + 2 for text in texts]
+        lengths = [len(tokenizer.tokenize(text)) + 2 for text in texts]  # with start and end
         for text, length in zip(texts, lengths):
             if length > limit:
                 warnings.warn(
@@ -255,28 +245,23 @@ class Segmenter:
                     f"and the rest is not used",
                     stacklevel=5,
                 )
-        padding, max_length = True, limit
+        max_length = limit
         if self.on_gpu:
             longest = min(max(lengths), limit)
-            padding = "max_length"
             max_length = min(n for n in (*TEXT_LENGTHS, limit) if longest <= n <= limit)
-        return tokenizer(
-            texts, padding=padding, truncation=True, max_length=max_length, return_tensors="np"
-        )
+        options = {"padding": "max_length" if self.on_gpu else True, "max_length": max_length}
+        return tokenizer(texts, truncation=True, return_tensors="np", **options)
 
 
-def checkpoint_or_demo(folder_or_hub_id: str | os.PathLike | None, **options: Any) -> Path:
-    """`checkpoint_path` of a checkpoint, or of the demonstration checkpoint for None."""
-    return (
-        demo_folder() if folder_or_hub_id is None else checkpoint_path(folder_or_hub_id, **options)
-    )
+def checkpoint_or_demo(name: str | os.PathLike | None, **options: Any) -> Path:
+    """The path of a checkpoint, or of the demonstration checkpoint for None."""
+    return demo_folder() if name is None else checkpoint_path(name, **options)
 
 
 def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expression]]:
-    """One prompt or several, as a list, and the expression of each.
+    """A list of the prompts and one of their expressions; unless `combined`, a text is one prompt.
 
-    Unless `combined`, a text is one prompt. Raises InputError for no prompt, an empty text and a
-    text that `parse` refuses.
+    Raises InputError for no prompt, an empty text and a text that `parse` refuses.
     """
     prompts = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
     if not prompts:

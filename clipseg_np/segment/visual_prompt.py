@@ -1,13 +1,10 @@
 """Visual prompt engineering: an image and the mask of an object in it, made into one image prompt.
 
 Source: Lüddecke and Ecker (CVPR 2022), section 3.2 and table 2, and the authors'
-evaluation_utils.py. The best of their variants crops to the object and fades its blurred background
-to a tenth; it is the default here. `crop_blur_highlight` is their recipe `crop_blur_highlight352`,
-to the last step.
-
-Two properties of theirs may surprise and are kept. "Darken" does not fade to black but to the mean
-color, as it scales normalized pixels towards 0. The blur's sigma is in pixels of the image, whatever
-its size.
+evaluation_utils.py. Their best variant crops to the object and fades its blurred background to a
+tenth; it is the default here. `crop_blur_highlight` is their `crop_blur_highlight352` to the last
+step. As theirs, "darken" scales normalized pixels towards 0: it fades to the mean color, not to
+black. The blur's sigma is in pixels of the image, whatever its size.
 """
 
 from collections.abc import Iterable
@@ -53,19 +50,17 @@ class VisualPrompt:
     variant: str = DEFAULT
 
     def prepared(self, mean: tuple[float, ...]) -> np.ndarray:
-        """The engineered image; `mean` is the checkpoint's image_mean.  -> (height',width',3), uint8
+        """The engineered image, for the checkpoint's image_mean.  -> (height',width',3), uint8
 
         Raises InputError for an unknown variant, a mask of another size or an empty one.
         """
         if self.variant not in VARIANTS:
-            raise InputError(
-                f"unknown variant {self.variant!r} of a visual prompt; expected one of "
-                f"{', '.join(VARIANTS)}"
-            )
+            expected = f"expected one of {', '.join(VARIANTS)}"
+            raise InputError(f"unknown variant {self.variant!r} of a visual prompt; {expected}")
         image = load_image(self.image)
         neutral = 255 * np.broadcast_to(np.array(mean, np.float32), 3)
-        pixels = image.astype(np.float32) - neutral
-        pixels = engineer(pixels, load_mask(self.mask), **VARIANTS[self.variant], ink=RED - neutral)
+        options = {**VARIANTS[self.variant], "ink": RED - neutral}
+        pixels = engineer(image.astype(np.float32) - neutral, load_mask(self.mask), **options)
         return np.clip(np.rint(pixels + neutral), 0, 255).astype(np.uint8)
 
     picture = prepared  # its name in 0.1
@@ -108,22 +103,21 @@ def engineer(
 ) -> np.ndarray:
     """Change the background.  (H,W,3) floats in which 0 is neutral, (H,W) bool -> (H',W',3)
 
-    background: a factor for the background's pixels. blur: the Gaussian's sigma for the background,
-    in pixels. context: crop to the mask's box, larger by this share of its sides on each side, and
-    pad it to a square with 0. outline: draw the mask's edge in the color `ink`.
-    Raises InputError for a mask of another size or an empty one.
+    background: a factor for the background's pixels. blur: sigma of the background's Gaussian blur,
+    in pixels. context: crop to the mask's box, extended by this share of its sides, and pad it to a
+    square with 0. outline: draw the mask's edge in the color `ink`. Raises InputError for a mask of
+    another size or an empty one.
     """
     if mask.shape != pixels.shape[:2]:
-        raise InputError(
-            f"the prompt's mask is {mask.shape[0]} by {mask.shape[1]} pixels and its image "
-            f"{pixels.shape[0]} by {pixels.shape[1]}; expected the same height and width"
-        )
+        sizes = [f"{height} by {width}" for height, width in (mask.shape, pixels.shape[:2])]
+        expected = "expected the same height and width"
+        raise InputError(f"the prompt's mask is {sizes[0]} and its image {sizes[1]}; {expected}")
     if not mask.any():
         raise InputError("the prompt's mask is empty: mark the object in white on black")
     blurred = gaussian_blur(pixels, blur) if blur else pixels
     changed = np.where(mask[:, :, None], pixels, background * blurred).astype(pixels.dtype)
     if outline:
-        changed[edge(mask)] = ink
+        changed[dilate(mask, OUTLINE) & dilate(~mask, OUTLINE)] = ink
     return changed if context is None else to_square(crop(changed, mask, context))
 
 
@@ -133,9 +127,7 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights = (weights / weights.sum()).astype(pixels.dtype)
     for axis, length in enumerate(pixels.shape[:2]):
-        padding = [(0, 0)] * 3
-        padding[axis] = (reach, reach)
-        mirrored = np.pad(pixels, padding, "reflect")
+        mirrored = np.pad(pixels, [(reach * (i == axis),) * 2 for i in range(3)], "reflect")
         windows = (mirrored.take(range(i, i + length), axis) for i in range(KERNEL_SIZE))
         pixels = sum(weight * window for weight, window in zip(weights, windows))
     return pixels
@@ -156,8 +148,3 @@ def to_square(pixels: np.ndarray) -> np.ndarray:
     """Pad the shorter side with 0, as evenly as possible.  (h,w,C) -> (side,side,C)"""
     missing = [max(pixels.shape[:2]) - length for length in pixels.shape[:2]]
     return np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
-
-
-def edge(mask: np.ndarray) -> np.ndarray:
-    """The pixels within OUTLINE of the mask's boundary.  (H,W) -> (H,W), bool"""
-    return dilate(mask, OUTLINE) & dilate(~mask, OUTLINE)
