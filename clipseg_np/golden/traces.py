@@ -190,9 +190,7 @@ def write_golden(
         with trace(Recorder(writer.add, wanted)):
             model(**inputs)
         if len(writer.header) == len(inputs):
-            raise InputError(
-                f"no layer is called like {wanted!r}; expected a pattern as 'decoder.*'"
-            )
+            raise InputError(f"no layer is called like {wanted!r}; expected, say, 'decoder.*'")
         if in_float32 is not None:
             errors = about["float32_error"] = {}
 

@@ -170,8 +170,7 @@ class CLIPTokenizer:
         truncation: True cuts to max_length tokens and keeps the end token last. max_length without
         padding and truncation truncates too.
         max_length: model_max_length if None.
-        return_tensors: None for lists, nested for a list of texts; "np" for int64 arrays
-        (n_texts, n_tokens).
+        return_tensors: None for lists; "np" for int64 arrays (n_texts, n_tokens).
 
         Raises InputError for a value that is no text, a lone surrogate, an empty list, an unknown
         choice, or an array of texts of unequal length. Warns of unknown keywords and ignores them.
@@ -180,12 +179,10 @@ class CLIPTokenizer:
         texts = _list_of_texts(text)
         if truncation is None:
             truncation = max_length is not None and padding is False
-        for name, value in zip(CHOICES, (padding, truncation, return_tensors)):
-            if value not in CHOICES[name]:
-                raise InputError(
-                    f"{name}={value!r} is not known; "
-                    f"expected one of {', '.join(map(repr, CHOICES[name]))}."
-                )
+        for value, (name, choices) in zip((padding, truncation, return_tensors), CHOICES.items()):
+            if value not in choices:
+                known = str(choices)[1:-1]
+                raise InputError(f"{name}={value!r} is not known; expected one of {known}.")
         truncates = truncation not in (False, "do_not_truncate")
         if padding is True and max_length is not None and not truncates:
             warnings.warn(
@@ -329,6 +326,7 @@ class CLIPTokenizer:
                 yield (self._content_of[part], True) if j % 2 else (part, False)
 
     def _explained_pieces(self, text: str) -> Iterator[ExplainedPiece]:
+        """Merge the byte symbols of each piece; an added token is one piece and one symbol."""
         for part, is_added in self._parts(text):
             for piece in [part] if is_added else pieces(part):
                 symbols = [piece] if is_added else self._symbols(piece)
@@ -346,18 +344,15 @@ class CLIPTokenizer:
         try:
             return self._token_of[index(number)]
         except (KeyError, TypeError):
-            raise InputError(
-                f"{number!r} is not an id of this vocabulary; expected a whole number from 0 to "
-                f"{len(self) - 1}."
-            ) from None
+            known = f"expected a whole number from 0 to {len(self) - 1}"
+            raise InputError(f"{number!r} is not an id of this vocabulary; {known}.") from None
 
 
 def _check_length(name: str, length: Any, least: int) -> None:
     if not isinstance(length, int) or length < least:
         ends = " (the start and the end token)" if least else ""
-        raise InputError(
-            f"{name} is {length!r}; expected a whole number of at least {least}{ends}."
-        )
+        expected = f"a whole number of at least {least}{ends}"
+        raise InputError(f"{name} is {length!r}; expected {expected}.")
 
 
 def _splitter(tokens: Iterable[str]) -> regex.Pattern:
@@ -368,10 +363,9 @@ def _splitter(tokens: Iterable[str]) -> regex.Pattern:
 
 def _list_of_texts(text: Any) -> list[str]:
     texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, list | tuple):
-        raise InputError(f"Got {type(text).__name__}; expected a text or a list of texts.")
-    if not texts:
-        raise InputError("The list of texts is empty; expected at least one text.")
+    if not isinstance(texts, list | tuple) or not texts:
+        found = "an empty list" if isinstance(texts, list | tuple) else type(text).__name__
+        raise InputError(f"Got {found}; expected a text or a list of texts.")
     for i, one in enumerate(texts):
         if not isinstance(one, str):
             raise InputError(f"Text {i} of the list is {one!r}; expected a text.")

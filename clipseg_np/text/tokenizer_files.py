@@ -79,8 +79,7 @@ def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> No
     """Raise InputError unless ids are 0, 1, 2, ... and each merge makes a token of two tokens."""
     if not vocab or any(type(number) is not int for number in vocab.values()):
         raise InputError(
-            "The vocabulary does not map tokens to whole numbers; expected {token: id}, as in a "
-            "vocab.json."
+            "The vocabulary is no mapping of tokens to whole numbers: expected {token: id}"
         )
     ids = sorted(vocab.values())
     wrong = next((i for i, number in enumerate(ids) if number != i), None)
@@ -93,8 +92,7 @@ def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> No
     for i, merge in enumerate(merges):
         if len(merge) != 2 or not all(isinstance(part, str) for part in merge):
             raise InputError(
-                f"Merge {i} is {merge!r}; expected a pair of tokens. The merges may be cut off or "
-                f"of another kind: fetch them again."
+                f"Merge {i} is {merge!r}; expected a pair of tokens. Fetch the file again."
             )
         for token in (*merge, "".join(merge)):
             if token not in vocab:
@@ -187,19 +185,15 @@ def _entry(value: Any) -> dict:
 
 
 def _added_token(entry: dict, number: Any) -> AddedToken:
-    content, normalized, special = (
-        entry["content"],
-        entry.get("normalized"),
-        entry.get("special", 1),
-    )
+    content = entry["content"]
     for flag in filter(entry.get, REFUSED_FLAGS):
         raise InputError(
             f"The token {content!r} has {flag} set, and no CLIP checkpoint has it; expected false. "
             f"Change it in tokenizer.json and tokenizer_config.json."
         )
+    flags = bool(entry.get("normalized")), bool(entry.get("special", True))
     try:
-        return AddedToken(content, int(number), bool(normalized), bool(special))
+        return AddedToken(content, int(number), *flags)
     except (TypeError, ValueError, OverflowError):  # OverflowError: infinity
-        raise InputError(
-            f"The added token {content!r} has the id {number!r}; expected a number."
-        ) from None
+        message = f"The added token {content!r} has the id {number!r}; expected a number."
+        raise InputError(message) from None

@@ -1,4 +1,4 @@
-"""What `compare` says of two sets of arrays: names, numbers, and the kind of mistake where there is one."""
+"""The comparison of two sets of arrays: names, numbers, and the mistake if it is a known one."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ EXPECTED = rng.normal(size=(2, 3, 5)) * 4
 GOLDEN = {"first": rng.normal(size=(4,)), "second": EXPECTED, "third": rng.normal(size=(2, 2))}
 
 
-def said(found) -> str:
-    """The report's first line where "second" is `found` in float64."""
-    return report(compare(GOLDEN, GOLDEN | {"second": found}), table=False).splitlines()[0]
+def first_line(actual) -> str:
+    """The report's first line if "second" is `actual` in float64."""
+    return report(compare(GOLDEN, GOLDEN | {"second": actual}), table=False).splitlines()[0]
 
 
 def test_equal_arrays_agree():
@@ -23,7 +23,7 @@ def test_equal_arrays_agree():
 
 
 @pytest.mark.parametrize(
-    ("found", "kind"),
+    ("actual", "mistake"),
     [
         (-EXPECTED, "Every sign is wrong"),
         (8 * EXPECTED, "It is 8 times what is expected"),
@@ -42,22 +42,22 @@ def test_equal_arrays_agree():
         (np.where(EXPECTED > 4, np.inf, EXPECTED), "it holds inf in "),
     ],
 )
-def test_a_mistake_of_a_known_kind_is_named(found, kind):
-    line = said(found)
+def test_a_mistake_of_a_known_kind_is_named(actual, mistake):
+    line = first_line(actual)
     assert line.startswith("second is the first of 1 that deviate(s): it ")
-    assert kind in line
+    assert mistake in line
 
 
 def test_square_axes_in_another_order_are_seen_by_their_numbers():
     square = rng.normal(size=(4, 4))
     (row,) = compare({"x": square}, {"x": square.T})
-    assert "transpose(1, 0) fits" in row.said
+    assert "transpose(1, 0) fits" in row.message
 
 
 def test_a_deviation_of_no_known_kind_is_given_by_its_worst_element():
-    found = EXPECTED.copy()
-    found[1, 2, 3] += 1e-6
-    line = said(found)
+    actual = EXPECTED.copy()
+    actual[1, 2, 3] += 1e-6
+    line = first_line(actual)
     assert "it is worst at [1, 2, 3]: expected " in line and "off by 1e-06" in line
     assert "ULP of float64" in line and "a bias" not in line
 

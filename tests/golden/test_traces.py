@@ -1,4 +1,4 @@
-"""Golden files: what `trace` writes, what is read back, and that nothing is written half."""
+"""Golden files: writing, reading back, and no file if the model fails."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_any_reader_of_safetensors_reads_it(file):
         np.testing.assert_array_equal(golden[name], array)
 
 
-def test_it_says_what_made_it(file, inputs):
+def test_it_describes_the_run(file, inputs):
     about = Golden(file).about
     assert {"clipseg_np", "numpy", "python", "dtype", "config", "sha256", "made"} <= set(about)
     assert about["config"]["reduce_dim"] == 16 and about["dtype"] == "float64"
@@ -65,7 +65,7 @@ def test_it_says_what_made_it(file, inputs):
     assert 1e-9 < max(errors.values()) < 1e-5
 
 
-def test_the_inputs_are_in_it_and_give_the_same_again(file, model):
+def test_its_inputs_give_the_same_trace(file, model):
     golden = Golden(file)
     with trace() as activations:
         model(**golden.inputs)
@@ -99,9 +99,9 @@ def test_every_type_and_shape_comes_back(dtype, tmp_path):
             writer.add(str(number), array.astype(dtype))
     golden = Golden(tmp_path / "x.safetensors")
     for number, array in enumerate(arrays):
-        found = golden[str(number)]
-        assert found.dtype == dtype and found.shape == array.shape
-        np.testing.assert_array_equal(found, array.astype(dtype))
+        stored = golden[str(number)]
+        assert stored.dtype == dtype and stored.shape == array.shape
+        np.testing.assert_array_equal(stored, array.astype(dtype))
 
 
 def test_a_ports_file_may_be_an_npz_or_a_plain_safetensors(tmp_path):
@@ -109,11 +109,11 @@ def test_a_ports_file_may_be_an_npz_or_a_plain_safetensors(tmp_path):
     np.savez(tmp_path / "port.npz", **arrays)
     save_file(arrays, tmp_path / "port.safetensors")
     for name in ("port.npz", "port.safetensors"):
-        found = Golden(tmp_path / name)
-        assert set(found) == {"a", "b"} and found.about == {}
-        np.testing.assert_array_equal(found["b"], arrays["b"])
+        port = Golden(tmp_path / name)
+        assert set(port) == {"a", "b"} and port.about == {}
+        np.testing.assert_array_equal(port["b"], arrays["b"])
         with pytest.raises(KeyError):
-            found["c"]
+            port["c"]
 
 
 def test_a_file_of_0_1_is_read_and_compares(file, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_a_file_of_0_1_is_read_and_compares(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])
-def test_what_is_no_such_file_is_refused(name, tmp_path):
+def test_a_file_of_another_kind_is_refused(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         Golden(tmp_path / name)
     (tmp_path / name).write_bytes(b"not what it is called")

@@ -1,4 +1,4 @@
-"""Every activation and output against golden traces that transformers made (tests/data/make_golden.py)."""
+"""Each activation and output against transformers' golden traces (tests/data/make_golden.py)."""
 
 import itertools
 import json
@@ -62,18 +62,18 @@ def run(request, case):
 
 
 def in_order(activations) -> list[tuple[str, np.ndarray]]:
-    """The traced arrays as ("CALL/NAME", array), each layer's first call before any second, in order."""
-    most = max(len(values) for values in activations.all.values())
+    """The traced arrays as ("CALL/NAME", array): all first calls in order, then the second calls."""
+    calls = max(len(values) for values in activations.all.values())
     return [
         (f"{call}/{name}", values[call])
-        for call in range(most)
+        for call in range(calls)
         for name, values in activations.all.items()
         if call < len(values) and isinstance(values[call], np.ndarray)
     ]
 
 
 def first_deviation(ours: dict, expected: dict, dtype: str) -> str | None:
-    """What to say of the first array that is too far from the expected one; None if all are near enough."""
+    """The report of the first array outside the tolerance, or None."""
     rows = compare(expected, ours, TOLERANCE[dtype])
     return None if all(row.fine for row in rows) else report(rows, table=False)
 
@@ -83,10 +83,10 @@ def flatten(value, name: str = "") -> dict[str, np.ndarray]:
     if not isinstance(value, (Output, tuple)):
         return {name: np.asarray(value)}
     items = value.items() if isinstance(value, Output) else enumerate(value)
-    found = {}
+    arrays = {}
     for key, inner in items:
-        found |= flatten(inner, f"{name}.{key}" if name else str(key))
-    return found
+        arrays |= flatten(inner, f"{name}.{key}" if name else str(key))
+    return arrays
 
 
 def test_all_cases_are_there():
@@ -116,22 +116,22 @@ def test_outputs_are_the_golden_outputs(run):
 
 
 def test_every_activation_and_output_keeps_the_input_type(run):
-    """float32 stays float32: one NumPy scalar of float64 would silently promote all that follows."""
+    """float32 stays float32: one NumPy scalar of float64 would promote all later layers."""
     dtype, _, outputs, activations = run
     types = {name: array.dtype.name for name, array in in_order(activations)}
     types |= {name: array.dtype.name for name, array in flatten(outputs).items()}
-    assert {name: found for name, found in types.items() if found != dtype} == {}
+    assert {name: kind for name, kind in types.items() if kind != dtype} == {}
 
 
 def test_a_deviation_is_reported_by_name_element_and_share():
     expected = np.array([[1.0, 2.0], [3.0, 4.0]])
     ours = expected.copy()
     ours[1, 0] += 8e-5
-    said = first_deviation(
+    message = first_deviation(
         {"a": expected, "b.c": ours}, {"a": expected, "b.c": expected}, "float32"
     )
-    assert said.startswith(
+    assert message.startswith(
         "b.c is the first of 1 that deviate(s): it is worst at [1, 0]: expected 3, got"
     )
-    assert "It uses 2 times the tolerance." in said
+    assert "It uses 2 times the tolerance." in message
     assert "has shape (2, 1)" in first_deviation({"a": ours[:, :1]}, {"a": expected}, "float32")

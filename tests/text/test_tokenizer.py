@@ -99,8 +99,8 @@ def test_lower_newer():
     merges = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>")]
     toy = CLIPTokenizer(vocab, merges, unk_token="<unk>")
     assert toy.tokenize("lower newer") == ["lo", "w", "er</w>", "n", "e", "w", "er</w>"]
-    found = toy.convert_tokens_to_ids([*toy.tokenize("lower newer"), "<unk>"])
-    assert found == [10, 2, 16, 9, 3, 2, 16, 20]
+    ids = toy.convert_tokens_to_ids([*toy.tokenize("lower newer"), "<unk>"])
+    assert ids == [10, 2, 16, 9, 3, 2, 16, 20]
     assert toy.tokenize("lö") == ["l", "<unk>", "<unk>"]
 
 
@@ -132,8 +132,8 @@ def test_these_are_no_whitespace(toy, joint):
 
 
 def test_contractions():
-    found = unicode_text.pieces("he's don't we're they've i'm she'll you'd x'y")
-    assert found[1::2] == ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'"]
+    parts = unicode_text.pieces("he's don't we're they've i'm she'll you'd x'y")
+    assert parts[1::2] == ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'"]
 
 
 def test_P21_ligatures_stay():

@@ -1,4 +1,4 @@
-"""The tokenizer's files: every layout that is read, every fault that is named, and the round trip."""
+"""The tokenizer's files: each layout, each error message, and saving and loading again."""
 
 import json
 
@@ -127,11 +127,11 @@ def test_tokens_found_in_the_normalized_text(load):
     assert 515 not in tokenizer.encode("<|ENDOFTEXT|>")[1:-1]
 
 
-@pytest.mark.parametrize("pad, found", [(END, True), (described(END, normalized=False), False)])
-def test_the_last_new_description_of_a_token_counts(load, pad, found):
+@pytest.mark.parametrize("pad, is_found", [(END, True), (described(END, normalized=False), False)])
+def test_the_last_new_description_of_a_token_counts(load, pad, is_found):
     config = {"eos_token": END, "unk_token": described(END, normalized=True), "pad_token": pad}
     ids = load(PLAIN | {"tokenizer_config.json": config}).encode("<|ENDOFTEXT|>")
-    assert (ids == [514, 515, 515]) == found
+    assert (ids == [514, 515, 515]) == is_found
 
 
 def test_tokens_behind_the_vocabulary(load, tmp_path):
@@ -198,7 +198,7 @@ def without(*tokens):
         (PLAIN | {"vocab.json": {**VOCAB, "a": 516}}, "no id 64;"),
         (PLAIN | {"vocab.json": {**VOCAB, "a": 5}}, "id 5 twice"),
         (PLAIN | {"vocab.json": {**VOCAB, "a": "1"}}, "whole numbers"),
-        (PLAIN | {"vocab.json": {}}, "does not map tokens"),
+        (PLAIN | {"vocab.json": {}}, "no mapping of tokens"),
         (PLAIN | {"vocab.json": without("the</w>")}, "no token 'the</w>'"),
         (PLAIN | {"merges.txt": "#version: 0.2\nt h\nth"}, "Merge 1 .* expected a pair"),
         (PLAIN | {"tokenizer_config.json": {"bos_token": 3}}, "special token is given as 3"),
