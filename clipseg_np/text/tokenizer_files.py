@@ -78,17 +78,13 @@ def read(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
     """Raise InputError unless ids are 0, 1, 2, ... and each merge makes a token of two tokens."""
     if not vocab or any(type(number) is not int for number in vocab.values()):
-        raise InputError(
-            "The vocabulary is no mapping of tokens to whole numbers: expected {token: id}"
-        )
+        raise InputError("The vocabulary is no mapping of tokens to ids; expected whole numbers.")
     ids = sorted(vocab.values())
     wrong = next((i for i, number in enumerate(ids) if number != i), None)
     if wrong is not None:
         fault = f"id {ids[wrong]} twice" if ids[wrong] == wrong - 1 else f"no id {wrong}"
-        raise InputError(
-            f"The vocabulary has {len(ids)} tokens and {fault}; expected each id from 0 to "
-            f"{len(ids) - 1} once. Fetch the vocabulary again."
-        )
+        expected = f"each id from 0 to {len(ids) - 1} once"
+        raise InputError(f"The vocabulary has {fault}; expected {expected}. Fetch it again.")
     for i, merge in enumerate(merges):
         if len(merge) != 2 or not all(isinstance(part, str) for part in merge):
             raise InputError(
@@ -106,10 +102,9 @@ def write(
     folder: Path, vocab: dict, merges: list, added_tokens: Iterable[AddedToken], config: dict
 ) -> None:
     """Write what `read` reads; see CLIPTokenizer.save_pretrained."""
-    if (folder / "tokenizer.json").exists():
+    if (path := folder / "tokenizer.json").exists():
         raise InputError(
-            f"{folder} holds a tokenizer.json, which would be read in place of the files to be "
-            f"written. Remove it, or save to another folder."
+            f"{path} would be read in place of what is saved. Remove it, or save to another folder."
         )
     by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
     with written_whole(folder / "vocab.json") as temporary:
