@@ -51,7 +51,7 @@ def test_a_mistake_of_a_known_kind_is_named(actual, mistake):
 def test_square_axes_in_another_order_are_seen_by_their_numbers():
     square = rng.normal(size=(4, 4))
     (row,) = compare({"x": square}, {"x": square.T})
-    assert "transpose(1, 0) fits" in row.message
+    assert "transpose(1, 0) fits" in row.message == row.said
 
 
 def test_a_deviation_of_no_known_kind_is_given_by_its_worst_element():
