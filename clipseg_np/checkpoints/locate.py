@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: its folder from a path or a hub id, and its JSON."""
+"""Find a checkpoint by path or hub id, and read its JSON."""
 
 import json
 import os
@@ -8,70 +8,65 @@ from typing import Any
 from ..errors import InputError, MissingExtra
 from .hub import WHOLE, from_hub, is_hub_id
 
-DEEPEST = 50  # lists and objects within each other in a JSON file; a checkpoint's have 6
+MAX_JSON_DEPTH = 50  # nested lists and objects; a checkpoint's files have 6
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def demo_folder() -> Path:
     """The demonstration checkpoint: beside the installed package, or in a checkout's weights/."""
-    here = Path(__file__).resolve().parents[1]
-    for folder in (here / "demo", here.parent / "weights" / "demo"):
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "demo", package.parent / "weights" / "demo")
+    for folder in folders:
         if (folder / "config.json").is_file():
             return folder
     raise FileNotFoundError(
-        f"The demonstration checkpoint is missing: expected it in {here / 'demo'} or, in a checkout, in "
-        f"{here.parent / 'weights' / 'demo'}. Install the package again, or name a checkpoint's folder."
+        f"The demonstration checkpoint is missing: expected it in {folders[0]} or, in a checkout, "
+        f"in {folders[1]}. Install the package again, or name a checkpoint's folder."
     )
 
 
-def checkpoint_path(folder_or_hub_id: str | os.PathLike, **from_hub: Any) -> Path:
-    """What holds a checkpoint's weights: one .safetensors file as it is, or else the checkpoint's folder.
-
-    Takes the keywords of `checkpoint_folder`, and raises what it raises.
-    """
-    folder = checkpoint_folder(folder_or_hub_id, **from_hub)
-    return Path(folder_or_hub_id) if _is_weights_file(folder_or_hub_id) else folder
+def checkpoint_folder(folder_or_hub_id: str | os.PathLike, **options: Any) -> Path:
+    """The folder of a checkpoint's files; for arguments and errors see `checkpoint_path`."""
+    path = checkpoint_path(folder_or_hub_id, **options)
+    return path.parent if path.is_file() else path
 
 
-def _is_weights_file(path: str | os.PathLike) -> bool:
-    return os.fspath(path).endswith(".safetensors") and Path(path).is_file()
-
-
-def checkpoint_folder(
+def checkpoint_path(
     folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, needed: tuple = WHOLE
 ) -> Path:
-    """A folder as it is; anything else of the form "owner/name" is a checkpoint of the Hugging Face hub.
+    """The path of a checkpoint: a folder, or one .safetensors file beside its config.json.
 
-    That comes from the hub's cache where all that is `needed` lies there, and is fetched only where it does not, with
-    `local_files_only` never (see checkpoints/hub.py).
+    An existing path is returned as it is. Any other name "owner/name" is a checkpoint of the
+    Hugging Face hub. Its folder comes from the hub's cache if all `needed` files are there; if not,
+    it is fetched, unless `local_files_only`.
 
-    For one .safetensors file, it is the folder around it, where config.json and the other files lie.
-
-    Raises FileNotFoundError where the name is neither, MissingExtra where the hub is asked for and
-    huggingface_hub is not installed, and InputError where the name is empty, the hub cannot be reached or refuses, or
-    the cache lacks something and the network is not to be used.
+    Raises FileNotFoundError if the name is neither; MissingExtra without huggingface_hub;
+    InputError if the name is empty, the path is another file, or the hub does not give the
+    checkpoint.
     """
     name = os.fspath(folder_or_hub_id)
     if not name:
         raise InputError(
-            "The checkpoint's name is empty; expected its folder's path (. is the current folder) or a hub id."
+            "The checkpoint's name is empty; expected its folder's path (. is the current folder) "
+            "or a hub id."
         )
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if _is_weights_file(folder):
-        if not (folder.parent / "config.json").is_file():
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file() and name.endswith(".safetensors"):
+        config = path.parent / "config.json"
+        if not config.is_file():
             raise FileNotFoundError(
-                f"{folder.parent / 'config.json'} is missing: beside the one file {folder.name} are expected "
-                f"config.json and, for prompts and images, the tokenizer's files and preprocessor_config.json. "
-                f"{_neighbours(folder)}"
+                f"{config} is missing: beside the one file {path.name} are expected config.json "
+                f"and, for prompts and images, the tokenizer's files and preprocessor_config.json. "
+                f"{_neighbors(path)}"
             )
-        return folder.parent
-    if folder.exists():
+        return path
+    if path.exists():
         unfinished = " It is an unfinished download: fetch it again." * name.endswith(".incomplete")
         raise InputError(
-            f"{name} is a file; expected a checkpoint's folder, with config.json and model.safetensors in it, "
-            f"or one .safetensors file beside its config.json.{unfinished}"
+            f"{name} is a file; expected a checkpoint's folder, with config.json and "
+            f"model.safetensors in it, or one .safetensors file beside its config.json.{unfinished}"
         )
     if not is_hub_id(name):
         raise FileNotFoundError(
@@ -85,13 +80,13 @@ def checkpoint_folder(
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file. Raises FileNotFoundError, or InputError where it is not a JSON object."""
+    """Read a JSON object. Raises FileNotFoundError, or InputError if the file is not one."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {_neighbours(path)}")
+        raise FileNotFoundError(f"{path} is missing. {_neighbors(path)}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if _deeper_than(DEEPEST, value):
-            raise RecursionError(f"more than {DEEPEST} lists and objects within each other")
+        if _depth(value) > MAX_JSON_DEPTH:
+            raise RecursionError(f"more than {MAX_JSON_DEPTH} lists and objects within each other")
     except (ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise InputError(f"{path} is not valid JSON ({error}). {what_to_do(path)}") from error
     if not isinstance(value, dict):
@@ -101,46 +96,41 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def _deeper_than(levels: int, value: Any) -> bool:
-    """Whether lists and objects lie deeper within each other: Python's recursion is limited, a file is not."""
-    inside = [value]
-    for _ in range(levels):
-        lists = [one.values() if isinstance(one, dict) else one for one in inside if _nests(one)]
-        inside = [child for children in lists for child in children]
-    return any(map(_nests, inside))
-
-
-def _nests(value: Any) -> bool:
-    return isinstance(value, (dict, list))
+def _depth(value: Any) -> int:
+    """How many lists and objects lie within each other."""
+    if not isinstance(value, (dict, list)):
+        return 0
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(c) for c in children if isinstance(c, (dict, list))), default=0)
 
 
 def what_to_do(path: Path) -> str:
-    """Advice on a file that cannot be read as what it should be."""
+    """Advice on a file that cannot be read."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             return (
-                "It is a git-LFS pointer, a few lines that stand for the file: fetch the file itself, with "
-                "git lfs pull or clipseg-np download."
+                "It is a git-LFS pointer, a few lines that stand for the file: fetch the file "
+                "itself, with git lfs pull or clipseg-np download."
             )
     return "It may be cut off: fetch it again."
 
 
 def unfinished_download(folder: Path) -> str:
-    """Where a download into `folder` by huggingface_hub was broken off, a sentence that says so; else nothing."""
+    """A sentence if huggingface_hub's download into `folder` was broken off, or ""."""
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.parent.name == "snapshots":  # the hub's cache keeps the bytes two folders up
         places.append(folder.parent.parent / "blobs")
-    parts = [part for place in places for part in sorted(place.glob("*.incomplete"))]
-    if not parts:
-        return ""
-    return (
-        f" A download was broken off ({parts[0]}): fetch it again, which goes on where it stopped."
-    )
+    for part in (part for place in places for part in sorted(place.glob("*.incomplete"))):
+        return (
+            f" A download was broken off ({part}): fetch it again, which goes on where it stopped."
+        )
+    return ""
 
 
-def _neighbours(path: Path) -> str:
-    """What is there instead of the missing file."""
+def _neighbors(path: Path) -> str:
+    """A sentence on the files beside a missing file."""
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} either."
     names = sorted(p.name for p in path.parent.iterdir())
-    return f"{path.parent} holds: {', '.join(names[:12]) or 'nothing'}{', ...' if len(names) > 12 else ''}."
+    more = ", ..." if len(names) > 12 else ""
+    return f"{path.parent} holds: {', '.join(names[:12]) or 'nothing'}{more}."

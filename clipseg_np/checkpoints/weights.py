@@ -1,11 +1,11 @@
-"""safetensors in and out.
+"""Read and write safetensors.
 
-Loading is strict: each key is taken exactly once, in the expected shape, and a key that is missing or left
-over is an error that names it. transformers only warns of either.
+Loading is strict: each key is taken exactly once, in the expected shape; a missing or left-over key
+is an error that names it, where transformers only warns.
 
-Files are mapped, not read: an array whose stored type is the wanted one costs no memory of its own until
-it is used. The safetensors library reads and checks the header; NumPy has no bfloat16, so the numbers are
-viewed here.
+Files are mapped, not read: an array whose stored type is the wanted one costs no memory until it is
+used. The safetensors library reads and checks the header. NumPy has no bfloat16, so its arrays are
+made here.
 """
 
 import difflib
@@ -30,45 +30,35 @@ from .locate import read_json, unfinished_download, what_to_do
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-# Buffers that old checkpoints carry and no layer takes; the only keys that may be left over.
+# Buffers of old checkpoints that no layer takes; the only keys that may be left over.
 IGNORED_ENDINGS = ("position_ids",)
 
-STORED_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-TYPES_BY_SIZE = {
-    8: "F64 I64 U64",
-    4: "F32 I32 U32",
-    2: "F16 BF16 I16 U16",
-    1: "I8 U8 BOOL F8_E4M3 F8_E5M2",
+# The types of safetensors, and the NumPy types that hold their bytes.
+STORED_TYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "F8_E4M3": np.uint8,
+    "F8_E5M2": np.uint8,
+    "BOOL": np.bool_,
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
-ITEM_SIZES = {name: size for size, names in TYPES_BY_SIZE.items() for name in names.split()}
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a safetensors file: where it lies, and as what."""
-
-    file: Path
-    stored_type: str
-    shape: tuple[int, ...]
-    offset: int  # bytes from the start of the file
-
-    def mapped(self) -> "Raw":
-        """The numbers as they are stored: a read-only view of the mapped file."""
-        raw_type = STORED_TYPES[self.stored_type]
-        count = math.prod(self.shape)
-        if count == 0:
-            return Raw(np.zeros(self.shape, raw_type), self.stored_type)
-        raw = np.memmap(self.file, raw_type, "r", self.offset, (count,)).view(np.ndarray)
-        return Raw(raw.reshape(self.shape), self.stored_type)
-
-    def read(self, dtype: Any) -> np.ndarray:
-        """The numbers as `dtype`: a read-only view of the mapped file where they are stored so."""
-        return self.mapped().floats().astype(dtype, copy=False)
+def require_float(name: str, stored_type: str) -> None:
+    """Raise InputError for a tensor of another type."""
+    if stored_type not in FLOAT_TYPES:
+        raise InputError(
+            f"{name} is stored as {stored_type}; expected one of {', '.join(FLOAT_TYPES)}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Numbers as they are stored. NumPy has no bfloat16, the upper half of a float32: here it is uint16."""
+    """Numbers as they are stored. bfloat16, the upper half of a float32, is held in uint16."""
 
     array: np.ndarray
     stored_type: str
@@ -81,9 +71,9 @@ class Raw:
 
 
 def give_back(arrays: Iterable[Array]) -> None:
-    """Return the memory that mapped arrays took up when they were read; used again, they are read again.
+    """Return the memory of mapped arrays to the system; when used again, they are read again.
 
-    Nothing happens to arrays that are not mapped, nor where the system has no such call.
+    Does nothing to other arrays, or where the system has no such call.
     """
     for array in arrays:
         while isinstance(array, np.ndarray):
@@ -92,61 +82,60 @@ def give_back(arrays: Iterable[Array]) -> None:
             array.madvise(mmap.MADV_DONTNEED)
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint by name: of one file, or of a folder with one file or shards named by an index.
+def stored_tensors(path: Path) -> dict[str, Raw]:
+    """The tensors of a checkpoint by name: of one file, or of a folder with one file or shards.
 
-    Raises FileNotFoundError where there is no checkpoint, and InputError for a damaged file or index.
+    Raises FileNotFoundError for a folder without weights, InputError for a damaged file or index.
     """
-    if folder.is_file():
-        if re.search(r"-\d{5}-of-\d{5}\.safetensors$", folder.name):
+    if path.is_file():
+        if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
             raise InputError(
-                f"{folder} is one of several shards of a checkpoint: give their folder, {folder.parent}."
+                f"{path} is one of several shards of a checkpoint: "
+                f"give their folder, {path.parent}."
             )
-        return tensors_of_file(folder)
-    if (folder / WEIGHTS_NAME).is_file():
-        return tensors_of_file(folder / WEIGHTS_NAME)
-    if not (folder / INDEX_NAME).is_file():
-        held = sorted(path.name for path in folder.iterdir())
-        advice = unfinished_download(folder)
-        for name in held:
-            if name.endswith((".bin", ".pth", ".pt")):
-                what = f"{folder / name} NEW_FOLDER --clip ViT-B-16.pt"
-                advice += (
-                    f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
-                    f"clipseg-np convert {f'{folder} NEW_FOLDER' if name.endswith('.bin') else what}"
-                )
-                break
-        raise FileNotFoundError(
-            f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
-            f"shards. It holds: {', '.join(held) or 'nothing'}.{advice}"
-        )
-    index = read_json(folder / INDEX_NAME)
+        return tensors_of_file(path)
+    if (path / WEIGHTS_NAME).is_file():
+        return tensors_of_file(path / WEIGHTS_NAME)
+    if not (path / INDEX_NAME).is_file():
+        raise _no_weights(path)
+    index = read_json(path / INDEX_NAME)
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
-        raise InputError(
-            f"{folder / INDEX_NAME} has no weight_map from tensor names to file names."
-        )
-    tensors: dict[str, StoredTensor] = {}
+        raise InputError(f"{path / INDEX_NAME} has no weight_map from tensor names to file names.")
+    tensors = {}
     for shard in sorted(set(shard_of.values())):
         if Path(shard).name != shard:
-            raise InputError(f"{folder / INDEX_NAME} names {shard!r}; expected files beside it.")
-        for name, tensor in tensors_of_file(folder / shard).items():
+            raise InputError(f"{path / INDEX_NAME} names {shard!r}; expected files beside it.")
+        for name, tensor in tensors_of_file(path / shard).items():
             if shard_of.get(name) != shard:
                 raise InputError(
-                    f"{shard} holds {name}, which {INDEX_NAME} places in {shard_of.get(name, 'no file')}. "
-                    f"Index and shards are not of one checkpoint: fetch them together."
+                    f"{shard} holds {name}, which {INDEX_NAME} places in "
+                    f"{shard_of.get(name, 'no file')}. Index and shards are not of one checkpoint: "
+                    f"fetch them together."
                 )
             tensors[name] = tensor
-    absent = sorted(set(shard_of) - set(tensors))
-    if absent:
-        raise InputError(
-            f"{shard_of[absent[0]]} lacks {absent[0]}, which {INDEX_NAME} places there."
-        )
+    for name in sorted(set(shard_of) - set(tensors))[:1]:
+        raise InputError(f"{shard_of[name]} lacks {name}, which {INDEX_NAME} places there.")
     return tensors
 
 
-def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, by name, without reading their numbers."""
+def _no_weights(folder: Path) -> FileNotFoundError:
+    names = sorted(path.name for path in folder.iterdir())
+    advice = unfinished_download(folder)
+    for name in [name for name in names if name.endswith((".bin", ".pth", ".pt"))][:1]:
+        clip = "" if name.endswith(".bin") else " --clip ViT-B-16.pt"
+        advice += (
+            f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
+            f"clipseg-np convert {folder / name if clip else folder} NEW_FOLDER{clip}"
+        )
+    return FileNotFoundError(
+        f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
+        f"shards. It holds: {', '.join(names) or 'nothing'}.{advice}"
+    )
+
+
+def tensors_of_file(path: Path) -> dict[str, Raw]:
+    """The tensors of one safetensors file by name: read-only views of the mapped file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing. It may not have been fetched: fetch it again."
@@ -164,10 +153,12 @@ def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
         offset = 8 + int.from_bytes(file.read(8), "little")
     tensors = {}
     for name, (stored_type, shape) in headers.items():  # in the order of their bytes, without gaps
-        if stored_type not in ITEM_SIZES:
+        if stored_type not in STORED_TYPES:
             raise InputError(f"{path}: {name} is stored as {stored_type}, which is not supported.")
-        tensors[name] = StoredTensor(path, stored_type, shape, offset)
-        offset += math.prod(shape) * ITEM_SIZES[stored_type]
+        dtype, count = np.dtype(STORED_TYPES[stored_type]), math.prod(shape)
+        array = np.memmap(path, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
+        tensors[name] = Raw(array.view(np.ndarray).reshape(shape), stored_type)
+        offset += count * dtype.itemsize
     return tensors
 
 
@@ -183,8 +174,8 @@ def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
 class Checkpoint:
     """The tensors of a folder or of one file, each to be taken once.
 
-    `prefixes` are the places where the wanted model may begin (a text tower's keys begin with
-    nothing, with "text_model." or with "clip.text_model."); `landmark` is a key that the model certainly has.
+    `prefixes` are those that the wanted model's keys may have (a text tower's: none, "text_model."
+    or "clip.text_model."); `landmark` is a key that the model certainly has.
     """
 
     def __init__(self, folder: Path, dtype: Any, landmark: str, prefixes: tuple[str, ...] = ("",)):
@@ -192,10 +183,11 @@ class Checkpoint:
         self.dtype = dtype
         self.tensors = stored_tensors(folder)
         self.taken: set[str] = set()
-        found = [prefix for prefix in prefixes if prefix + landmark in self.tensors]
-        self.prefix = found[0] if found else prefixes[0]
+        present = (prefix for prefix in prefixes if prefix + landmark in self.tensors)
+        self.prefix = next(present, prefixes[0])
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One array. Raises InputError if it is missing, or has another shape or no float type."""
         key = self.prefix + name
         if key in self.taken:
             raise AssertionError(f"{key} was taken twice: two layers share a name")
@@ -207,29 +199,27 @@ class Checkpoint:
                 f"{self.folder} lacks {key}; expected an array of shape {shape}.{hint} "
                 f"Check that config.json and the weights belong together."
             )
-        if tensor.shape != shape:
+        if tensor.array.shape != shape:
             raise InputError(
-                f"{tensor.file}: {key} has shape {tensor.shape}; config.json makes it {shape}. "
-                f"Check that config.json and the weights belong together."
+                f"{self.folder}: {key} has shape {tensor.array.shape}; config.json makes it "
+                f"{shape}. Check that config.json and the weights belong together."
             )
-        if tensor.stored_type not in STORED_TYPES:
-            raise InputError(
-                f"{tensor.file}: {key} is stored as {tensor.stored_type}; expected one of {', '.join(STORED_TYPES)}."
-            )
+        require_float(f"{self.folder}: {key}", tensor.stored_type)
         self.taken.add(key)
-        return tensor.read(self.dtype)
+        return tensor.floats().astype(self.dtype, copy=False)
 
     def finish(self) -> None:
-        """Raise InputError for keys that no layer took, save the known buffers and other parts of a whole model."""
+        """Raise InputError for left-over keys of the model, except IGNORED_ENDINGS."""
         left = [
             key
             for key in sorted(set(self.tensors) - self.taken)
             if key.startswith(self.prefix) and not key.endswith(IGNORED_ENDINGS)
         ]
         if left:
+            more = ", ..." if len(left) > 3 else ""
             raise InputError(
-                f"{self.folder} holds {len(left)} key(s) that the model of config.json has no place for: "
-                f"{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}. Check that config.json and the "
-                f"weights belong together (extract_layers, num_hidden_layers and "
+                f"{self.folder} holds {len(left)} key(s) that the model of config.json has no "
+                f"place for: {', '.join(left[:3])}{more}. Check that config.json and the weights "
+                f"belong together (extract_layers, num_hidden_layers and "
                 f"use_complex_transposed_convolution decide which keys there are)."
             )

@@ -74,8 +74,9 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
             return _tensors(_Unpickler(path, archive).load())
     except _Refusal as reason:
         raise InputError(
-            f"{path} is not read: {reason}. Expected the tensors of a state dict (torch.save) or "
-            f"of a TorchScript module (torch.jit.save), as their authors published them."
+            f"{path} is not read: {str(reason)[:200]}. Expected the tensors of a state dict "
+            f"(torch.save) or of a TorchScript module (torch.jit.save), as their authors published "
+            f"them."
         ) from reason
     except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
         raise InputError(
@@ -188,7 +189,7 @@ class _Unpickler(pickle.Unpickler):
             return _Module
         full_name = f"{module}.{name}"
         if full_name not in STAND_INS:
-            raise _Refusal(f"its pickle asks for {_shown(full_name)}, which no tensor needs")
+            raise _Refusal(f"its pickle asks for {full_name!a}, which no tensor needs")
         return STAND_INS[full_name]
 
     def persistent_load(self, description: Any) -> _Tensor:
@@ -202,16 +203,16 @@ class _Unpickler(pickle.Unpickler):
             self.storages[key] = _Tensor(self.mapped(f"data/{key}", dtype), stored_type)
         storage = self.storages[key]
         if storage.stored_type != stored_type or count > storage.array.size:
-            raise _Refusal(f"storage {_shown(key)} is not {count} numbers of type {stored_type}")
+            raise _Refusal(f"storage {key!a} is not {count} numbers of type {stored_type}")
         return storage
 
     def member(self, name: str) -> zipfile.ZipInfo:
         """A member of the archive, which must be neither compressed nor encrypted."""
         member = self.members.get(self.root + name)
         if member is None:
-            raise _Refusal(f"it lacks the member {_shown(self.root + name)}")
+            raise _Refusal(f"it lacks the member {self.root + name!a}")
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            raise _Refusal(f"its member {_shown(member.filename)} is compressed or encrypted")
+            raise _Refusal(f"its member {member.filename!a} is compressed or encrypted")
         return member
 
     def mapped(self, name: str, dtype: type[np.generic]) -> np.ndarray:
@@ -256,7 +257,7 @@ def _tensors(whole: Any) -> dict[str, Raw]:
     if isinstance(whole, _Dictionary):
         for name, value in whole.items():
             if not isinstance(value, Raw):
-                raise _Refusal(f"{_shown(name)} is not a tensor")
+                raise _Refusal(f"{name!a} is not a tensor")
         return dict(whole)
     if not isinstance(whole, _Module):
         raise _Refusal("it holds neither a state dict nor a module")
@@ -272,8 +273,3 @@ def _tensors(whole: Any) -> dict[str, Raw]:
             elif isinstance(value, _Module):
                 waiting.append((value, f"{prefix}{name}.", depth + 1))
     return tensors
-
-
-def _shown(text: str) -> str:
-    """A text of the file's, short and harmless on a terminal."""
-    return ascii(text if len(text) <= 100 else text[:100] + "...")
