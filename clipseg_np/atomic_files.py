@@ -10,25 +10,22 @@ from pathlib import Path
 
 from .errors import InputError
 
-NOT_UTF8 = "backslashreplace"  # file names may hold bytes that are no UTF-8; \\udcff is how JSON writes one
+# File names may hold bytes that are not UTF-8. This error handler writes them as JSON does: \udcff.
+NOT_UTF8 = "backslashreplace"
 
 
 def write_json(path: Path, value: dict) -> None:
     """Write an object as indented JSON with sorted keys, whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     with written_whole(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
-            "utf-8",
-            errors=NOT_UTF8,
-        )
+        temporary.write_text(text, "utf-8", errors=NOT_UTF8)
 
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
+    """Yield a temporary path beside `path`; rename it on success, remove it on failure."""
     path = Path(path)
-    if path.exists() and not path.is_file():  # a device would be replaced by a file
-        raise InputError(f"{path} is no file and cannot be written; expected a file's name")
+    _require_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -43,9 +40,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; rename it to `folder` on success, remove it on failure.
+    """Yield a temporary folder beside `folder`; rename it on success, remove it on failure.
 
-    Raises InputError where `folder` is a file, or a folder that holds something.
+    Raises InputError if `folder` is a file or not empty.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -64,23 +61,31 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def written_together(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`; move its files to `folder` on success, remove them on failure."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    """Yield a temporary folder inside `folder`; move its files there on success only.
+
+    On failure nothing is left, nor the folders that were made for it.
+    """
+    new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
             yield Path(part)
             files = sorted(Path(part).iterdir())
-            for target in (folder / file.name for file in files):
-                if target.exists() and not target.is_file():
-                    raise InputError(f"{target} is no file and cannot be written")
+            for file in files:
+                _require_file(folder / file.name)
             for file in files:
                 os.replace(file, folder / file.name)
     except BaseException:
-        for place in made:  # the innermost first
+        for place in new_folders:  # the innermost first
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise
+
+
+def _require_file(path: Path) -> None:
+    """Raise InputError for a folder, or for a device, which a file would replace."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file and cannot be written; expected a file's name")
 
 
 def _umask() -> int:

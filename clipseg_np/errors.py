@@ -1,4 +1,4 @@
-"""What a caller can mend: one exception for unusable input, one for an optional library that is missing."""
+"""The errors that a caller can fix: unusable input, or an optional library that is missing."""
 
 import os
 import re
@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Put the file or folder at fault before an InputError's message, unless the message has it already."""
+    """Put the path before an InputError's message, unless the message names it already."""
     try:
         yield
     except InputError as error:
@@ -32,10 +32,7 @@ class MissingExtra(ImportError):
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """Import `module`, a package on PyPI which this package's extra `extra` installs.
-
-    Raises MissingExtra with the pip line where it is not installed.
-    """
+    """Import a package that `extra` of clipseg_np installs. Raises MissingExtra if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:
