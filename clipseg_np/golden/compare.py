@@ -40,8 +40,11 @@ class Row:
     relative: float = 0.0
     message: str = ""
 
-    fine = property(lambda self: self.used <= 1)
     said = property(lambda self: self.message)  # its name in 0.1
+
+    @property
+    def fine(self) -> bool:
+        return self.used <= 1
 
 
 def compare(

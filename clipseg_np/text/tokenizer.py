@@ -130,7 +130,11 @@ class CLIPTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, **overrides
+        cls,
+        folder_or_hub_id: str | os.PathLike,
+        *,
+        local_files_only: bool = False,
+        **overrides: Any,
     ) -> "CLIPTokenizer":
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
@@ -260,7 +264,7 @@ class CLIPTokenizer:
             return self._vocab.get(tokens, self.unk_token_id)
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
-    def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens=False) -> str | list[str]:
+    def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens: bool = False) -> str | list[str]:
         """The token of an id, or the tokens of several. Raises InputError for an unknown id."""
         if isinstance(ids, int | np.integer):
             return self._token(ids)
@@ -302,10 +306,21 @@ class CLIPTokenizer:
     def __len__(self) -> int:
         return len(self._vocab)
 
-    bos_token_id = property(lambda self: self._vocab[self.bos_token])
-    eos_token_id = property(lambda self: self._vocab[self.eos_token])
-    unk_token_id = property(lambda self: self._vocab[self.unk_token])
-    pad_token_id = property(lambda self: self._vocab[self.pad_token])
+    @property
+    def bos_token_id(self) -> int:
+        return self._vocab[self.bos_token]
+
+    @property
+    def eos_token_id(self) -> int:
+        return self._vocab[self.eos_token]
+
+    @property
+    def unk_token_id(self) -> int:
+        return self._vocab[self.unk_token]
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._vocab[self.pad_token]
 
     @property
     def all_special_tokens(self) -> list[str]:
