@@ -32,7 +32,7 @@ class MissingExtra(ImportError):
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """Import a package that `extra` of clipseg_np installs. Raises MissingExtra if it is missing."""
+    """Import a package of clipseg_np's extra `extra`. Raises MissingExtra if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:

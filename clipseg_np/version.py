@@ -1,3 +1,3 @@
-"""The version of the package, alone in a file so that setup.cfg can read it without importing NumPy."""
+"""The version, alone in a file so that setup.cfg reads it without importing NumPy."""
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""What several tests need: a small checkpoint with random weights, an image, and the drawing of scenes."""
+"""Fixtures of several tests: a small checkpoint with random weights, an image, scenes."""
 
 import sys
 from pathlib import Path

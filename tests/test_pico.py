@@ -89,7 +89,7 @@ def draw_config(rng, refined, activation):
 
 
 def draw_inputs(rng, config, kind, grid):
-    """One image with several prompts, or an image for each prompt; texts with padding or without."""
+    """One image with several prompts, or one for each prompt; texts padded or not."""
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     h, w = {
@@ -201,7 +201,7 @@ def run_demo(folder, *arguments):
 
 
 def test_the_example_finds_what_the_segmenter_finds(tmp_path):
-    """Both enlarge the logits bilinearly; by Pillow and by image/resize.py, which may round differently."""
+    """Pillow and image/resize.py both enlarge the logits bilinearly; they may round differently."""
     said = run_demo(tmp_path)
     assert said.count("\n") == 1 and "pico_mask.png" in said
     mask = np.asarray(Image.open(tmp_path / "pico_mask.png"))

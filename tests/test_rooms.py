@@ -1,4 +1,4 @@
-"""The package is a house: a room imports from its own and from those below it, and nothing outside of its faces imports upward."""
+"""The package is a house: a room imports only from itself and from the rooms below it."""
 
 import ast
 from pathlib import Path

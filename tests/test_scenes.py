@@ -1,4 +1,4 @@
-"""The generated scenes and phrases: what is drawn is what is told, and what is kept from training is kept."""
+"""Generated scenes and phrases: drawings fit their words, and held-out pairs stay out."""
 
 import numpy as np
 import pytest

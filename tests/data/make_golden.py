@@ -1,15 +1,17 @@
-"""Make the committed checkpoints and golden traces of this folder with transformers (needs the extra "oracle").
+"""Make this folder's checkpoints and golden traces with transformers (extra "oracle").
 
     python -m tests.data.make_golden
 
-Two small checkpoints with every parameter drawn: `plain/` (one channel, patches of 16, quick_gelu, the old way
-of pooling, FiLM at the first decoder layer) and `refined/` (three channels, the refined head on patches of 8, gelu,
-an end token of its own, unsorted extract_layers, FiLM at the second). Beside each, one file for each case: the inputs,
-every output, and what every module returned, in float64, under "input/NAME", "output/NAME" and "module/CALL/NAME",
-where CALL counts the calls of one module. Equal arrays are stored once: the file's metadata tells where each name's
-array is, and holds the versions and the name of the model.
+Two small checkpoints with every parameter drawn: `plain/` (one channel, patches of 16, quick_gelu,
+the old way of pooling, FiLM at the first decoder layer) and `refined/` (three channels, the refined
+head on patches of 8, gelu, an end token of its own, unsorted extract_layers, FiLM at the second).
+Beside each, one file for each case: the inputs, every output, and what every module returned, in
+float64, under "input/NAME", "output/NAME" and "module/CALL/NAME", where CALL counts the calls of
+one module. Equal arrays are stored once: the file's metadata tells where each name's array is, and
+holds the versions and the name of the model.
 
-The same versions write the same bytes. `tests/data/test_transformers_golden.py` reads the files without torch.
+The same versions write the same bytes. `tests/data/test_transformers_golden.py` reads the files
+without torch.
 """
 
 import json
@@ -26,7 +28,8 @@ from ..oracle.reference import reference_model
 FOLDER = Path(__file__).parent
 EVERYTHING = {"output_attentions": True, "output_hidden_states": True}
 
-# Modules of the reference that are no layers here: activations, and a table that is read without being called.
+# Modules of the reference that are no layers here: activations, and a table that is read without
+# being called.
 NO_LAYERS = (
     "activation_fn",
     "vision_model.embeddings.position_embedding",
@@ -78,7 +81,7 @@ CONFIGS = {
 
 
 def draw_cases() -> list[tuple[str, str, str, dict]]:
-    """Checkpoint, name of the case, dotted name of the model inside the checkpoint, and its inputs."""
+    """Checkpoint, the case's name, the model's dotted name in the checkpoint, and its inputs."""
     rng = np.random.default_rng(20211218)
 
     def images(*shape):
@@ -117,7 +120,7 @@ def flatten(output, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def recorded(model: CLIPSegForImageSegmentation, part: str, inputs: dict):
-    """The outputs of the model's `part`, and (name, tensor) for each module that returned one, in order.
+    """The outputs of the model's `part`, and (name, tensor) of each module, in order.
 
     For "clip" the outputs alone: its modules return what they return in the whole model.
     """

@@ -1,4 +1,4 @@
-"""The arithmetic never mixes its arrays with NumPy's, so that it runs on a device's arrays as it stands."""
+"""The arithmetic never mixes its arrays with NumPy's: it runs on a device's arrays."""
 
 import numpy as np
 import pytest

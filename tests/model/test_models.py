@@ -1,4 +1,4 @@
-"""The models' behaviour: which shapes go in and come out, what depends on what, and what is refused."""
+"""The models: shapes of inputs and outputs, what depends on what, and what is refused."""
 
 import gc
 import warnings
@@ -63,7 +63,7 @@ def test_P08_logits_have_the_images_height_and_width(plain, height, width):
 
 
 def test_P08_a_grid_of_six_is_not_two_by_three_when_it_is_three_by_two(plain):
-    """Rows and columns keep their places: an image changed in one patch changes that patch's logits most."""
+    """Rows and columns keep their places: a changed patch changes its own logits most."""
     base = np.zeros((1, 1, 48, 32))
     changed = base.copy()
     changed[:, :, 32:48, 0:16] = 3.0  # row 2, column 0
@@ -154,7 +154,7 @@ def test_P12_the_extracted_tokens_are_the_blocks_outputs_with_the_class_token(pl
 
 
 def test_P14_the_last_extracted_layer_is_reduced_first(refined):
-    """With extract_layers (1, 0): layer 0's tokens meet reduces[0]; the order is the list's, reversed."""
+    """With extract_layers (1, 0), reduces[0] gets layer 0: the list's order, reversed."""
     with trace() as activations:
         refined(pixel_values=images(refined, 1, 16, 16), input_ids=IDS)
     for i, block in ((0, 0), (1, 1)):

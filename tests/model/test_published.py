@@ -1,8 +1,8 @@
 """Numbers that others published for the official checkpoints and one photo.
 
-Runs where the environment variable CLIPSEG_NP_CHECKPOINTS names a folder with the checkpoints as subfolders,
-clipseg-rd64-refined, clipseg-rd64 and clipseg-rd16 (see weights/README.md), and 000000039769.jpg: two cats, from
-COCO's val2017. Logits and vectors were published to within 1e-3.
+Runs where the environment variable CLIPSEG_NP_CHECKPOINTS names a folder with the checkpoints as
+subfolders, clipseg-rd64-refined, clipseg-rd64 and clipseg-rd16 (see weights/README.md), and
+000000039769.jpg: two cats, from COCO's val2017. Logits and vectors were published to within 1e-3.
 """
 
 import os
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 
 
 def run(name: str, texts: list[str], padding: bool | str, **settings):
-    """The official checkpoint's outputs for the photo and these texts; skips where a file is missing."""
+    """The official checkpoint's outputs for a photo and texts; skips without its files."""
     if VARIABLE not in os.environ:
         pytest.skip(f"{VARIABLE} is not set: it names a folder with {name}/ and {IMAGE}")
     folder = Path(os.environ[VARIABLE])
@@ -40,7 +40,7 @@ def near(got, expected):
 
 
 def test_the_integration_test_of_transformers():
-    """tests/models/clipseg/test_modeling_clipseg.py there, with the hub's ImageNet normalisation."""
+    """tests/models/clipseg/test_modeling_clipseg.py there, with ImageNet's mean and std."""
     out = run("clipseg-rd64-refined", ["a cat", "a remote", "a blanket"], padding=True)
     assert out.logits.shape == (3, 352, 352)
     near(
@@ -72,7 +72,7 @@ CONVERTED = {
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_P01_the_conversion_script_of_transformers(name):
-    """convert_clipseg_original_pytorch_to_hf.py there: a normalisation with 0.5, before the hub's was mended."""
+    """convert_clipseg_original_pytorch_to_hf.py there: mean and std of 0.5, as first published."""
     texts = ["a glass", "something to fill", "wood", "a jar"]
     half = [0.5, 0.5, 0.5]
     out = run(name, texts, padding="max_length", image_mean=half, image_std=half)

@@ -51,8 +51,8 @@ def test_both_types_are_drawn_from_the_same_numbers():
         np.testing.assert_array_equal(array.astype(np.float32), single[name])
 
 
-# Standard deviations: of the towers, with D wide and L deep, and of the decoder, whose layers are 32 wide and
-# count the vision tower's 5 layers as their depth. None: not drawn.
+# Standard deviations: of the towers, with D wide and L deep, and of the decoder, whose layers are
+# 32 wide and count the vision tower's 5 layers as their depth. None: not drawn.
 DEVIATIONS = {
     "clip.logit_scale": None,
     "clip.text_projection.weight": 48**-0.5,

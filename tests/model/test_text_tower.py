@@ -15,7 +15,7 @@ TEXT = [BOS, 3, 17, EOS]
 
 
 def tower(eos: int) -> CLIPSegTextModel:
-    """The small checkpoint's text tower (7 positions, 24 ids) with another end token in its config."""
+    """The small checkpoint's text tower (7 positions, 24 ids) with another end token."""
     model = CLIPSegTextModel.from_pretrained(PLAIN, dtype="float64")
     model.config = replace(model.config, eos_token_id=eos)
     return model

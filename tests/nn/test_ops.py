@@ -189,14 +189,15 @@ def test_P04_bicubic_at_the_same_size_changes_nothing(side):
 def test_P04_bicubic_by_hand():
     """Doubling: a quarter off each centre, the four weights are those of a = -0.75.
 
-    W(1/4) = 1 - 2.25/16 + 1.25/64, W(3/4), W(5/4) and W(7/4) from Keys' formula; a = -0.5 gives -0.0234375
-    where -0.0351562 stands.
+    W(1/4) = 1 - 2.25/16 + 1.25/64, W(3/4), W(5/4) and W(7/4) from Keys' formula; a = -0.5 gives
+    -0.0234375 where -0.0351562 stands.
     """
     weights = bicubic_weights(8, 16)
     close(weights[8, 2:6], [-0.03515625, 0.26171875, 0.87890625, -0.10546875])
     close(weights[9, 3:7], [-0.10546875, 0.87890625, 0.26171875, -0.03515625])
     assert abs(bicubic_weights(8, 16, a=-0.5)[8, 2] + 0.0234375) < 1e-12
-    # At the border, the first sample stands for those beyond it: half a pixel before the first centre.
+    # At the border, the first sample stands for those beyond it: half a pixel before the first
+    # centre.
     close(weights[0, :3], [-0.03515625 + 0.26171875 + 0.87890625, -0.10546875, 0])
 
 

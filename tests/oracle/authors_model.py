@@ -1,7 +1,7 @@
-"""The authors' model as PyTorch modules with the names that its files have: OpenAI's CLIP, and the decoder on it.
+"""The authors' model in PyTorch, with the names of its files: OpenAI's CLIP, and the decoder.
 
-Written after the papers and the names of the published tensors. The modules hold parameters and nothing else, so that
-TorchScript can write them; functions do the arithmetic.
+Written after the papers and the names of the published tensors. The modules hold parameters and
+nothing else, so that TorchScript can write them; functions do the arithmetic.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Collects how far apart the two are, and prints it as a table at the end: the one in docs/EVIDENCE.md."""
+"""Collects the deviations and prints them as a table at the end: that in docs/EVIDENCE.md."""
 
 import pytest
 
@@ -8,7 +8,7 @@ _counted: dict[str, int] = {}
 
 @pytest.fixture
 def agreement():
-    """A function that notes a comparison: what was compared, the deviation, and how many things it was over."""
+    """A function that notes a comparison: its name, its deviation, and how many there were."""
 
     def note(what: str, deviation: float, count: int = 1) -> None:
         _worst[what] = max(_worst.get(what, 0.0), deviation)

@@ -1,8 +1,8 @@
 """Drawn architectures and inputs, and the reference model that answers for them.
 
-The reference's own eager attention takes its softmax in float32, whatever the model's type, which would hide
-all but seven digits of a float64 comparison, and its fast attention returns no weights. So an attention of
-the model's own type is registered here, and everything else is the reference's.
+The reference's own eager attention takes its softmax in float32, whatever the model's type, which
+would hide all but seven digits of a float64 comparison, and its fast attention returns no weights.
+So an attention of the model's own type is registered here, and everything else is the reference's.
 """
 
 import numpy as np
@@ -32,8 +32,9 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu")  # transformers raises 
 def draw_config(rng: np.random.Generator, narrowest: int) -> CLIPSegConfig:
     """A small architecture: every field that changes the arithmetic is drawn.
 
-    `narrowest` bounds the width of a token from below. A norm over a few numbers amplifies float32's rounding
-    beyond 1e-5 in the reference and here alike; such widths are for comparisons in float64.
+    `narrowest` bounds the width of a token from below. A norm over a few numbers amplifies
+    float32's rounding beyond 1e-5 in the reference and here alike; such widths are for comparisons
+    in float64.
     """
 
     def width(heads: int) -> int:
@@ -85,10 +86,10 @@ def draw_config(rng: np.random.Generator, narrowest: int) -> CLIPSegConfig:
 def reference_model(
     config: CLIPSegConfig, seed: int, dtype=torch.float32
 ) -> CLIPSegForImageSegmentation:
-    """The reference with every parameter drawn, biases and norms too, so that none can be left out unseen.
+    """The reference with every parameter drawn, biases and norms too: none can be left out.
 
-    Weights keep the size of what they multiply a little below what it was: with larger ones, attention becomes a
-    choice of one token, which amplifies rounding in both models.
+    Weights keep the size of what they multiply a little below what it was: with larger ones,
+    attention becomes a choice of one token, which amplifies rounding in both models.
     """
     model = CLIPSegForImageSegmentation._from_config(config, attn_implementation="own_type").eval()
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +107,7 @@ def reference_model(
 def drawn_pair(
     rng: np.random.Generator, number: int, folder
 ) -> tuple[CLIPSegConfig, CLIPSegForImageSegmentation, clipseg_np.CLIPSegForImageSegmentation, str]:
-    """A drawn architecture: its config, the reference, ours loaded from what it saved, and their dtype.
+    """A drawn architecture: config, the reference, ours from its file, and their dtype.
 
     Odd numbers are in float64.
     """
@@ -143,7 +144,7 @@ def worst(ours, theirs) -> float:
 
 
 def compare(ours, theirs, name: str = "") -> dict[str, float]:
-    """The worst deviation of every array of two outputs, by dotted name; both must hold the same fields."""
+    """The worst deviation of every array of two outputs, which hold the same fields."""
     if theirs is None:
         return {}
     if isinstance(theirs, torch.Tensor):

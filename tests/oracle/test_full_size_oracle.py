@@ -1,4 +1,4 @@
-"""The three official architectures at their full size, with drawn weights, against transformers in float32."""
+"""The three official architectures with drawn weights against transformers, in float32."""
 
 import tempfile
 
@@ -25,7 +25,7 @@ START, END = 49406, 49407
 
 @pytest.fixture(scope="module", params=OFFICIAL)
 def models(request):
-    """One architecture's name and both models; the 600 MB between them are deleted as soon as they are read."""
+    """One architecture's name and both models; their 600 MB of files are deleted at once."""
     config = transformers.CLIPSegConfig(
         text_config={"eos_token_id": 2, "bos_token_id": 0},
         vision_config={"patch_size": 16},

@@ -61,7 +61,8 @@ def test_all_outputs_agree(drawn, agreement):
             expected = theirs(**tensors(pixel_values=images, labels=labels, **kind), **ALL)
             got = ours(pixel_values=images, labels=labels, **kind, **ALL)
             found |= compare(got, expected, f"prompt kind {number}")
-        # Eight pairs, so that not all of their cosines are near zero, where digits cancel in both models.
+        # Eight pairs, so that not all of their cosines are near zero, where digits cancel in both
+        # models.
         ids, mask = draw_ids(rng, config, prompts=8)
         images = rng.normal(size=(8, *images.shape[1:])).astype(dtype)
         together = {"input_ids": ids, "attention_mask": mask, "pixel_values": images}

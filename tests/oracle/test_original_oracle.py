@@ -1,4 +1,4 @@
-"""The authors' model in PyTorch, its two files as PyTorch writes them, and what a checkpoint made of them computes."""
+"""The authors' model in PyTorch, its two files, and the checkpoint that is made of them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""CLIPSeg on CLIP's other vision towers, ViT-B/32 and ViT-L/14, against transformers: a config is all that it takes.
+"""CLIPSeg on CLIP's other vision towers, ViT-B/32 and ViT-L/14, against transformers.
 
 Widths, heads and patches are the real ones; layers are fewer, and the vocabulary is small.
 """
@@ -28,8 +28,8 @@ TOWERS = {
         "projection_dim": 768,
     },
 }
-# Sides of images, in pixels, and of the logits, after the plain head and the refined one. The plain head paints
-# whole patches (25 of 14 pixels in 352), the refined one (patch // 4)² pixels for each.
+# Sides of images, in pixels, and of the logits, after the plain head and the refined one. The plain
+# head paints whole patches (25 of 14 pixels in 352), the refined one (patch // 4)² pixels for each.
 SIDES = {
     ("ViT-B/32", "plain"): {224: 224, 352: 352},
     ("ViT-B/32", "refined"): {224: 7 * 64, 352: 11 * 64},
@@ -40,7 +40,7 @@ SIDES = {
 
 @pytest.fixture(scope="module", params=SIDES, ids="-".join)
 def saved(request, tokenizer, tmp_path_factory):
-    """A tower and head, the reference with drawn weights, and the folder where it and a processor are saved."""
+    """A tower and head, the reference with drawn weights, and the folder with it."""
     tower, head = request.param
     sizes = TOWERS[tower]
     config = transformers.CLIPSegConfig(

@@ -1,7 +1,7 @@
 """Images that are not square.
 
-The reference's vision tower takes them; its decoder takes the square root of the number of tokens, so its own
-modules are called here one by one, with the grid's true height and width.
+The reference's vision tower takes them; its decoder takes the square root of the number of tokens,
+so its own modules are called here one by one, with the grid's true height and width.
 """
 
 import numpy as np

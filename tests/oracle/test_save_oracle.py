@@ -60,7 +60,7 @@ def inputs_of(name: str) -> dict[str, np.ndarray]:
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_transformers_loads_what_is_saved_and_the_other_way_round(name, refined, dtype, tmp_path):
-    """Outputs are compared in float64: a random start's wide decoder magnifies float32's rounding."""
+    """Outputs are compared in float64: a random start's decoder magnifies float32's rounding."""
     config = config_of(name, refined)
     ours = getattr(clipseg_np, name)(config, seed=5, dtype=dtype)
     ours.save_pretrained(tmp_path / "ours")
@@ -99,7 +99,7 @@ def assert_same_arrays(ours, expected: dict[str, np.ndarray]) -> None:
     ["CLIPSegTextModel", "CLIPSegVisionModel", "CLIPSegModel", "CLIPSegForImageSegmentation"],
 )
 def test_the_random_start_has_transformers_distributions(name, changes, tmp_path):
-    """Tensor by tensor: equal where constant, else of one standard deviation, to five standard errors."""
+    """Each tensor is equal where constant, else of one deviation, to five standard errors."""
     config = config_of(name, refined=True, **changes)
     ours = getattr(clipseg_np, name)(config, seed=1).state_dict()
     config.save_pretrained(tmp_path)

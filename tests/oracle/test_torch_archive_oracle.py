@@ -50,7 +50,9 @@ def test_every_type_and_layout(tmp_path):
         "row of a turned one": base.T[2],
         "scalar": torch.tensor(3.5),
         "parameter": nn.Parameter(base.half()),
-        "channels last": torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last),
+        "channels last": torch.randn(2, 3, 4, 5, generator=generator).to(
+            memory_format=torch.channels_last
+        ),
     }  # fmt: skip
     torch.save(tensors, tmp_path / "a.pth")
     assert_read(tmp_path / "a.pth", tensors)
@@ -64,7 +66,7 @@ def test_a_modules_state_dict(tmp_path):
 
 
 class Small(nn.Module):
-    """Layers whose attributes TorchScript writes down beside their tensors: lists, settings, None."""
+    """Layers with attributes that TorchScript keeps too: lists, settings, None."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +85,10 @@ class Small(nn.Module):
 @pytest.mark.parametrize("how", ["script", "trace"])
 def test_a_torchscript_module_in_half(how, tmp_path):
     module = Small().eval()
-    made = torch.jit.script(module) if how == "script" else torch.jit.trace(module, torch.ones(1, 3, 4, 4))  # fmt: skip
+    if how == "script":
+        made = torch.jit.script(module)
+    else:
+        made = torch.jit.trace(module, torch.ones(1, 3, 4, 4))
     made.half().save(tmp_path / "a.pt")
     state = module.half().state_dict()
     assert state["conv.weight"].dtype == torch.float16

@@ -1,4 +1,4 @@
-"""The training of the demonstration checkpoint: its shortcuts give the model's own numbers, and a run runs."""
+"""Training of the demonstration checkpoint: shortcuts give the model's numbers, and it runs."""
 
 import json
 import os
