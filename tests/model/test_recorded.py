@@ -1,4 +1,4 @@
-"""A model's pass, recorded on a stand-in for CuPy, and Segmenter's use of it. On a GPU: tests/gpu."""
+"""A model's pass, recorded on a stand-in for CuPy, and Segmenter's use of it (a GPU: tests/gpu)."""
 
 import gc
 import shutil
