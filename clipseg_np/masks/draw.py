@@ -63,8 +63,7 @@ def highlight(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.where(mask[:, :, None], image, 0.35 * grey).astype(np.uint8)
 
     drawn = map_row_blocks(dim, image, mask)
-    width = max(1, round(max(mask.shape) / 160))
-    drawn[dilate(mask, width) & ~mask] = OUTLINE
+    drawn[dilate(mask, max(1, round(max(mask.shape) / 160))) & ~mask] = OUTLINE
     return drawn
 
 
