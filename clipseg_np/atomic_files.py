@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,24 +22,23 @@ def write_json(path: Path, value: dict) -> None:
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it on success, remove it on failure."""
+    """Yield a path in a temporary folder beside `path`; move the file there on success only."""
     path = Path(path)
     _require_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as part:
+        temporary = Path(part, path.name)
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        # safetensors makes files that only their owner can read.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; rename it on success, remove it on failure.
+    """Yield a folder in a temporary one beside `folder`; move it there on success only.
 
     Raises InputError if `folder` is a file or not empty.
     """
@@ -48,15 +46,13 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as part:
+        temporary = Path(part, folder.name)
+        temporary.mkdir()
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -86,9 +82,3 @@ def _require_file(path: Path) -> None:
     """Raise InputError for a folder, or for a device, which a file would replace."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file and cannot be written; expected a file's name")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""The command against a hub that is served on this machine: fetched, cached, offline, broken off and refused."""
+"""The command against a hub on this machine: downloads, cache, offline, broken off and refused."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ ID, WEIGHTS = "shapes/demo", "model.safetensors"
 IMAGE = ROOT / "examples" / "shapes.png"
 PROMPTS = ("a red thing", "a star")
 EXTRAS = {"pytorch_model.bin": b"not fetched", f"checkpoint-500/{WEIGHTS}": b"nor this"}
-OF_THE_ENVIRONMENT = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
+ENVIRONMENT_PREFIXES = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
 
 
 class Machine:
@@ -37,7 +37,7 @@ class Machine:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(OF_THE_ENVIRONMENT) and not name.lower().endswith("_proxy")
+            if not name.startswith(ENVIRONMENT_PREFIXES) and not name.lower().endswith("_proxy")
         }
         settings = {
             "HF_ENDPOINT": self.hub.address,
@@ -49,8 +49,12 @@ class Machine:
         before = len(self.hub.asked)
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            cwd=self.here, env=kept | settings | changes, check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=self.here,
+            env=kept | settings | changes,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         return SimpleNamespace(
             code=done.returncode, out=done.stdout, error=done.stderr, asked=self.hub.asked[before:]
         )

@@ -1,4 +1,4 @@
-"""Hub ids without the hub's library, or with one that is made up: what is asked of it, and what must be cached."""
+"""Hub ids without the hub's library or with a pretended one: what is asked, what is cached."""
 
 import json
 import sys
@@ -24,7 +24,10 @@ HUB_ID = "CIDAS/clipseg-rd64-refined"
 
 
 def pretend_hub(monkeypatch, fetch=None, cached=None, offline=False, files=("model.safetensors",)):
-    """A module by the library's name. `cached` is a folder, or an error to raise; without `fetch` none may be made."""
+    """A module by the library's name. `cached` is a folder, or an error to raise.
+
+    Without `fetch` the network must not be asked.
+    """
 
     def snapshot_download(hub_id, local_files_only=False, **options):
         if not local_files_only:
@@ -150,8 +153,8 @@ def test_what_the_cache_lacks_is_fetched(monkeypatch, cached, checkpoint):
 def test_local_files_only(monkeypatch, cached, kind, file):
     (cached / file).unlink()
     pretend_hub(monkeypatch, cached=cached)
-    wanted = f"There is no folder {HUB_ID}; .* the-cache, which holds it without .*{file}.* download {HUB_ID} "
-    with pytest.raises(InputError, match=wanted):
+    lacks = f"the-cache, which holds it without .*{file}.* download {HUB_ID} "
+    with pytest.raises(InputError, match=f"There is no folder {HUB_ID}; .* {lacks}"):
         kind.from_pretrained(HUB_ID, local_files_only=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation
-from clipseg_np.atomic_files import write_json, written_whole
+from clipseg_np.atomic_files import folder_written_whole, write_json, written_whole
 from clipseg_np.backends import select as backends
 from clipseg_np.backends.numpy_ops import NumpyOps
 from clipseg_np.backends.select import NAMES, ops_for
@@ -105,7 +105,7 @@ def test_cupy_that_is_not_installed(backend, monkeypatch):
         ({"is_available": no_driver}, "needs an NVIDIA GPU, .*none .cudaErrorInsufficientDriver"),
         (
             {"ones": without_a_compiler},
-            r"cannot compute on it .RuntimeError: cannot open libnvrtc.*pip install 'clipseg_np\[cuda12\]'",
+            r"cannot compute on it .RuntimeError: cannot open libnv.*'clipseg_np\[cuda12\]'",
         ),
         ({"ones": np.zeros}, "wrong sums"),
     ],
@@ -151,9 +151,14 @@ def test_a_file_is_readable_by_whom_the_umask_lets(tmp_path):
     before = os.umask(0o022)
     try:
         write_json(tmp_path / "a.json", {})
+        CLIPSegForImageSegmentation.from_pretrained(PLAIN).save_pretrained(tmp_path)
+        with folder_written_whole(tmp_path / "folder") as folder:
+            write_json(folder / "b.json", {})
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+    for name in ("a.json", "config.json", "model.safetensors", "folder/b.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path):

@@ -12,7 +12,7 @@ from clipseg_np.errors import InputError
 from clipseg_np.segment.batch import Job, job_mark
 
 from ..helpers.checkpoints import PLAIN, sharded, stored_arrays
-from ..helpers.checkpoints import checkpoint as made
+from ..helpers.checkpoints import checkpoint as write_folder
 
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"
@@ -93,14 +93,14 @@ def test_one_shard_of_several(tmp_path):
 
 
 def test_one_file_that_is_cut_off(tmp_path):
-    path = made(tmp_path, stored_arrays(PLAIN)) / "model.safetensors"
+    path = write_folder(tmp_path, stored_arrays(PLAIN)) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="not a whole safetensors file.*cut off: fetch it again"):
         load(path)
 
 
 def test_a_pointer_of_git_lfs(tmp_path):
-    folder = made(tmp_path, stored_arrays(PLAIN))
+    folder = write_folder(tmp_path, stored_arrays(PLAIN))
     (folder / "model.safetensors").write_text(POINTER)
     with pytest.raises(InputError, match=r"model.safetensors .*git-LFS pointer.*git lfs pull"):
         load(folder)

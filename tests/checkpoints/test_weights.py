@@ -1,4 +1,4 @@
-"""Loading and saving: every way in which a checkpoint may be stored, and the ways in which it may be wrong."""
+"""Loading and saving: the ways in which a checkpoint may be stored, and may be wrong."""
 
 import json
 

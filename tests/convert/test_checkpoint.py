@@ -1,4 +1,4 @@
-"""Checkpoints stored anew: float types, shards, what is copied, and nothing half."""
+"""Converted checkpoints: float types, shards, copied files; written whole or not at all."""
 
 import json
 import re
@@ -12,13 +12,12 @@ from safetensors import safe_open
 from clipseg_np import CLIPSegForImageSegmentation, Segmenter
 from clipseg_np.checkpoints.weights import Raw, stored_tensors
 from clipseg_np.cli.parser import main
-from clipseg_np.convert.checkpoint import convert as converted
-from clipseg_np.convert.checkpoint import stored_as
+from clipseg_np.convert.checkpoint import convert, stored_as
 from clipseg_np.errors import InputError
 
 from ..helpers.archives import write_state_dict
 from ..helpers.checkpoints import PLAIN, sharded, stored_arrays, write_file
-from ..helpers.checkpoints import checkpoint as made
+from ..helpers.checkpoints import checkpoint as write_folder
 
 HALF = {"float16": "F16", "bfloat16": "BF16"}
 KEY = "decoder.film_mul.weight"
@@ -36,7 +35,10 @@ def assert_same(folder, arrays) -> None:
 
 
 def rounded(array, dtype):
-    """float32 to the nearest number of a type with fewer bits, by arithmetic; bfloat16 has 8 bits behind a float32's sign and exponent."""
+    """float32 to the nearest number of a type with fewer bits, by arithmetic.
+
+    bfloat16 has 8 bits of significand, with a float32's sign and exponent.
+    """
     if dtype == "float16":
         return array.astype(np.float16).astype(np.float32)
     _, exponent = np.frexp(array.astype(np.float64))
@@ -76,9 +78,12 @@ def test_bfloat16_is_rounded_to_nearest_even(bits, expected):
     )
 
 
-@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF, 0x7F80FFFF])  # fmt: skip
+NANS = [0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF, 0x7F80FFFF]
+
+
+@pytest.mark.parametrize("bits", NANS)
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_what_is_no_number_stays_so(bits, dtype):
+def test_a_nan_keeps_its_sign(bits, dtype):
     stored = Raw(np.array([bits], np.uint32).view(np.float32), "F32")
     found = Raw(stored_as(stored, dtype), dtype).floats()
     assert np.isnan(found[0]) and np.signbit(found[0]) == bool(bits >> 31)
@@ -128,7 +133,7 @@ def test_the_largest_number_that_float16_holds():
 @pytest.mark.parametrize("shard_size", [None, 0.01])
 def test_a_checkpoint_in_another_type(dtype, shard_size, checkpoint, tmp_path):
     before = weights_of(checkpoint)
-    written = converted(checkpoint, tmp_path / "new", dtype, shard_size)
+    written = convert(checkpoint, tmp_path / "new", dtype, shard_size)
     expected = before if dtype == "float32" else {n: rounded(a, dtype) for n, a in before.items()}
     assert_same(tmp_path / "new", expected)
     types = {tensor.stored_type for tensor in stored_tensors(tmp_path / "new").values()}
@@ -148,8 +153,8 @@ def test_without_a_type_each_tensor_keeps_its_own(tmp_path):
     arrays = stored_arrays(PLAIN)
     arrays[KEY] = arrays[KEY].astype(np.float16)
     arrays["decoder.film_add.weight"] = arrays["decoder.film_add.weight"].astype(np.float64)
-    source = made(tmp_path / "source", arrays)
-    converted(source, tmp_path / "new", shard_size=0.01)
+    source = write_folder(tmp_path / "source", arrays)
+    convert(source, tmp_path / "new", shard_size=0.01)
     assert_same(
         tmp_path / "new", {name: array.astype(np.float32) for name, array in arrays.items()}
     )
@@ -164,15 +169,15 @@ def test_without_a_type_each_tensor_keeps_its_own(tmp_path):
 def test_shards_and_one_file_again(tmp_path):
     """Every source that can be loaded: a folder of shards, a file of one's own name."""
     arrays = stored_arrays(PLAIN)
-    converted(sharded(tmp_path / "shards", arrays), tmp_path / "one")
+    convert(sharded(tmp_path / "shards", arrays), tmp_path / "one")
     assert_same(tmp_path / "one", arrays)
     (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "own.safetensors")
-    converted(tmp_path / "one" / "own.safetensors", tmp_path / "again")
+    convert(tmp_path / "one" / "own.safetensors", tmp_path / "again")
     assert_same(tmp_path / "again", arrays)
 
 
 def test_shards_are_as_on_the_hub(checkpoint, tmp_path):
-    written = converted(checkpoint, tmp_path / "new", shard_size=0.01)
+    written = convert(checkpoint, tmp_path / "new", shard_size=0.01)
     count = len(written.files)
     assert written.files[0] == f"model-00001-of-{count:05}.safetensors"
     assert written.files[-1] == f"model-{count:05}-of-{count:05}.safetensors"
@@ -190,13 +195,13 @@ def test_shards_are_as_on_the_hub(checkpoint, tmp_path):
 
 
 def test_a_tensor_larger_than_a_shard_has_a_file_of_its_own(checkpoint, tmp_path):
-    written = converted(checkpoint, tmp_path / "new", shard_size=1e-6)
+    written = convert(checkpoint, tmp_path / "new", shard_size=1e-6)
     assert len(written.files) == written.tensors
     assert_same(tmp_path / "new", weights_of(checkpoint))
 
 
 def test_one_shard_needs_no_index(checkpoint, tmp_path):
-    assert converted(checkpoint, tmp_path / "new", shard_size=1000).files == ("model.safetensors",)
+    assert convert(checkpoint, tmp_path / "new", shard_size=1000).files == ("model.safetensors",)
     assert not (tmp_path / "new" / "model.safetensors.index.json").exists()
 
 
@@ -204,7 +209,7 @@ def test_numbers_lie_at_multiples_of_their_size(tmp_path):
     arrays = {"a": np.ones(3, np.float16), "b": np.ones(3), "c": np.ones(1, np.float32)}
     write_file(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text("{}")
-    converted(tmp_path, tmp_path / "new")
+    convert(tmp_path, tmp_path / "new")
     for tensor in stored_tensors(tmp_path / "new").values():
         assert tensor.array.flags.aligned
 
@@ -228,7 +233,7 @@ def test_numbers_lie_at_multiples_of_their_size(tmp_path):
 def test_the_config_says_how_weights_are_stored(before, after, tmp_path):
     write_file(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
     (tmp_path / "config.json").write_text(json.dumps(before))
-    converted(tmp_path, tmp_path / "new", "float16")
+    convert(tmp_path, tmp_path / "new", "float16")
     assert json.loads((tmp_path / "new" / "config.json").read_text()) == after
 
 
@@ -242,7 +247,7 @@ def test_weights_that_transformers_wrote_with_pytorch(tmp_path):
     write_state_dict(source / "pytorch_model.bin", ids | arrays)
     with pytest.raises(FileNotFoundError, match=f"clipseg-np convert {source} NEW_FOLDER$"):
         weights_of(source)
-    assert converted(source, tmp_path / "new").tensors == len(arrays)
+    assert convert(source, tmp_path / "new").tensors == len(arrays)
     assert_same(tmp_path / "new", arrays)
 
 
@@ -253,13 +258,13 @@ def test_tensors_are_written_without_copies_of_all(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     del arrays
     tracemalloc.start()
-    converted(tmp_path, tmp_path / "new", "bfloat16", shard_size=20)
+    convert(tmp_path, tmp_path / "new", "bfloat16", shard_size=20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 32 * 2**20
 
 
-# Nothing half
+# Whole or not at all
 
 
 def entries(folder):
@@ -269,15 +274,15 @@ def entries(folder):
 def test_a_failure_leaves_nothing(tmp_path):
     arrays = stored_arrays(PLAIN)
     arrays[KEY][1, 2] = 1e6
-    source = made(tmp_path / "source", arrays)
+    source = write_folder(tmp_path / "source", arrays)
     with pytest.raises(InputError, match=rf"{KEY} holds 1e\+06, which is too large for float16"):
-        converted(source, tmp_path / "out" / "new", "float16")
+        convert(source, tmp_path / "out" / "new", "float16")
     assert entries(tmp_path / "out") == []
 
 
 def test_an_output_that_is_there(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
-    converted(checkpoint, tmp_path / "empty")
+    convert(checkpoint, tmp_path / "empty")
     assert_same(tmp_path / "empty", weights_of(checkpoint))
     before = entries(tmp_path / "empty")
     (tmp_path / "file").write_text("")
@@ -285,7 +290,7 @@ def test_an_output_that_is_there(checkpoint, tmp_path):
         with pytest.raises(
             InputError, match="is there already; expected the name of a new or empty"
         ):
-            converted(PLAIN, taken)
+            convert(PLAIN, taken)
     assert entries(tmp_path / "empty") == before and entries(tmp_path) == ["empty", "file"]
 
 
@@ -299,7 +304,7 @@ def test_an_output_that_is_there(checkpoint, tmp_path):
 )
 def test_options_that_cannot_be(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        converted(PLAIN, tmp_path / "new", **options)
+        convert(PLAIN, tmp_path / "new", **options)
     assert entries(tmp_path) == []
 
 
@@ -307,7 +312,7 @@ def test_weights_that_are_whole_numbers(tmp_path):
     arrays = stored_arrays(PLAIN)
     arrays[KEY] = arrays[KEY].astype(np.int64)
     with pytest.raises(InputError, match=f"{KEY} is stored as I64; expected one of"):
-        converted(made(tmp_path / "source", arrays), tmp_path / "new")
+        convert(write_folder(tmp_path / "source", arrays), tmp_path / "new")
     assert entries(tmp_path) == ["source"]
 
 

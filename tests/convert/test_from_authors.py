@@ -1,4 +1,4 @@
-"""The authors' decoder and OpenAI's CLIP as a checkpoint: names, splits, transpositions, and what does not fit."""
+"""The authors' decoder and OpenAI's CLIP as a checkpoint: names, splits, transpositions, errors."""
 
 import gzip
 import json
@@ -80,10 +80,10 @@ def blocks(arrays: dict, place: str, depth: int, start: str, names: tuple[str, .
     """Transformer layers, whose attention, two norms and two linear layers have these `names`."""
     parts = {}
     for layer in range(depth):
-        at = f"{place}.{layer}"
-        block = under(f"{names[0]}.", attention(arrays, f"{at}.self_attn"))
+        prefix = f"{place}.{layer}"
+        block = under(f"{names[0]}.", attention(arrays, f"{prefix}.self_attn"))
         for part, name in zip(("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"), names[1:]):
-            block |= pair(arrays, f"{at}.{part}", name)
+            block |= pair(arrays, f"{prefix}.{part}", name)
         parts |= under(f"{start}.{layer}.", block)
     return parts
 
@@ -202,7 +202,7 @@ def test_one_file_of_both(plain, tmp_path):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-# What does not fit
+# Files that do not fit
 
 
 def refused(folder, decoder, clip, message, **options):
@@ -252,7 +252,7 @@ def test_tensors_that_do_not_fit(name, array, message, plain, tmp_path):
     refused(tmp_path, decoder, clip, message)
 
 
-def test_layers_that_are_not_said(plain_files, tmp_path):
+def test_default_layers(plain_files, tmp_path):
     """Three by default; a vision tower of three layers has no tenth."""
     refused(tmp_path, *plain_files, "extract_layers", extract_layers=None)
     refused(tmp_path, *plain_files, "expected 2, 0, 1. Say which", extract_layers=(0, 1))
@@ -324,7 +324,10 @@ def test_a_folder_with_a_tokenizer(with_tokenizer, plain_files, tokenizer, tmp_p
     )
 
 
-@pytest.mark.parametrize("content", [b"not gzip", b"\x1f\x8b\x08", gzip.compress(b"a" * 99)[:-9], gzip.compress(b"\xff\xfe")])  # fmt: skip
+DAMAGED = [gzip.compress(b"a" * 99)[:-9], gzip.compress(b"\xff\xfe"), b"\x1f\x8b\x08", b"no gzip"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_list_of_merges(content, plain_files, tmp_path):
     path = tmp_path / "merges.gz"
     path.write_bytes(content)
@@ -340,8 +343,8 @@ def test_the_command(plain_files, tmp_path, capsys):
     assert main(command) == 2
     assert "--clip ViT-B-16.pt" in capsys.readouterr().err
     assert main([*command, "--clip", clip, "--dtype", "bfloat16"]) == 0
-    said = capsys.readouterr()
-    assert "model.safetensors" in said.out
-    assert said.err.count("\n") == 1 and "warning: no tokenizer was given" in said.err
+    printed = capsys.readouterr()
+    assert "model.safetensors" in printed.out
+    assert printed.err.count("\n") == 1 and "warning: no tokenizer was given" in printed.err
     assert main(["info", "--model", str(tmp_path / "new")]) == 0
     assert "reads vision layers 0, 2, 1, plain head" in capsys.readouterr().out
