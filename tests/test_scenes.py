@@ -41,13 +41,13 @@ def test_size_words_go_by_the_box_and_the_shorter_side(draw):
     assert sizes == {"small", "large", None}
 
 
-def test_a_solid_thing_has_its_colour(draw):
+def test_a_solid_thing_has_its_color(draw):
     for seed in range(40):
         kinds = [("square", "red", "solid"), ("circle", "green", "solid")]
         scene = draw(seed, kinds=kinds)
         for thing in scene.things:
             red, green, _ = scene.image[thing.mask].mean(axis=0)
-            assert (red > green) == (thing.colour == "red")
+            assert (red > green) == (thing.color == "red")
 
 
 def test_held_out_pairs_are_neither_drawn_nor_named(training, draw):
@@ -63,10 +63,10 @@ def test_held_out_pairs_are_neither_drawn_nor_named(training, draw):
         scene = draw(seed)
         rng = np.random.default_rng(seed)
         phrase = training.phrases.absent_phrase(scene.things, rng)
-        assert not pairs & {(thing.colour, thing.shape) for thing in scene.things}
+        assert not pairs & {(thing.color, thing.shape) for thing in scene.things}
         assert not phrase.held_out
         only = draw(seed, held_out="only")
-        assert pairs & {(thing.colour, thing.shape) for thing in only.things}
+        assert pairs & {(thing.color, thing.shape) for thing in only.things}
 
 
 def test_the_mask_of_a_phrase_is_all_that_it_fits(draw):

@@ -1,6 +1,7 @@
 """Scenes of the pool and phrases about them, turned into the arrays that a training step takes.
 
-Batch number `i` depends on the seed and on `i` alone: a resumed run goes on with the batches it would have had.
+Batch number `i` depends on the seed and on `i` alone, so that a resumed run goes on with the same
+batches.
 """
 
 from __future__ import annotations
@@ -11,27 +12,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from phrases import ATTRIBUTES, HELD_OUT, Phrase, absent_phrase, phrase_of
-from pool import MOST, NAMES, classes, load
+from pool import MAX_THINGS, NAMES, classes, load
 
 
 def thing_of(kind) -> Phrase | None:
-    """A thing's attributes from their numbers; None where there is no thing."""
+    """The attributes of a thing from their numbers; None where there is no thing."""
     if kind[-1] == 0:
         return None
     return Phrase(**{n: ATTRIBUTES[n][k - 1] if k else None for n, k in zip(NAMES, kind)})
 
 
 def undecided(phrase: Phrase, thing: Phrase) -> bool:
-    """Whether only the shape tells that `thing` is not meant, where that shape is never seen in the thing's colour.
+    """Whether only the shape excludes `thing`, and training never shows this shape in its color.
 
-    Training holds no green triangle. A model that is told, of each green thing, that it is no triangle learns that
-    green things never are: nothing is said where this could be learned.
+    Training holds no green triangle. A model that learns of each green thing that it is no triangle
+    learns that green things never are. So the losses say nothing where this could be learned.
     """
-    return (thing.colour, phrase.shape) in HELD_OUT and replace(phrase, shape=None).fits(thing)
+    return (thing.color, phrase.shape) in HELD_OUT and replace(phrase, shape=None).fits(thing)
 
 
 def turned(rng, *arrays):
-    """The same flip or quarter turn of each (..., side, side)."""
+    """Each array (..., side, side) with the same random flip and quarter turns."""
     quarters, flip = rng.integers(4), rng.random() < 0.5
     for array in arrays:
         array = np.rot90(array, quarters, (-2, -1))
@@ -39,27 +40,29 @@ def turned(rng, *arrays):
 
 
 class Batches(torch.utils.data.Dataset):
-    """Batch `i`: `scenes` scenes with `prompts` phrases each, of which `absent` (a share) fit nothing in the scene.
+    """Batch `i`: `scenes` scenes with `prompts` phrases each; a share `absent` fits nothing.
 
-    The first `crops` scenes have an image prompt too, cut from any scene, which stands for their first phrase.
+    The first `crops` scenes have an image prompt too, cut from any scene, in place of the first
+    phrase.
     """
 
     def __init__(self, folder: Path, seed, scenes, prompts, tokenize, crops=0, absent=0.3):
         self.folder = folder
         self.seed, self.scenes, self.prompts, self.crops = seed, scenes, prompts, crops
         self.tokenize, self.absent = tokenize, absent
-        self.alike = {}  # (colour, shape) -> the image prompts that show one
+        self.crops_of = {}  # (color, shape) -> the numbers of the image prompts that show one
         for i, kind in enumerate(self.pool["crop_kinds"]):
-            self.alike.setdefault(tuple(kind[2:]), []).append(i)
+            self.crops_of.setdefault(tuple(kind[2:]), []).append(i)
         pairs = {tuple(kind) for kind in self.pool["kinds"][..., 2:].reshape(-1, 2)} - {(0, 0)}
-        if crops and not pairs <= set(self.alike):
+        if crops and not pairs <= set(self.crops_of):
             raise ValueError(
-                f"{folder} has no image prompt of some things in it: draw more scenes (--pool), or --crops 0"
+                f"{folder} has no image prompt for some of its things: draw more scenes (--pool), "
+                "or pass --crops 0"
             )
 
     @property
     def pool(self) -> dict[str, np.ndarray]:
-        """Mapped by each process for itself: sent to another one, it would become a copy in memory."""
+        """The arrays, which each process maps for itself: sent to another, they would be copied."""
         return load(self.folder)
 
     def __getitem__(self, i: int) -> dict:
@@ -67,11 +70,11 @@ class Batches(torch.utils.data.Dataset):
         count, side = len(self.pool["images"]), self.pool["images"].shape[-1]
         arrays = {
             "images": np.zeros((self.scenes, 3, side, side), np.uint8),
-            "masks": np.zeros((self.scenes, MOST, side, side), np.uint8),
-            "kinds": np.zeros((self.scenes, MOST, len(NAMES)), np.int64),
+            "masks": np.zeros((self.scenes, MAX_THINGS, side, side), np.uint8),
+            "kinds": np.zeros((self.scenes, MAX_THINGS, len(NAMES)), np.int64),
             "crops": np.zeros((self.crops, 3, side, side), np.uint8),
-            "fits": np.zeros((self.scenes, self.prompts, MOST), np.float32),
-            "undecided": np.zeros((self.scenes, self.prompts, MOST), np.float32),
+            "fits": np.zeros((self.scenes, self.prompts, MAX_THINGS), np.float32),
+            "undecided": np.zeros((self.scenes, self.prompts, MAX_THINGS), np.float32),
             "asked": np.zeros((self.scenes, self.prompts, len(NAMES)), np.int64),
         }
         texts = []
@@ -83,8 +86,8 @@ class Batches(torch.utils.data.Dataset):
             for p in range(self.prompts):
                 if b < self.crops and p == 0:
                     thing = things[rng.integers(len(things))]
-                    phrase = Phrase(colour=thing.colour, shape=thing.shape)
-                    crops = self.alike[tuple(classes(phrase)[2:])]
+                    phrase = Phrase(color=thing.color, shape=thing.shape)
+                    crops = self.crops_of[tuple(classes(phrase)[2:])]
                     crop = self.pool["crops"][crops[rng.integers(len(crops))]]
                     (arrays["crops"][b],) = turned(rng, crop)
                 else:
@@ -105,9 +108,9 @@ class Batches(torch.utils.data.Dataset):
 
 
 class HeldOutBatches(Batches):
-    """Every phrase names a pair of colour and shape that is kept out of training, and is there."""
+    """Batches in which every phrase names a pair in the scene that is kept out of training."""
 
     def phrase(self, things, rng) -> Phrase:
-        pairs = [(t.colour, t.shape) for t in things if (t.colour, t.shape) in HELD_OUT]
-        colour, shape = pairs[rng.integers(len(pairs))]
-        return Phrase(colour=colour, shape=shape)
+        pairs = [(t.color, t.shape) for t in things if (t.color, t.shape) in HELD_OUT]
+        color, shape = pairs[rng.integers(len(pairs))]
+        return Phrase(color=color, shape=shape)

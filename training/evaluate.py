@@ -1,13 +1,15 @@
 """Score a checkpoint on fresh generated scenes, through clipseg_np itself.
 
-    python training/evaluate.py [--model FOLDER] [--scenes 1000] [--seed 0] [--json FILE] [--page FILE]
+    python training/evaluate.py [--model FOLDER] [--scenes 1000] [--seed 0] [--json FILE]
+                                [--page FILE]
 
-Prints a table, and with --page draws a page of examples: the first few as they come, then the worst.
+Prints a table, and with --page draws a page of examples: the first ones, then the worst.
 
-Every mask is judged at the image's own size, at threshold 0.5: the IoU of one prompt on one image, then the mean over
-all of them. A phrase that fits nothing has no IoU; its mask counts as empty if it covers less than 0.2 % of the image.
-Below the table stand the paper's measures of the text prompts (clipseg_np/metrics.py), the shape that a phrase names being
-the class. The scenes are drawn from seeds that no training run uses.
+Every mask is judged at the image's own size, at threshold 0.5: the IoU of one prompt on one image,
+then the mean over all of them. A phrase that fits nothing has no IoU; its mask counts as empty if
+it covers less than 0.2 % of the image. Below the table stand the paper's measures of the text
+prompts (clipseg_np/masks/metrics.py); the class is the shape that a phrase names. The scenes are
+drawn from seeds that no training run uses.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ FIRST, WORST = 16, 8  # examples on the page
 
 @dataclass
 class Answer:
-    """One prompt on one image: what is there, and what was found."""
+    """One prompt on one image: the true mask and the predicted probabilities."""
 
     group: str
     phrase: Phrase
@@ -49,22 +51,22 @@ class Answer:
     probabilities: np.ndarray  # (height,width), float32
 
     @property
-    def found(self) -> np.ndarray:
+    def predicted(self) -> np.ndarray:
         return self.probabilities > 0.5
 
     @property
     def score(self) -> float:
         """The IoU; of a phrase that fits nothing, 1 where the mask is empty and 0 elsewhere."""
         if self.true.any():
-            return image_iou(self.found, self.true)
-        return float(self.found.mean() < EMPTY)
+            return image_iou(self.predicted, self.true)
+        return float(self.predicted.mean() < EMPTY)
 
     def panel(self) -> tuple[str, np.ndarray]:
-        """The image with the true mask's edge in green, and beside it what was found."""
+        """The image with the true mask's edge in green, and beside it the predicted mask."""
         image = self.image.copy()
         thickness = max(1, round(max(self.true.shape) / 160))
         image[dilate(self.true, thickness) & ~self.true] = TRUE_EDGE
-        beside = np.concatenate([image, highlight(self.image, self.found)], axis=1)
+        beside = np.concatenate([image, highlight(self.image, self.predicted)], axis=1)
         return f"{self.score:.2f}  {self.words}", beside
 
 
@@ -79,36 +81,36 @@ def text_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Ans
 
 
 def held_out_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
-    """One scene with a colour-shape pair that training never saw, asked for by both."""
+    """One scene with a color-shape pair that training never saw, and a phrase that names both."""
     scene = draw_scene(rng, held_out="only")
-    things = [thing for thing in scene.things if (thing.colour, thing.shape) in HELD_OUT]
+    things = [thing for thing in scene.things if (thing.color, thing.shape) in HELD_OUT]
     thing = things[rng.integers(len(things))]
-    phrase = Phrase(colour=thing.colour, shape=thing.shape)
+    phrase = Phrase(color=thing.color, shape=thing.shape)
     words = phrase.words(rng)
     found = segmenter(scene.image, words).probabilities[0]
     yield Answer(HELD_OUT_TEXT, phrase, words, scene.image, scene.mask(phrase), found)
 
 
 def image_answers(segmenter: Segmenter, rng: np.random.Generator) -> Iterator[Answer]:
-    """One scene, a thing of it asked for by its like in another scene, cut out with its mask."""
+    """One scene, and an image prompt: a thing of the same color and shape in another scene."""
     scene = draw_scene(rng)
     thing = scene.things[rng.integers(len(scene.things))]
-    other = draw_scene(rng, require=(thing.colour, thing.shape))
+    other = draw_scene(rng, require=(thing.color, thing.shape))
     found = segmenter(scene.image, VisualPrompt(other.image, other.things[0].mask)).probabilities[0]
-    phrase = Phrase(colour=thing.colour, shape=thing.shape)
-    words = f"(an image: {thing.colour} {thing.shape})"
+    phrase = Phrase(color=thing.color, shape=thing.shape)
+    words = f"(an image: {thing.color} {thing.shape})"
     yield Answer(IMAGE, phrase, words, scene.image, scene.mask(phrase), found)
 
 
 def answers(segmenter: Segmenter, scenes: int, seed: int) -> Iterator[Answer]:
-    """All of them: text prompts on every scene, the other kinds on as many scenes of their own."""
+    """The answers to all kinds of prompt, each on as many scenes of its own."""
     for number in range(scenes):
         for part, ask in enumerate((text_answers, held_out_answers, image_answers)):
             yield from ask(segmenter, np.random.default_rng([EVALUATION, seed, part, number]))
 
 
 def row_names(answer: Answer) -> list[str]:
-    """The rows of the table that an answer counts in."""
+    """The rows of the table in which an answer counts."""
     if not answer.true.any():
         return ["text, nothing fits: share of empty masks"]
     if answer.group != TEXT:
@@ -119,7 +121,7 @@ def row_names(answer: Answer) -> list[str]:
 
 
 def page(first: list[Answer], worst: list[Answer]):
-    """Examples as they came, then the worst of all, each with its score."""
+    """A page of the first examples and of the worst, each with its score."""
     return sheet([answer.panel() for answer in [*first, *worst]], side=340, columns=4)
 
 

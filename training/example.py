@@ -2,7 +2,8 @@
 
     python training/example.py examples/shapes.png
 
-Its seed and prompts were picked for a clear layout and good masks. How well the checkpoint does on scenes that nobody picked, evaluate.py tells.
+Its seed and prompts were chosen for a clear layout and good masks. evaluate.py measures the
+checkpoint on scenes that nobody chose.
 """
 
 import sys
@@ -12,7 +13,7 @@ from PIL import Image
 from scenes import Scene, draw_scene
 
 SEED, SIDE = 324, 352
-KINDS = [  # shape, colour, surface
+KINDS = [  # shape, color, surface
     ("square", "red", "striped"),
     ("circle", "red", "solid"),
     ("ring", "purple", "solid"),

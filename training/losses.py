@@ -1,12 +1,15 @@
-"""The losses. All but the first two stand in for CLIP's pre-training; their heads are thrown away.
+"""The losses. All but the first replace CLIP's pre-training; their heads are thrown away.
 
 - the masks: cross-entropy of each pixel, and soft Dice of each mask, empty ones included;
-- each patch token, of the deeper extracted layers, tells size, surface, colour and shape of what covers the patch;
-- of the shallower ones, which of the patch's pixels belong to a thing; and in the middle, where that thing's centre is
-  and how large it is: without this, shapes are not learned for a long time;
-- each phrase's embedding tells which attributes the phrase names;
-- a patch token, projected as the class token is, has a high cosine with the embeddings of the phrases that fit there;
-- an image prompt's embedding is that of the phrase it stands for, and the decoder gets mixtures of the two.
+- each patch token of the deeper extracted layers predicts size, surface, color and shape of the
+  thing that covers the patch;
+- each patch token of the shallower ones predicts the patch's pixels that belong to a thing; in the
+  middle, also this thing's center and size: without it, shapes are not learned for a long time;
+- each phrase's embedding predicts the attributes that the phrase names;
+- a patch token, projected as the class token is, has a high cosine with the embeddings of the
+  phrases that fit there;
+- an image prompt's embedding is that of the phrase it stands for; the decoder gets mixtures of
+  both.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from pathlib import Path
 
 import torch
 from model import SIDE, by_patches, decode, embed, encode, reaching, taken
-from phrases import ATTRIBUTES, COLOURS, HELD_OUT, SHAPES
+from phrases import ATTRIBUTES, COLORS, HELD_OUT, SHAPES
 from pool import MEAN, NAMES, STD
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,12 +34,14 @@ WEIGHTS = {
     "align": 1.0,
     "match": 0.3,
 }
-# What share of a loss's gradient reaches the towers. At 1 these are two to three times the patches' in size, and all noise:
-# over six batches their mean is no longer than six unrelated vectors' would be, and the towers learn next to nothing.
+# The share of a loss's gradient that reaches the towers. At 1 these gradients are two to three
+# times as long as the patches', and all noise: their mean over six batches is no longer than that
+# of six unrelated vectors, and the towers learn next to nothing.
 MASKS_REACH, MATCH_REACH = 0.15, 0.05
-NEVER = torch.zeros(len(COLOURS) + 1, len(SHAPES) + 1)  # 1 where the pair is kept out of training
-for colour, shape in HELD_OUT:
-    NEVER[1 + COLOURS.index(colour), 1 + SHAPES.index(shape)] = 1
+# 1 where the pair is kept out of training.
+NEVER = torch.zeros(len(COLORS) + 1, len(SHAPES) + 1)
+for color, shape in HELD_OUT:
+    NEVER[1 + COLORS.index(color), 1 + SHAPES.index(shape)] = 1
 
 
 class Auxiliary(nn.Module):
@@ -59,12 +64,12 @@ class Auxiliary(nn.Module):
 
 
 def heads_file(checkpoint: Path) -> Path:
-    """Where the heads of a checkpoint's training lie: beside its folder."""
+    """The file with the heads of a checkpoint's training, beside its folder."""
     return checkpoint.with_name(checkpoint.name + "_heads.safetensors")
 
 
 def save_heads(auxiliary: Auxiliary, checkpoint: Path) -> None:
-    """In float16, for a run that goes on from the checkpoint."""
+    """Save the heads in float16, for a run that goes on from the checkpoint."""
     half = {k: v.detach().cpu().half() for k, v in auxiliary.state_dict().items()}
     save_file(half, heads_file(checkpoint))
 
@@ -79,9 +84,10 @@ def start_from(checkpoint: Path, model, auxiliary: Auxiliary) -> None:
 
 
 def prepare(batch, device, tokens: int | None):
-    """A batch of uint8 arrays -> normalised images, and the masks of the `tokens` patches worth looking at, or of all.
+    """A batch of uint8 arrays -> normalized images, and the masks of `tokens` patches, or of all.
 
-    Adds "keep", (B,K), and "masks" becomes (B,things,K,pixels), "covers" (B,K,things): each thing's share of a patch.
+    Adds "keep", (B,K), the patches of most interest; "masks" becomes (B,things,K,pixels), and
+    "covers" (B,K,things), each thing's share of a patch.
     """
     batch = {name: array.to(device, non_blocking=True) for name, array in batch.items()}
     mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
@@ -96,7 +102,7 @@ def prepare(batch, device, tokens: int | None):
         there = (covers.sum(-1) > 0).float()
         grid = round(there.shape[1] ** 0.5)
         near = F.max_pool2d(there.view(-1, 1, grid, grid), 3, 1, 1).flatten(1)
-        # Things first, then what is around them, then anything; the noise lets some of each in.
+        # Things first, then the patches around them, then others; the noise lets some of each in.
         worth = 2 * there + near + 1.5 * torch.rand_like(near)
         batch["keep"] = worth.topk(tokens, 1).indices
     for name, values in (("masks", masks), ("covers", covers), ("places", batch["places"])):
@@ -107,17 +113,17 @@ def prepare(batch, device, tokens: int | None):
 
 
 def places(covers):
-    """(B,N,things) -> (B,N,5) of the thing that covers most of a patch.
+    """(B,N,things) -> (B,N,5), five numbers of the thing that covers most of a patch.
 
-    How far its centre is, rows and columns in units of its spread; the spread's logarithm; that of its area in
-    spreads; and last its share of the patch.
+    The distance of its center, rows and columns in units of its spread; the logarithm of the
+    spread; that of its area in spreads; its share of the patch.
     """
     grid = round(covers.shape[1] ** 0.5)
     line = torch.arange(grid, device=covers.device, dtype=covers.dtype)
     place = torch.cartesian_prod(line, line)  # (N,2)
     area = covers.sum(1) + 1e-4
-    centre = torch.einsum("bnk,nd->bkd", covers, place) / area[..., None]
-    far = place[None, :, None] - centre[:, None]  # (B,N,things,2)
+    center = torch.einsum("bnk,nd->bkd", covers, place) / area[..., None]
+    far = place[None, :, None] - center[:, None]  # (B,N,things,2)
     spread = (covers * far.square().sum(-1)).sum(1) / area
     spread = spread.clamp(min=0.1).sqrt()
     own = torch.cat(
@@ -133,9 +139,9 @@ def places(covers):
     return own.gather(2, most)[:, :, 0]
 
 
-def excused(logits, colours):
-    """The shapes' logits, without those that are never seen in these colours: of them nothing is learned."""
-    return logits.masked_fill(NEVER.to(logits.device)[colours] > 0, -30)
+def excused(logits, colors):
+    """The shapes' logits, with -30 for shapes that never have these colors: nothing is learned."""
+    return logits.masked_fill(NEVER.to(logits.device)[colors] > 0, -30)
 
 
 def soft_cross_entropy(logits, shares):
@@ -144,11 +150,11 @@ def soft_cross_entropy(logits, shares):
 
 
 def patch_loss(auxiliary, activations, batch):
-    """What covers each patch: shares of the things, and of the background."""
+    """The cross-entropy of the attributes in each patch: shares of the things and background."""
     covers, kinds = batch["covers"], batch["kinds"]
     background = (1 - covers.sum(-1)).clamp(min=0)
     weight = 0.15 + (1 - background)  # most patches are background
-    never = NEVER.to(covers.device)[kinds[..., NAMES.index("colour")]]  # (B,things,shapes)
+    never = NEVER.to(covers.device)[kinds[..., NAMES.index("color")]]  # (B,things,shapes)
     never = torch.einsum("bnk,bkc->bnc", covers, never) > 0
     loss = 0
     for i, name in enumerate(NAMES):
@@ -157,16 +163,15 @@ def patch_loss(auxiliary, activations, batch):
         shares[..., 0] += background
         for heads, tokens in zip(auxiliary.patch, activations[1:], strict=True):
             logits = heads[i](tokens[:, 1:]).float()
-            if (
-                name == "shape"
-            ):  # nothing is learned about a shape that is never seen in this colour
+            if name == "shape":
+                # Nothing is learned about a shape that is never seen in this color.
                 logits = logits.masked_fill(never & (shares == 0), -30)
             loss = loss + (weight * soft_cross_entropy(logits, shares)).mean()
     return loss / weight.mean() / len(NAMES) / len(auxiliary.patch)
 
 
 def place_loss(auxiliary, tokens, batch):
-    """Where the thing's centre is, and how large the thing."""
+    """The error of the thing's center and size."""
     *place, share = batch["places"].unbind(-1)
     wrong = F.smooth_l1_loss(
         auxiliary.place(tokens[:, 1:]).float(), torch.stack(place, -1), reduction="none"
@@ -175,7 +180,7 @@ def place_loss(auxiliary, tokens, batch):
 
 
 def mask_losses(logits, batch) -> dict:
-    """Cross-entropy and soft Dice of (B,P,K,pixels), where it is decided whether a thing is meant."""
+    """Cross-entropy and soft Dice of (B,P,K,pixels), except where `undecided` excuses a thing."""
     targets = batch["targets"]
     counts = 1 - torch.einsum("bpk,bknd->bpnd", batch["undecided"], batch["masks"]).clamp(0, 1)
     wrong = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -189,10 +194,7 @@ def mask_losses(logits, batch) -> dict:
 
 
 def losses(model, auxiliary, batch, masks: bool) -> dict:
-    """Each loss by name, not yet weighted.
-
-    `masks`: whether there are masks yet.
-    """
+    """The losses by name, not yet weighted. `masks`: whether to compute those of the masks."""
     crops = len(batch["crops"])
     scenes, prompts = batch["fits"].shape[:2]
     activations, projected = encode(model, batch["images"], batch["keep"])
@@ -226,10 +228,10 @@ def losses(model, auxiliary, batch, masks: bool) -> dict:
         asked = batch["asked"][..., i]
         guess = auxiliary.phrase[i](text).float()
         found["phrase"] += F.cross_entropy(guess.flatten(0, 1), asked.flatten()) / len(NAMES)
-        if crops and name in ("colour", "shape"):
+        if crops and name in ("color", "shape"):
             guess = auxiliary.phrase[i](image).float()
             if name == "shape":
-                guess = excused(guess, batch["asked"][:crops, 0, NAMES.index("colour")])
+                guess = excused(guess, batch["asked"][:crops, 0, NAMES.index("color")])
             found["match"] = found["match"] + F.cross_entropy(guess, asked[:crops, 0])
 
     cosine = torch.einsum(

@@ -1,7 +1,7 @@
 """The small CLIPSeg of the demonstration: transformers' own classes, called part by part.
 
-Their forward runs both towers under no_grad, for they come pre-trained; here the towers are trained too, and a scene is
-encoded once for several phrases.
+Their forward runs both towers under no_grad, for they come pre-trained; here the towers are trained
+too, and a scene is encoded once for several phrases.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pool import MEAN, STD
 from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-SIDE, PATCH, WIDTH, LONGEST = 128, 8, 128, 32
-
-
-POSITIONS = 32  # channels that hold a patch's row and column at the start: 8 frequencies, sine and cosine, of both
-NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows down, columns right
+SIDE, PATCH, WIDTH, MAX_TOKENS = 128, 8, 128, 32
+# Channels that hold a patch's row and column at the start: sine and cosine of 8 frequencies each.
+POSITIONS = 32
+NEIGHBORS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows down, columns right
 
 
 def frequencies() -> torch.Tensor:
@@ -35,10 +34,11 @@ def waves(grid: int) -> torch.Tensor:
 
 
 def look_at(attention, head: int, offset: tuple[int, int]) -> None:
-    """Start a head so that a token attends to the one `offset` (rows, columns) away, as a convolution's kernel would.
+    """Start a head so that a token attends to the one `offset` (rows, columns) away.
 
-    Query and key read the position channels, the key turned back by the offset: their product is a sum of
-    cos(frequency * (distance - offset)), which is largest where the distance is the offset.
+    So does a convolution's kernel. Query and key read the position channels, the key turned back by
+    the offset: their product is a sum of cos(frequency * (distance - offset)), which is largest
+    where the distance is the offset.
     """
     query, key = attention.q_proj.weight, attention.k_proj.weight
     width = len(query) // attention.num_heads
@@ -46,7 +46,8 @@ def look_at(attention, head: int, offset: tuple[int, int]) -> None:
     query[row : row + width] *= 0.1
     key[row : row + width] *= 0.1
     per_axis = POSITIONS // 2
-    used = range(per_axis // 2 - 1, -1, -POSITIONS // width)  # as many as the head is wide for
+    # As many frequencies as the head has features for.
+    used = range(per_axis // 2 - 1, -1, -POSITIONS // width)
     for axis, distance in enumerate(offset):
         for number in used:
             sine = axis * per_axis + number
@@ -62,14 +63,14 @@ def look_at(attention, head: int, offset: tuple[int, int]) -> None:
 
 
 def build_model(tokens: int) -> CLIPSegForImageSegmentation:
-    """The small CLIPSeg, initialised for training from nothing."""
+    """The small CLIPSeg, initialized for training from nothing."""
     text = {
         "vocab_size": tokens,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "max_position_embeddings": LONGEST,
+        "max_position_embeddings": MAX_TOKENS,
         "bos_token_id": tokens - 2,
         "eos_token_id": tokens - 1,
         "pad_token_id": tokens - 1,
@@ -93,7 +94,8 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
         use_complex_transposed_convolution=False,
     )
     model = CLIPSegForImageSegmentation._from_config(config, attn_implementation="sdpa")
-    # The default initialisation expects a trained backbone; these give both towers and the decoder a signal at once.
+    # The default initialization expects a trained backbone; this one gives both towers and the
+    # decoder a signal at once.
     text, vision, decoder = model.clip.text_model, model.clip.vision_model, model.decoder
     with torch.no_grad():
         model.clip.text_projection.weight *= 0.5
@@ -107,7 +109,8 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
             for name in ("q_proj", "k_proj", "v_proj"):
                 weight = getattr(layer.self_attn, name).weight
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        # Positions have channels of their own, to which the layers write little at first; half of the heads read them.
+        # Positions have channels of their own, to which the layers write little at first. Half of
+        # the heads read them.
         vision.embeddings.class_embedding[:POSITIONS] = 0
         vision.embeddings.patch_embedding.weight[:POSITIONS] = 0
         vision.embeddings.position_embedding.weight[:, :POSITIONS] = 0
@@ -115,7 +118,7 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
         for i, layer in enumerate(vision.encoder.layers):
             layer.self_attn.out_proj.weight[:POSITIONS] *= 0.05
             layer.mlp.fc2.weight[:POSITIONS] *= 0.05
-            for head, (down, right) in enumerate(NEIGHBOURS):
+            for head, (down, right) in enumerate(NEIGHBORS):
                 look_at(layer.self_attn, head, (down * (1 + i // 2), right * (1 + i // 2)))
         for module in decoder.modules():
             if isinstance(module, nn.Linear):
@@ -123,12 +126,13 @@ def build_model(tokens: int) -> CLIPSegForImageSegmentation:
                 nn.init.zeros_(module.bias)
         nn.init.ones_(decoder.film_mul.bias)
         nn.init.normal_(decoder.transposed_convolution.weight, std=0.01)
-        nn.init.constant_(decoder.transposed_convolution.bias, -2.5)  # the masks' base rate
+        # The masks' base rate.
+        nn.init.constant_(decoder.transposed_convolution.bias, -2.5)
     return model
 
 
 def taken(patches, keep):
-    """(B,N,...) -> (B,K,...), the patches that `keep`, (B,K), numbers; all of them where it is None."""
+    """(B,N,...) -> (B,K,...), the patches with the numbers `keep`, (B,K); all of them for None."""
     if keep is None:
         return patches
     index = keep.view(*keep.shape, *[1] * (patches.ndim - 2)).expand(-1, -1, *patches.shape[2:])
@@ -136,15 +140,15 @@ def taken(patches, keep):
 
 
 def reaching(x, share: float):
-    """The same numbers; `share` of the gradient goes further back."""
+    """The same numbers; only this share of the gradient goes further back."""
     return share * x + (1 - share) * x.detach()
 
 
 def encode(model, pixel_values, keep=None, reach=1.0):
-    """(B,3,S,S) -> the extracted activations, each (B,1+K,D), and every token of the last layer, projected, (B,1+K,E).
+    """(B,3,S,S) -> the extracted activations, (B,1+K,D) each; the projected last tokens, (B,1+K,E).
 
-    keep: (B,K), the patches to look at; the others are left out as if they were not there.
-    reach: the share of the projected tokens' gradient that goes back into the layers.
+    `keep`, (B,K), are the patches to encode; the others are left out as if they were not there.
+    `reach` is the share of the projected tokens' gradient that goes back into the layers.
     """
     vision = model.clip.vision_model
     x = vision.embeddings(pixel_values)
@@ -163,9 +167,10 @@ def embed(model, ids):
 
 
 def decode(decoder, activations, conditional):
-    """Activations of B images, (B,1+K,D) each, and (B,P,E) embeddings -> logits (B,P,K,PATCH*PATCH) of the patches.
+    """Activations, (B,1+K,D) each, and embeddings (B,P,E) -> logits (B,P,K,PATCH*PATCH).
 
-    The decoder's own arithmetic for several prompts an image: what does not depend on the prompt is done once.
+    The decoder's own arithmetic for several prompts an image. The reduced activations, which do not
+    depend on the prompt, are computed once.
     """
     images, prompts = conditional.shape[:2]
     conditional = conditional.flatten(0, 1)[:, None]
@@ -175,7 +180,8 @@ def decode(decoder, activations, conditional):
         if i == decoder.conditional_layer:
             x = decoder.film_mul(conditional) * x + decoder.film_add(conditional)
         x = layer(x, attention_mask=None)
-    head = decoder.transposed_convolution  # its kernels do not overlap: a product
+    # Its kernels do not overlap: a product.
+    head = decoder.transposed_convolution
     return (x[:, 1:] @ head.weight.flatten(1) + head.bias).unflatten(0, (images, prompts))
 
 
@@ -194,7 +200,8 @@ def export(model, tokenizer_folder: Path, folder: Path) -> None:
     copy.load_state_dict(half)
     copy.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"  # of the arithmetic; only the file is in float16
+    # The arithmetic's type; only the file is in float16.
+    config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "model.safetensors").chmod(0o644)
     for file in tokenizer_folder.iterdir():

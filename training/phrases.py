@@ -1,6 +1,6 @@
-"""The language of the generated scenes: what a phrase means, how to read one, how to make them up.
+"""The language of the generated scenes: the meaning of phrases, their parsing and generation.
 
-A phrase names up to four attributes, as "the large striped red circle". Whatever it does not name, it leaves open.
+A phrase names up to four attributes, as "the large striped red circle", and leaves the others open.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass, replace
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SURFACES = ("solid", "striped", "dotted")
 SIZES = ("small", "large")
-ATTRIBUTES = {"size": SIZES, "surface": SURFACES, "colour": COLOURS, "shape": SHAPES}
+ATTRIBUTES = {"size": SIZES, "surface": SURFACES, "color": COLORS, "shape": SHAPES}
 
-# Colour-shape pairs that no training scene holds and no training phrase names: the zero-shot test.
+# Color-shape pairs that no training scene holds and no training phrase names: the zero-shot test.
 HELD_OUT = (
     ("green", "triangle"),
     ("purple", "star"),
@@ -41,11 +41,11 @@ _WORDS |= {word: ("size", meaning) for word, meaning in SYNONYMS.items()}
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a phrase asks for. An attribute that is None is left open."""
+    """The attributes that a phrase names. None leaves an attribute open."""
 
     size: str | None = None
     surface: str | None = None
-    colour: str | None = None
+    color: str | None = None
     shape: str | None = None
 
     @classmethod
@@ -63,7 +63,7 @@ class Phrase:
         return cls(**found)
 
     def fits(self, thing) -> bool:
-        """Whether `thing` (anything with the four attributes) is what the phrase asks for."""
+        """Whether `thing` (any object with the four attributes) has all that the phrase names."""
         return all(
             wanted is None or wanted == getattr(thing, name) for name, wanted in vars(self).items()
         )
@@ -75,12 +75,12 @@ class Phrase:
 
     @property
     def held_out(self) -> bool:
-        """Whether the phrase names a colour-shape pair that training never sees."""
-        return (self.colour, self.shape) in HELD_OUT
+        """Whether the phrase names a color-shape pair that training never sees."""
+        return (self.color, self.shape) in HELD_OUT
 
     def words(self, rng) -> str:
-        """One of the ways to say it, drawn from `rng`."""
-        adjectives = [word for word in (self.size, self.surface, self.colour) if word]
+        """A wording of the phrase, drawn from `rng`."""
+        adjectives = [word for word in (self.size, self.surface, self.color) if word]
         if len(adjectives) > 1 and rng.random() < 0.15:
             adjectives = [adjectives[i] for i in rng.permutation(len(adjectives))]
         if rng.random() < 0.1:
@@ -109,9 +109,9 @@ class Phrase:
 
 
 def phrase_of(thing, rng) -> Phrase:
-    """A phrase that fits `thing`: any of its attributes, more often those that people name first."""
+    """A phrase that fits `thing`, of some of its attributes: most often of color and shape."""
     while True:
-        keep = {"size": 0.3, "surface": 0.35, "colour": 0.6, "shape": 0.65}
+        keep = {"size": 0.3, "surface": 0.35, "color": 0.6, "shape": 0.65}
         phrase = Phrase(
             **{name: getattr(thing, name) for name, p in keep.items() if rng.random() < p}
         )
@@ -130,7 +130,7 @@ def absent_phrase(things, rng, held_out: bool = False) -> Phrase:
             choices = ATTRIBUTES[name]
             phrase = replace(phrase, **{name: choices[rng.integers(len(choices))]})
         else:
-            keep = {"size": 0.2, "surface": 0.25, "colour": 0.75, "shape": 0.75}
+            keep = {"size": 0.2, "surface": 0.25, "color": 0.75, "shape": 0.75}
             phrase = Phrase(
                 **{
                     name: ATTRIBUTES[name][rng.integers(len(ATTRIBUTES[name]))]

@@ -1,7 +1,7 @@
 """Generated scenes as arrays in files, drawn once in worker processes and read many times.
 
-Drawing a scene takes as long as half a training step on it; a flipped or turned scene with other phrases is as good as a
-new one. Scene number `i` depends on the seed and on `i` alone.
+To draw a scene takes as long as half a training step on it; a flipped or turned scene with other
+phrases is as good as a new one. Scene number `i` depends on the seed and on `i` alone.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from tqdm import tqdm
 
 from clipseg_np import VisualPrompt
 
-MOST = 4  # things in a scene
+MAX_THINGS = 4  # in a scene
 CROPS = 3  # one scene in so many gives an image prompt
-# Of ImageNet's colours: images are normalised by them, and an image prompt's surroundings fade to the mean.
+# ImageNet's mean and deviation normalize the images; an image prompt's background fades to the
+# mean.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = tuple(ATTRIBUTES)
 
 
 def classes(thing) -> list[int]:
-    """The four attributes as numbers, in the order of ATTRIBUTES; 0 is none (or, of a patch, background)."""
+    """The four attributes as numbers, in the order of ATTRIBUTES; 0 is none, or the background."""
     return [1 + ATTRIBUTES[n].index(v) if (v := getattr(thing, n)) else 0 for n in NAMES]
 
 
 def pixels(image, side: int) -> np.ndarray:
-    """(3, side, side) uint8: resized as at inference (Pillow's bilinear), not yet normalised."""
+    """(3, side, side) uint8: resized as at inference (Pillow's bilinear), not yet normalized."""
     return np.asarray(Image.fromarray(image).resize((side, side), Image.BILINEAR)).transpose(
         2, 0, 1
     )
@@ -45,11 +46,11 @@ def soft_mask(mask, side: int) -> np.ndarray:
 
 
 def draw(number: int, seed, side: int, held_out) -> tuple:
-    """The arrays of scene `number`: image, masks, kinds, and of every third scene an image prompt and its kind."""
+    """A scene's arrays: image, masks, kinds; for every third, an image prompt and its kind."""
     rng = np.random.default_rng([seed, number])
     scene = draw_scene(rng, held_out=held_out)
-    masks = np.zeros((MOST, side, side), np.uint8)
-    kinds = np.zeros((MOST, len(NAMES)), np.uint8)
+    masks = np.zeros((MAX_THINGS, side, side), np.uint8)
+    kinds = np.zeros((MAX_THINGS, len(NAMES)), np.uint8)
     for k, thing in enumerate(scene.things):
         masks[k] = soft_mask(thing.mask, side)
         kinds[k] = classes(thing)
@@ -67,8 +68,8 @@ def fill(folder: Path, seed, scenes: int, side: int, held_out=False, workers: in
     crops = -(-scenes // CROPS)
     shapes = {
         "images": (scenes, 3, side, side),
-        "masks": (scenes, MOST, side, side),
-        "kinds": (scenes, MOST, len(NAMES)),
+        "masks": (scenes, MAX_THINGS, side, side),
+        "kinds": (scenes, MAX_THINGS, len(NAMES)),
         "crops": (crops, 3, side, side),
         "crop_kinds": (crops, len(NAMES)),
     }
@@ -86,5 +87,5 @@ def fill(folder: Path, seed, scenes: int, side: int, held_out=False, workers: in
 
 @functools.cache
 def load(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays by name, mapped and not read."""
+    """The arrays by name, mapped into memory."""
     return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}

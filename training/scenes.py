@@ -1,10 +1,12 @@
-"""Scenes of simple shapes, drawn with NumPy and Pillow, in which every pixel's owner is known.
+"""Scenes of simple shapes, drawn with NumPy and Pillow; the owner of every pixel is known.
 
-`draw_scene(rng)` draws 1 to 4 shapes over a plain, gradient or noisy background. What the words mean:
+`draw_scene(rng)` draws 1 to 4 shapes over a plain, gradient or noisy background. The words mean:
 
-- colours are hue ranges kept well apart; a striped or dotted thing is named by its main colour;
-- "small": the longer side of the outline's box is under a quarter of the image's shorter side; "large": over a third;
-- later things hide earlier ones; stripes and dots, also those the background shows through, belong to the thing.
+- colors are hue ranges kept well apart; a striped or dotted thing is named by its main color;
+- "small": the longer side of the outline's box is under a quarter of the image's shorter side;
+  "large": over a third;
+- later things hide earlier ones; stripes and dots belong to the thing, even where the background
+  shows through.
 
 The same state of `rng` gives the same scene.
 """
@@ -15,7 +17,7 @@ import colorsys
 from dataclasses import dataclass
 
 import numpy as np
-from phrases import COLOURS, HELD_OUT, SHAPES, SURFACES, Phrase
+from phrases import COLORS, HELD_OUT, SHAPES, SURFACES, Phrase
 from PIL import Image, ImageDraw
 
 # Hue in degrees, saturation, value: from, to.
@@ -35,11 +37,12 @@ _HSV = {
 class Thing:
     """One shape of a scene.
 
-    `box` is (left, top, right, bottom) of the whole outline in pixels; `mask` (height, width), bool, is what can be seen.
+    `box` is (left, top, right, bottom) of the whole outline in pixels; `mask` (height, width),
+    bool, holds its visible pixels.
     """
 
     shape: str
-    colour: str
+    color: str
     surface: str
     size: str | None
     box: tuple[int, int, int, int]
@@ -67,9 +70,10 @@ class Scene:
 def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds=None) -> Scene:
     """Draw a scene.
 
-    `held_out`: False leaves out the colour-shape pairs kept from training, True allows them, "only" puts at least one in.
-    `side`: the shorter side in pixels (default: 64 to 352, drawn). `require`: (colour, shape) of a thing that must be there.
-    `kinds`: all things to draw, as (shape, colour, surface); one for which there is no room is left out.
+    `held_out`: False leaves out the color-shape pairs kept from training, True allows them, "only"
+    draws at least one. `side`: the shorter side in pixels (default: 64 to 352, drawn). `require`:
+    the (color, shape) of a thing that must be drawn. `kinds`: all things to draw, as (shape,
+    color, surface); one for which there is no room is left out.
     """
     if side is None:
         side = int(np.exp(rng.uniform(np.log(64), np.log(352))))
@@ -79,14 +83,14 @@ def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds
         require = HELD_OUT[rng.integers(len(HELD_OUT))]
 
     kinds = kinds or _kinds(rng, held_out, require)
-    colours = [_shade(rng, colour) for _, colour, _ in kinds]
-    canvas = _background(rng, height, width, colours)
+    colors = [_shade(rng, color) for _, color, _ in kinds]
+    canvas = _background(rng, height, width, colors)
     owner = np.zeros((height, width), np.int8)  # 0: background, k: the k-th thing drawn
     drawn = []
     crowded = rng.random() < 0.5
     smooth = rng.random() < 0.75  # antialiased outlines
-    # What must be there is drawn first, where there is room for it; a shuffle would let others crowd it out.
-    for (shape, colour, surface), rgb in zip(kinds, colours, strict=True):
+    # A required thing comes first, while there is room; after a shuffle others could crowd it out.
+    for (shape, color, surface), rgb in zip(kinds, colors, strict=True):
         placed = _place(rng, owner, shape, side, crowded, len(drawn))
         if placed is None:
             continue
@@ -95,11 +99,11 @@ def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds
             cover = (cover >= 0.5).astype(np.float32)
         h, w = cover.shape
         part = np.s_[top : top + h, left : left + w]
-        body = _surface(rng, surface, rgb, colour, canvas[part], extent, side)
+        body = _surface(rng, surface, rgb, color, canvas[part], extent, side)
         canvas[part] += cover[..., None] * (body - canvas[part])
         owner[part][cover >= 0.5] = len(drawn) + 1
         size = "small" if extent < side / 4 else "large" if extent > side / 3 else None
-        drawn.append((shape, colour, surface, size, (left, top, left + w, top + h)))
+        drawn.append((shape, color, surface, size, (left, top, left + w, top + h)))
     if rng.random() < 0.2:
         canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(2, 12))
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
@@ -107,13 +111,13 @@ def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds
 
 
 def _kinds(rng, held_out, require):
-    """(shape, colour, surface) of 1 to 4 things; often they share something, so that one word must tell them apart."""
+    """(shape, color, surface) of 1 to 4 things, which often share all but one attribute."""
     count = 1 + rng.choice(4, p=(0.15, 0.25, 0.3, 0.3))
     kinds = []
     while len(kinds) < count:
         kind = [
             SHAPES[rng.integers(len(SHAPES))],
-            COLOURS[rng.integers(len(COLOURS))],
+            COLORS[rng.integers(len(COLORS))],
             SURFACES[rng.choice(3, p=(0.44, 0.28, 0.28))],
         ]
         if kinds and rng.random() < 0.5:
@@ -129,19 +133,19 @@ def _kinds(rng, held_out, require):
     return kinds
 
 
-def _shade(rng, colour):
-    """(3,) float32 in 0..255: one of the many shades that go by this name."""
-    hue, saturation, value = (rng.uniform(*ends) for ends in _HSV[colour])
+def _shade(rng, color):
+    """(3,) float32 in 0..255: a shade with this name."""
+    hue, saturation, value = (rng.uniform(*ends) for ends in _HSV[color])
     return np.array(colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value), np.float32) * 255
 
 
-def _background(rng, height, width, colours):
-    """(height, width, 3) float32, nowhere close to the colour of a thing."""
+def _background(rng, height, width, colors):
+    """(height, width, 3) float32, nowhere close to the color of a thing."""
 
     def tint():
         if rng.random() < 0.65:  # muted
-            grey = rng.uniform(0, 255)
-            return np.clip(grey + rng.normal(0, rng.choice((3, 18)), 3), 0, 255).astype(np.float32)
+            gray = rng.uniform(0, 255)
+            return np.clip(gray + rng.normal(0, rng.choice((3, 18)), 3), 0, 255).astype(np.float32)
         return rng.uniform(0, 255, 3).astype(np.float32)
 
     kind = rng.choice(4, p=(0.35, 0.25, 0.1, 0.3))  # plain, linear, radial, noisy
@@ -152,7 +156,7 @@ def _background(rng, height, width, colours):
         elif rng.random() < 0.5:
             second = first + np.float32(rng.uniform(0.2, 0.7)) * (second - first)
         steps = [first + t * (second - first) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
-        apart = min(float(np.linalg.norm(s - c)) for s in steps for c in colours)
+        apart = min(float(np.linalg.norm(s - c)) for s in steps for c in colors)
         if apart > 90 - attempt:
             break
     if kind in (0, 3):
@@ -182,13 +186,12 @@ def _background(rng, height, width, colours):
 
 
 def _place(rng, owner, shape, side, crowded, count):
-    """Where the next thing goes: (coverage (h,w) float32, left, top, extent), or None if there is no room."""
+    """The next thing's coverage (h,w) float32, left, top and extent; None if there is no room."""
     height, width = owner.shape
     areas = np.bincount(owner.ravel(), minlength=count + 1)
     for attempt in range(8):
-        draw = rng.random() + 0.1 * attempt * (
-            count > 0
-        )  # smaller and smaller where there is no room
+        # Smaller and smaller where there is no room.
+        draw = rng.random() + 0.1 * attempt * (count > 0)
         if draw < 0.4:
             extent = rng.uniform(0.36, 0.62)
         elif draw < 0.55:
@@ -213,7 +216,7 @@ def _place(rng, owner, shape, side, crowded, count):
 
 
 def _outline(rng, shape, extent):
-    """(h,w) float32 in 0..1: how much of each pixel the shape covers; the longer side is `extent`, rounded."""
+    """(h,w) float32 in 0..1: each pixel's covered share. The longer side is `extent`, rounded."""
     extent = max(6, round(extent))
     fine = 4 if extent < 100 else 2
     turn = 0.0 if rng.random() < 0.45 else rng.uniform(0, 2 * np.pi)
@@ -262,11 +265,11 @@ def _corners(rng, shape):
     return np.concatenate(turns).astype(float)
 
 
-def _surface(rng, surface, rgb, colour, below, extent, side):
-    """The colours of a thing's box: (3,), or (h,w,3) float32 where it is striped or dotted."""
+def _surface(rng, surface, rgb, color, below, extent, side):
+    """The colors of a thing's box: (3,), or (h,w,3) float32 where it is striped or dotted."""
     if surface == "solid":
         return rgb
-    pale = colour in ("white", "black")
+    pale = color in ("white", "black")
     kind = rng.choice(4, p=(0.3, 0.25, 0.3, 0.15))
     if kind == 0 or (pale and kind == 2):
         opposite = 0 if rgb.mean() > 127 else 255

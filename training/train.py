@@ -2,9 +2,10 @@
 
     python training/train.py --output weights/demo
 
-The learning rate and the image's side follow the share of the run that is done, which is counted in steps (`--steps`)
-or in time (`--minutes`). On a CPU each process keeps to one thread, and the processes share a step out; where the machine
-has other work to do, this is more than twice as fast as threads that wait for each other in every layer.
+The learning rate and the number of patches follow the share of the run that is done, which is
+counted in steps (`--steps`) or in time (`--minutes`). On a CPU each process keeps to one thread,
+and the processes share the work of a step; where the machine has other work to do, this is more
+than twice as fast as threads that wait for each other in every layer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from batches import Batches, HeldOutBatches
 from losses import WEIGHTS, Auxiliary, losses, prepare, save_heads, start_from
-from model import LONGEST, SIDE, build_model, decode, embed, encode, export
+from model import MAX_TOKENS, SIDE, build_model, decode, embed, encode, export
 from muon import Muon
 from phrases import vocabulary_words
 from pool import fill
@@ -28,13 +29,13 @@ from torch import nn
 from transformers import CLIPTokenizer
 from vocabulary import write_vocabulary
 
-TOKENS = 112  # patches looked at, of 256, until the last part of the run
-TRAINING, VALIDATION = 1, 2  # in the seeds; evaluate.py uses others
+TOKENS = 112  # patches that are encoded, of 256, until the last part of the run
+TRAINING, VALIDATION = 1, 2  # parts of the seeds; evaluate.py uses others
 
 
 @torch.no_grad()
 def validate(model, batches, device) -> dict:
-    """IoU at threshold 0.5, at the model's own side, of phrases that fit; share of empty masks of those that do not."""
+    """IoU (threshold 0.5, at SIDE) of phrases that fit; share of empty masks of the others."""
     model.eval()
     ious, empty = [], []
     for batch in batches:
@@ -78,7 +79,7 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def optimisers(model, auxiliary, rate):
+def optimizers(model, auxiliary, rate):
     """Muon for the matrices between activations, AdamW for embeddings, heads, gains and biases."""
     layers = [*model.clip.text_model.encoder.layers, *model.clip.vision_model.encoder.layers]
     layers += [*model.decoder.layers, *model.decoder.reduces]
@@ -106,7 +107,7 @@ def shared(parameters, elapsed: float) -> float:
 
 
 def share_of_rate(done: float) -> float:
-    """Of the highest rate: all of it in the first 30 %, then in a straight line to nearly nothing."""
+    """The share of the highest rate: 1 for the first 30 %, then linearly down to nearly 0."""
     return max(0.01, min(1, (1 - done) / 0.7))
 
 
@@ -127,8 +128,8 @@ def train(rank: int, args: argparse.Namespace) -> None:
     if args.start:
         start_from(args.start, model, auxiliary)
     parameters = [*model.parameters(), *auxiliary.parameters()]
-    both = optimisers(model, auxiliary, args.rate)
-    groups = [(group, group["lr"]) for optimiser in both for group in optimiser.param_groups]
+    both = optimizers(model, auxiliary, args.rate)
+    groups = [(group, group["lr"]) for optimizer in both for group in optimizer.param_groups]
     parts = {"model": model, "auxiliary": auxiliary, "muon": both[0], "adamw": both[1]}
     step, before = 0, 0.0  # steps and seconds done
     state_file = args.run / "state.pt"
@@ -190,13 +191,13 @@ def train(rank: int, args: argparse.Namespace) -> None:
         for p in parameters:
             p.grad = None
         total.backward()
-        # The gradients are shared, and the first process's clock with them, so that all end together.
+        # The first process's clock is shared with the gradients, so that all end together.
         elapsed = before + time.time() - start
         if args.processes > 1:
             elapsed = shared(parameters, elapsed if first else 0.0)
         found["norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser in both:
-            optimiser.step()
+        for optimizer in both:
+            optimizer.step()
         step += 1
         if not first:
             continue
@@ -220,7 +221,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = arguments()
-    write_vocabulary(args.run / "vocabulary", vocabulary_words(), LONGEST)
+    write_vocabulary(args.run / "vocabulary", vocabulary_words(), MAX_TOKENS)
     if not args.resume:
         cores = os.cpu_count()
         fill(args.run / "training", [args.seed, TRAINING], args.pool, SIDE, workers=cores)

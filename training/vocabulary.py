@@ -1,8 +1,9 @@
 """A small vocabulary of the demonstration checkpoint's own, in CLIP's layout.
 
-Byte-level byte-pair encoding as CLIP's: 256 symbols for the bytes, the same 256 for a word's last byte ("</w>"), one entry
-a merge, then the start and end tokens. The merges are counted on the words of the generated phrases, so that each of
-those is one token; any other word falls into pieces, down to bytes, and is never unknown.
+Byte-level byte-pair encoding as CLIP's: 256 symbols for the bytes, the same 256 for a word's last
+byte ("</w>"), one entry for each merge, then the start and end tokens. The merges are counted on
+the words of the generated phrases, so that each of these is one token; any other word falls into
+pieces, down to bytes, and is never unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_merges(words) -> list[tuple[str, str]]:
-    """Merge the most frequent pair of neighbours, again and again, until each word is one symbol."""
+    """The merges, of the most frequent pair first, that make each word one symbol."""
     split = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges = []
     while True:
@@ -35,7 +36,7 @@ def learn_merges(words) -> list[tuple[str, str]]:
                 i += 1
 
 
-def write_vocabulary(folder: Path, words, longest: int) -> int:
+def write_vocabulary(folder: Path, words, max_tokens: int) -> int:
     """Write vocab.json, merges.txt and the tokenizer's settings; returns the number of tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(BYTE_SYMBOLS.values())
@@ -55,7 +56,7 @@ def write_vocabulary(folder: Path, words, longest: int) -> int:
         "add_prefix_space": False,
         "do_lower_case": True,
         "errors": "replace",
-        "model_max_length": longest,
+        "model_max_length": max_tokens,
         "tokenizer_class": "CLIPTokenizer",
     }
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]

@@ -81,7 +81,7 @@ def test_by_patches_counts_rows_then_columns(parts):
 
 
 @torch.no_grad()
-def test_half_of_the_heads_start_with_their_eyes_on_a_neighbour(parts, model):
+def test_half_of_the_heads_start_with_their_eyes_on_a_neighbor(parts, model):
     grid = 16
     pixels = torch.full((1, 3, 128, 128), 0.3)
     vision = model.clip.vision_model
@@ -93,7 +93,7 @@ def test_half_of_the_heads_start_with_their_eyes_on_a_neighbour(parts, model):
 
     scores = heads(layer.self_attn.q_proj) @ heads(layer.self_attn.k_proj).transpose(1, 2) / 4
     weights = scores.softmax(-1)[:, 1:, 1:].view(8, grid, grid, grid, grid)
-    for head, (down, right) in enumerate(parts.model.NEIGHBOURS):
+    for head, (down, right) in enumerate(parts.model.NEIGHBORS):
         share = np.mean(
             [float(weights[head, i, j, i + down, j + right]) for i in (4, 8) for j in (5, 11)]
         )
@@ -105,18 +105,18 @@ def test_muons_steps_are_orthogonal_matrices(parts):
     assert 0.6 < singular.min() and singular.max() < 1.3
 
 
-def test_nothing_is_said_of_a_shape_in_the_colour_in_which_it_is_never_seen(parts):
+def test_nothing_is_said_of_a_shape_in_the_color_in_which_it_is_never_seen(parts):
     Phrase = parts.phrases.Phrase
-    green = Phrase(size="small", surface="solid", colour="green", shape="star")
+    green = Phrase(size="small", surface="solid", color="green", shape="star")
     undecided = parts.batches.undecided
     assert undecided(Phrase(shape="triangle"), green)
     assert undecided(Phrase(surface="solid", shape="triangle"), green)
     assert not undecided(Phrase(surface="dotted", shape="triangle"), green)  # is not dotted anyway
-    assert not undecided(Phrase(colour="red", shape="triangle"), green)
+    assert not undecided(Phrase(color="red", shape="triangle"), green)
     assert not undecided(Phrase(shape="circle"), green)
     logits = torch.zeros(1, 7)
-    colour = torch.tensor([1 + parts.phrases.COLOURS.index("green")])
-    left = parts.losses.excused(logits, colour)[0]
+    color = torch.tensor([1 + parts.phrases.COLORS.index("green")])
+    left = parts.losses.excused(logits, color)[0]
     assert (left < -20).nonzero().flatten().tolist() == [1 + parts.phrases.SHAPES.index("triangle")]
 
 

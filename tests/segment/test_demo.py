@@ -57,15 +57,15 @@ def test_text_prompts_on_fresh_scenes(training, demo):
     assert np.mean(empty) >= 0.85
 
 
-def test_pairs_of_colour_and_shape_that_it_never_saw(training, demo):
+def test_pairs_of_color_and_shape_that_it_never_saw(training, demo):
     phrases, scenes = training.phrases, training.scenes
     ious = []
     for seed in range(30):
         scene = scenes.draw_scene(np.random.default_rng([2027, seed]), held_out="only")
-        pairs = {(t.colour, t.shape) for t in scene.things} & set(phrases.HELD_OUT)
-        for colour, shape in pairs:
-            phrase = phrases.Phrase(colour=colour, shape=shape)
-            mask = demo(scene.image, f"a {colour} {shape}").masks()[0]
+        pairs = {(t.color, t.shape) for t in scene.things} & set(phrases.HELD_OUT)
+        for color, shape in pairs:
+            phrase = phrases.Phrase(color=color, shape=shape)
+            mask = demo(scene.image, f"a {color} {shape}").masks()[0]
             ious.append(image_iou(mask, scene.mask(phrase)))
     assert len(ious) >= 30 and np.mean(ious) >= 0.75
 
@@ -77,9 +77,9 @@ def test_an_image_of_a_like_thing_with_its_mask(training, demo):
         rng = np.random.default_rng([2028, seed])
         scene = scenes.draw_scene(rng)
         thing = scene.things[0]
-        other = scenes.draw_scene(rng, require=(thing.colour, thing.shape))
+        other = scenes.draw_scene(rng, require=(thing.color, thing.shape))
         prompt = VisualPrompt(other.image, other.things[0].mask)
-        wanted = scene.mask(f"a {thing.colour} {thing.shape}")
+        wanted = scene.mask(f"a {thing.color} {thing.shape}")
         ious.append(image_iou(demo(scene.image, prompt).masks()[0], wanted))
     assert np.mean(ious) >= 0.7
 
