@@ -1,8 +1,7 @@
 """Work of fixed shapes, recorded once on the GPU and from then on started by one call.
 
-A forward pass is some hundred kernels. For one image the GPU is done with each before Python has
-asked for the next; a CUDA graph asks for all of them at once. model/recorded.py says what a pass
-records.
+A forward pass is some hundred kernels. For one image the GPU finishes each before Python has
+asked for the next; a CUDA graph asks for all of them at once. See model/recorded.py.
 """
 
 import sys
@@ -21,15 +20,13 @@ class CannotRecord(InputError):
 class GraphMemory:
     """Memory of a graph's own, so that each launch writes to the same places.
 
-    A run after `replay` is given the addresses of the run before, in the same order, so that it
-    allocates nothing: both run the same program, and arrays that shared an address in the one may
-    share it in the other.
+    A run after `replay` gets the addresses of the run before, in the same order, and so allocates
+    nothing: both run the same program, and may share addresses among their arrays alike.
     """
 
     def __init__(self, cuda: Any):
         self.cuda, self.pool = cuda, cuda.MemoryPool()
-        # (size, address) of each allocation.
-        self.allocations: list[tuple[int, int]] = []
+        self.allocations: list[tuple[int, int]] = []  # sizes and addresses
         self.replayed: Iterator[tuple[int, int]] | None = None
 
     def replay(self) -> None:
@@ -89,8 +86,7 @@ class CudaGraph:
                     self.stream.end_capture()
                 if not isinstance(error, Exception):
                     raise
-                message = f"this pass cannot be recorded as a CUDA graph: {error}"
-                raise CannotRecord(message) from error
+                raise CannotRecord(f"CUDA cannot record this pass as a graph: {error}") from error
 
     def __call__(self, *arrays: Any) -> Array:
         """The function's result for arrays of the examples' shapes, in an array of its own.
@@ -100,7 +96,7 @@ class CudaGraph:
         arrays = [x if hasattr(x, "shape") else in_main_memory(x) for x in arrays]
         shapes, expected = ([tuple(x.shape) for x in xs] for xs in (arrays, self.inputs))
         if shapes != expected:
-            raise InputError(f"recorded for arrays of shapes {expected}; got {shapes}: record anew")
+            raise InputError(f"expected shapes {expected}, as recorded; got {shapes}: record again")
         caller = self.ops.xp.cuda.get_current_stream()
         with self.ops.lock:
             # Another caller's launch may still read its inputs.
