@@ -16,6 +16,7 @@ numbers are no error. The exit code is 1 if there was an error.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -169,9 +170,8 @@ class Course:
                     task = tasks.pop(0) if tasks else {}
                     failed = [self.system, *task.get("systems", ())] if self.system else []
                     self.note("errors", f"{described(step, task)}, {self.system}".strip(", "), why)
-                systems = [
-                    s for name in failed for s in task.get("systems", ()) if name.startswith(s)
-                ]
+                names = task.get("systems", ())
+                systems = [s for name in failed for s in names if name.startswith(s)]
                 if rest := list(dict.fromkeys(systems))[1:]:
                     tasks.insert(0, {**task, "systems": rest})
         for task in tasks:
@@ -179,10 +179,8 @@ class Course:
 
 
 def described(step: str, task: dict) -> str:
-    words = [
-        f"{key} {value}" for key, value in task.items() if key not in ("step", "go", "systems")
-    ]
-    return ", ".join([step, *words])
+    hidden = ("step", "go", "systems")
+    return ", ".join([step, *(f"{key} {task[key]}" for key in task if key not in hidden)])
 
 
 # The steps, in order
@@ -213,9 +211,8 @@ def tests(course: Course) -> None:
                 course.note("errors", name, " / ".join([line["kind"], *line["last lines"][-2:]]))
 
     while why != NO_TIME and time.monotonic() < until - MIN_SECONDS:
-        worker = Worker(
-            command, course.logs / "tests.jsonl", course.checkpoint, {"PYTHONPATH": path}
-        )
+        log = course.logs / "tests.jsonl"
+        worker = Worker(command, log, course.checkpoint, {"PYTHONPATH": path})
         before, running = len(results), ""
         why = worker.follow(until, take)
         if worker.process.returncode in (0, 1):
@@ -239,9 +236,9 @@ def compiled(course: Course) -> None:
     """Compile several systems at a time; once no more compile, time them one by one."""
     until, cores = course.until("compiled"), os.cpu_count() or 1
     max_compiling = max(1, cores // 2)
-    task = {"step": "compiled"}
     waiting = [
-        {**task, "dtype": t, "batch": b, "mode": m} for b in BATCHES for t in TYPES for m in MODES
+        {"step": "compiled", "dtype": t, "batch": b, "mode": m}
+        for b, t, m in itertools.product(BATCHES, TYPES, MODES)
     ]
     compiling: list[tuple[dict, Worker]] = []
     ready: list[tuple[dict, Worker]] = []
@@ -269,9 +266,8 @@ def compiled(course: Course) -> None:
             for task, worker in compiling:
                 if not worker.poll(take) and worker.process.returncode != BROKEN and worker.end():
                     course.note("errors", described("compiled", task), worker.end())
-            compiling = [
-                pair for pair in compiling if pair not in ready and pair[1].process.poll() is None
-            ]
+            alive = [pair for pair in compiling if pair[1].process.poll() is None]
+            compiling = [pair for pair in alive if pair not in ready]
             time.sleep(0.05)
         for _, worker in compiling:
             worker.stop()

@@ -48,8 +48,7 @@ SMALL |= {"reduce_dim": 16, "decoder_intermediate_size": 64}
 VERSIONS = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "transformers", "triton")
 
 
-def checkpoint_folder() -> Path:
-    return Path(os.environ["GPU_CHECKPOINT"])
+CHECKPOINT = Path(os.environ["GPU_CHECKPOINT"])
 
 
 def to_numpy(x) -> np.ndarray:
@@ -63,9 +62,6 @@ def deviation(logits, exact: np.ndarray | None) -> float | None:
     return finite(np.abs(to_numpy(logits) - exact).max() / np.abs(exact).max())
 
 
-# The two libraries
-
-
 def their_model(dtype: str, batch: int, tf32: bool = False) -> tuple:
     """transformers' model, token ids and pixels, on the device."""
     import torch
@@ -74,7 +70,7 @@ def their_model(dtype: str, batch: int, tf32: bool = False) -> tuple:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     ids, pixels = (torch.from_numpy(x).to(DEVICE) for x in example(batch, batch, SIDE))
     kind = getattr(torch, dtype)
-    return Logits(checkpoint_folder()).to(DEVICE, kind), ids, pixels.to(kind)
+    return Logits(CHECKPOINT).to(DEVICE, kind), ids, pixels.to(kind)
 
 
 def with_transformers(dtype: str, batch: int, mode: str | None = None, tf32: bool = False) -> Call:
@@ -99,9 +95,7 @@ def with_transformers(dtype: str, batch: int, mode: str | None = None, tf32: boo
 def our_model(dtype: str):
     from clipseg_np import CLIPSegForImageSegmentation
 
-    return CLIPSegForImageSegmentation.from_pretrained(
-        checkpoint_folder(), backend="cupy", dtype=dtype
-    )
+    return CLIPSegForImageSegmentation.from_pretrained(CHECKPOINT, backend="cupy", dtype=dtype)
 
 
 def with_clipseg_np(dtype: str, batch: int, record: bool) -> Call:
@@ -138,16 +132,13 @@ def float64_by_transformers(batch: int) -> np.ndarray:
 
 def truth(batch: int) -> np.ndarray:
     """The logits in float64, computed once; by this package where transformers cannot."""
-    file, errors = checkpoint_folder() / f"float64-{batch}.npy", {}
+    file, errors = CHECKPOINT / f"float64-{batch}.npy", {}
     if not file.exists():
         with noted(errors, "float64"):
             np.save(file, float64_by_transformers(batch))
         if errors:
             np.save(file, to_numpy(with_clipseg_np("float64", batch, record=False)()))
     return np.load(file)
-
-
-# The steps
 
 
 def card(errors: dict) -> dict:
@@ -163,9 +154,9 @@ def card(errors: dict) -> dict:
     with noted(errors, "CuPy"):
         import cupy
 
-        runtime = cupy.cuda.runtime
+        runtime, device = cupy.cuda.runtime, cupy.cuda.Device()
         found["name"] = runtime.getDeviceProperties(0)["name"].decode()
-        found["compute capability"] = cupy.cuda.Device().compute_capability
+        found["compute capability"] = device.compute_capability
         found["CUDA runtime"] = runtime.runtimeGetVersion()
         found["CUDA driver"] = runtime.driverGetVersion()
     return found
@@ -178,9 +169,9 @@ def checkpoint(errors: dict) -> dict:
     changes = {"vision": {}, **(SMALL if REHEARSE else {})}
     changes["vision"] = {**changes["vision"], "image_size": SIDE}
     with noted(errors, "transformers"):
-        systems.save_checkpoint(checkpoint_folder(), **changes)
+        systems.save_checkpoint(CHECKPOINT, **changes)
         return {}
-    systems.save_checkpoint_without_torch(checkpoint_folder(), **changes)
+    systems.save_checkpoint_without_torch(CHECKPOINT, **changes)
     return {}
 
 
@@ -190,12 +181,12 @@ def cell(errors: dict, dtype: str, batch: int, systems: list[str], tf32: bool = 
     with noted(errors, "matrix product"):
         rate = finite(ceilings(dtype, tf32)[1])
     build = {
-        EAGER: lambda: with_transformers(dtype, batch, tf32=tf32),
-        OURS: lambda: with_clipseg_np(dtype, batch, record=False),
-        RECORDED: lambda: with_clipseg_np(dtype, batch, record=True),
+        EAGER: partial(with_transformers, dtype, batch, tf32=tf32),
+        OURS: partial(with_clipseg_np, dtype, batch, record=False),
+        RECORDED: partial(with_clipseg_np, dtype, batch, record=True),
     }
-    build = {name: build[name] for name in systems}
-    return {"rate": rate, **compared(build, errors, batch, seconds=3)}
+    chosen = {name: build[name] for name in systems}
+    return {"rate": rate, **compared(chosen, errors, batch, seconds=3)}
 
 
 def compiled(errors: dict, dtype: str, batch: int, mode: str, go: str) -> dict:
@@ -204,9 +195,9 @@ def compiled(errors: dict, dtype: str, batch: int, mode: str, go: str) -> dict:
     It writes when it is ready, and waits for the file `go`: nothing is timed while others compile.
     """
     build = {
-        COMPILED: lambda: with_transformers(dtype, batch, mode),
-        EAGER: lambda: with_transformers(dtype, batch),
-        RECORDED: lambda: with_clipseg_np(dtype, batch, record=True),
+        COMPILED: partial(with_transformers, dtype, batch, mode),
+        EAGER: partial(with_transformers, dtype, batch),
+        RECORDED: partial(with_clipseg_np, dtype, batch, record=True),
     }
 
     def wait() -> None:
@@ -262,13 +253,13 @@ def launches(errors: dict, dtype: str) -> dict:
     check(driver.cuGraphGetNodes(graph, None, ctypes.byref(count)))
     nodes, kind = (ctypes.c_void_p * count.value)(), ctypes.c_int()
     check(driver.cuGraphGetNodes(graph, nodes, ctypes.byref(count)))
-    names = {0: "kernels", 1: "copies", 2: "memsets"}  # of CUgraphNodeType
-    found = {"nodes": count.value, **dict.fromkeys(names.values(), 0)}
+    kinds = []
     for node in nodes:
         check(driver.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind)))
-        if kind.value in names:
-            found[names[kind.value]] += 1
-    return found
+        kinds.append(kind.value)
+    # CUgraphNodeType's numbers.
+    counts = {name: kinds.count(n) for n, name in enumerate(("kernels", "copies", "memsets"))}
+    return {"nodes": count.value, **counts}
 
 
 def our_operations(arrays: dict, dtype: str) -> dict[str, Call]:
@@ -357,12 +348,12 @@ def threads(errors: dict, count: int) -> dict:
 
     torch.set_num_threads(count)
     ids, pixels = example(1, side=SIDE)
-    model = CLIPSegForImageSegmentation.from_pretrained(checkpoint_folder(), threads=count)
+    model = CLIPSegForImageSegmentation.from_pretrained(CHECKPOINT, threads=count)
     multiply = products(product_work(1) / (100 if REHEARSE else 1))
     given = torch.from_numpy(ids), torch.from_numpy(pixels)
     calls = {"clipseg_np": lambda: model.decode(*encode(model, pixels, input_ids=ids))}
     with noted(errors, "torch"):
-        their = Logits(checkpoint_folder())
+        their = Logits(CHECKPOINT)
         calls["torch"] = torch.inference_mode()(lambda: their(*given))
 
     def plain_products() -> None:

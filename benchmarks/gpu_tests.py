@@ -1,8 +1,7 @@
 """gpu.py's plugin for pytest: it writes the result of each test at once, and ends a process whose
 GPU no longer answers.
 
-The next process goes on after the last test that began. In a rehearsal, gpu_process.py imports the
-dry GPU.
+The next process goes on after the last test that began. gpu_process.py imports the dry GPU.
 """
 
 import json

@@ -251,8 +251,10 @@ def main() -> None:
     further = (growth["prompts"][most] - first) / (most - fewest) / first
 
     lines = [
-        f"{setup()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share "
-        "of transformers' time.",
+        (
+            f"{setup()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share "
+            "of transformers' time."
+        ),
         "",
     ]
     rows = []
