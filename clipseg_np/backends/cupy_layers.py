@@ -1,8 +1,8 @@
 """Whole layers on a GPU, where launches can be joined: one product for queries, keys and values;
 bias, activation, residual and the next layer norm in one pass over a product.
 
-A layer's `forward` is the formula; a function here has its arguments, after the backend's and the
-layer's own. Each equals the formula, but for rounding (tests/backends/test_cupy_kernels.py).
+A layer's `forward` is the formula; a function of WHOLE_LAYERS has its arguments, after the backend
+and the layer. It equals the formula, but for rounding (tests/backends/test_cupy_kernels.py).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,8 @@ if TYPE_CHECKING:
     from .cupy_ops import CupyOps
 
 
-def attention(ops: "CupyOps", layer: Attention, *args: Any, **kwargs: Any) -> Array:
-    return layer.out_proj(context(ops, layer, *args, **kwargs))
-
-
 def context(
-    ops: "CupyOps", layer: Attention, x: Array, mask: Any = None, attentions: list | None = None
+    ops: "CupyOps", layer: Attention, x: Array, mask: Array | None, attentions: list | None
 ) -> Array:
     """The weighted values of all heads, side by side.  (B,T,D) -> (B,T,D)"""
     (B, T, D), N = x.shape, layer.num_heads
@@ -32,10 +28,6 @@ def context(
 def hidden(ops: "CupyOps", layer: MLP, x: Array) -> Array:
     """The activated hidden features of an MLP."""
     return ops.linear(x, layer.fc1.weight, layer.fc1.bias, activation=layer.activation)
-
-
-def mlp(ops: "CupyOps", layer: MLP, x: Array) -> Array:
-    return layer.fc2(hidden(ops, layer, x))
 
 
 def encoder_layer(
@@ -56,9 +48,4 @@ def decoder_layer(
     return x
 
 
-WHOLE_LAYERS = {
-    Attention: attention,
-    MLP: mlp,
-    EncoderLayer: encoder_layer,
-    DecoderLayer: decoder_layer,
-}
+WHOLE_LAYERS = {EncoderLayer: encoder_layer, DecoderLayer: decoder_layer}
