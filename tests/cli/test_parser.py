@@ -1,4 +1,4 @@
-"""The command: what it writes and prints, and exit code 2 without a traceback for what a user can mend."""
+"""The command: its files and output, and exit code 2 with a reason for errors users can fix."""
 
 import os
 import subprocess
@@ -41,7 +41,15 @@ def test_segment_writes_a_mask_for_each_prompt_and_an_overlay(
     assert all(name in line for name, line in zip([*names, "scene_overlay.png"], lines))
 
 
-@pytest.mark.parametrize("text, name", [("A red circle!", "a-red-circle"), ("日本語", "日本語"), ("../..", "prompt"), ("x" * 99, "x" * 40)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("A red circle!", "a-red-circle"),
+        ("日本語", "日本語"),
+        ("../..", "prompt"),
+        ("x" * 99, "x" * 40),
+    ],
+)
 def test_slug(text, name):
     assert slug(text) == name
 

@@ -1,7 +1,7 @@
-"""Command lines drawn from a grammar of right and wrong options, values, prompts and names: every one ends well.
+"""Random command lines, right and wrong: every one succeeds or ends with one line that says why.
 
-What "well" means is in helpers/command.py, and the grammar in helpers/command_lines.py. A failure names its command and seed, from which
-`drawn_line` makes the line again.
+helpers/command.py checks each run, helpers/command_lines.py holds the grammar. A failure names its
+command and seed, from which `drawn_line` makes the line again.
 """
 
 import json
@@ -128,8 +128,8 @@ def assert_promises_kept(command: str, line: list[str], run: Run, yard: Yard) ->
         lines = run.out.decode().splitlines()
         assert files and lines
         if "--json" in line:
-            said = [json.loads(one) for one in lines]
-            named = [name for one in said for name in one.get("files", ())]
+            records = [json.loads(line) for line in lines]
+            named = [name for record in records for name in record.get("files", ())]
             assert all(Path(name).is_file() for name in named), named
     if command == "trace":
         assert len(files) == 1 and files[0].stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""Damaged, cut off, lying or absent weight files: an error that names the file, never a crash or a wrong number."""
+"""Damaged, truncated, inconsistent or missing weight files: an error that names the file."""
 
 import json
 
@@ -83,8 +83,8 @@ def test_a_type_that_is_not_supported(folder):
 
 def test_a_folder_without_weights_says_what_it_holds(folder):
     (folder / "model.safetensors").unlink()
-    said = refused(folder, "There is no checkpoint in", FileNotFoundError)
-    assert "expected model.safetensors" in said and "config.json" in said
+    message = refused(folder, "There is no checkpoint in", FileNotFoundError)
+    assert "expected model.safetensors" in message and "config.json" in message
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "rd64-uni.pth"])

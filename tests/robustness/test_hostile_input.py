@@ -1,7 +1,7 @@
-"""Damaged and lying files by the thousand, through the command: a right answer or a clear error, and nothing else.
+"""Thousands of damaged files, through the command: the right result or a clear error.
 
-Images, weights, configs, tokenizers and golden files, damaged by helpers/mutations.py. A failure names its kind and seed;
-`case(kind, seed)` of the group makes it again. What every run must keep to is in helpers/command.py.
+helpers/mutations.py damages images, weights, configs, tokenizers and golden files. A failure names
+its kind and seed, from which the test makes the file again. helpers/command.py checks each run.
 """
 
 import io

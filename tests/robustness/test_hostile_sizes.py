@@ -1,4 +1,4 @@
-"""Small files that say they are huge: refused, or done, with the process held to 1 GiB by the system."""
+"""Small files that claim huge sizes are refused or processed within 1 GiB of memory."""
 
 import io
 import json
@@ -25,20 +25,22 @@ with contextlib.redirect_stdout(io.StringIO()):
     assert main(lines.pop(0)) == 0
 resource.setrlimit(resource.RLIMIT_AS, ({LIMIT}, {LIMIT}))
 for line in lines:
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         code = main(line)
-    print(json.dumps([code, said.getvalue()]), flush=True)
+    print(json.dumps([code, stderr.getvalue()]), flush=True)
 """
 
 HUGE = (2**31 - 1, 10**9, 10**30)
 COUNTS = {
     "vision_config": (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
-        "patch_size",
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_channels", "image_size", "patch_size",
     ),
     "text_config": ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"),
-    None: ("projection_dim", "reduce_dim", "decoder_intermediate_size", "decoder_num_attention_heads"),
+    None: (
+        "projection_dim", "reduce_dim", "decoder_intermediate_size", "decoder_num_attention_heads",
+    ),
 }  # fmt: skip
 SIZES = (
     {"height": 10**9, "width": 10**9},
@@ -61,13 +63,13 @@ def huge_configs(checkpoint: Path, folder: Path):
     ]
     changes += [("preprocessor_config.json", {"size": size}) for size in SIZES]
     for number, (name, value) in enumerate(changes):
-        made = folder / str(number)
-        made.mkdir()
+        copy = folder / str(number)
+        copy.mkdir()
         for file in checkpoint.iterdir():
-            (made / file.name).symlink_to(file)
-        (made / name).unlink()
-        (made / name).write_text(json.dumps(value))
-        yield made
+            (copy / file.name).symlink_to(file)
+        (copy / name).unlink()
+        (copy / name).write_text(json.dumps(value))
+        yield copy
 
 
 def huge_images(folder: Path):
@@ -128,10 +130,10 @@ def test_huge_sizes_in_little_memory(checkpoint, image_file, tmp_path):
     assert done.returncode == 0, done.stderr
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(ends) == len(lines) - 1
-    for line, (code, said) in zip(lines[1:], ends):
-        errors = [one for one in said.splitlines() if not one.startswith("clipseg-np: warning: ")]
-        assert code in (0, 2) and len(errors) == (code == 2), (line, said)
-        assert all(one.startswith("clipseg-np: error: ") for one in errors), (line, said)
+    for line, (code, stderr) in zip(lines[1:], ends):
+        errors = [e for e in stderr.splitlines() if not e.startswith("clipseg-np: warning: ")]
+        assert code in (0, 2) and len(errors) == (code == 2), (line, stderr)
+        assert all(e.startswith("clipseg-np: error: ") for e in errors), (line, stderr)
     refused = {
         line[1] if line[0] == "segment" else ""
         for line, (code, _) in zip(lines[1:], ends)

@@ -1,4 +1,4 @@
-"""Defects that hostile input found, each by itself: numbers that overflow, odd names, odd files, thin images."""
+"""Defects that hostile input revealed: overflowing numbers, odd names and files, thin images."""
 
 import json
 import os
@@ -34,8 +34,8 @@ def test_an_image_as_high_as_there_are_channels(segmenter, checkpoint, height, t
     logits = segmenter.model(pixel_values=values, conditional_pixel_values=values).logits
     by_hand = probabilities_at(logits, (height, 50))
     np.testing.assert_allclose(expected.probabilities[1:], by_hand, atol=1e-5)
-    found = segmenter(file, ["red", file])
-    assert np.array_equal(found.probabilities, expected.probabilities)
+    result = segmenter(file, ["red", file])
+    assert np.array_equal(result.probabilities, expected.probabilities)
     command = [
         "segment",
         file,
@@ -47,7 +47,7 @@ def test_an_image_as_high_as_there_are_channels(segmenter, checkpoint, height, t
         "--model",
         checkpoint,
     ]
-    assert main([str(one) for one in (*command, "--output", tmp_path / "out")]) == 0
+    assert main([str(argument) for argument in (*command, "--output", tmp_path / "out")]) == 0
     for name, values in zip(("1_red", "2_thin-png"), expected.probabilities):
         written = np.asarray(Image.open(tmp_path / "out" / f"thin_{name}_soft.png"))
         assert np.array_equal(written, np.rint(255 * values))
@@ -102,8 +102,8 @@ def test_numbers_of_a_config_that_overflow():
 def test_a_size_that_makes_far_too_many_pixels_or_none():
     image = np.zeros((1, 4000, 3), np.uint8)
     for size in ({"shortest_edge": 352}, {"max_height": 100, "max_width": 100}):
-        made = output_size(size, 1, 4000)
-        if min(made) < 1 or made[0] * made[1] > 2**22:
+        result_size = output_size(size, 1, 4000)
+        if min(result_size) < 1 or result_size[0] * result_size[1] > 2**22:
             with pytest.raises(InputError, match="preprocessor_config.json"):
                 ViTImageProcessor(size=size)(Image.fromarray(image))
     assert output_size({"max_height": 100, "max_width": 100}, 1, 4000)[0] == 0
@@ -114,11 +114,14 @@ def test_a_size_that_makes_far_too_many_pixels_or_none():
 def test_added_tokens_without_a_text_or_a_number(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    for entry, said in [({"content": ""}, "special token"), ({"content": "x", "id": 1}, "number")]:
+    for entry, message in [
+        ({"content": ""}, "special token"),
+        ({"content": "x", "id": 1}, "number"),
+    ]:
         number = "190" if not entry["content"] else "x"
         changed = {**config, "added_tokens_decoder": {number: entry}}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(changed))
-        with pytest.raises(InputError, match=said) as error:
+        with pytest.raises(InputError, match=message) as error:
             CLIPTokenizer.from_pretrained(tmp_path)
         assert str(error.value).startswith(f"{tmp_path}: ")
 
@@ -138,11 +141,11 @@ def test_a_message_names_its_file_once():
 def test_pipes_and_devices_are_not_waited_for_nor_replaced(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    for read, said in [
+    for read, message in [
         (load_image, "a device or a pipe"),
         (file_hash, "a folder, a device or a pipe"),
     ]:
-        with hurry(), pytest.raises(InputError, match=f"pipe.png is {said}"):
+        with hurry(), pytest.raises(InputError, match=f"pipe.png is {message}"):
             read(pipe)
     with pytest.raises(InputError, match="no file"), written_whole(pipe):
         pass
@@ -215,8 +218,8 @@ def test_names_that_are_no_unicode(checkpoint, image_file, tmp_path, capsys):
         main([*command, "--image-prompt", str(tmp_path / name), "--output", str(tmp_path / "out")])
         == 0
     )
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert said[1]["prompt"] == name
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert records[1]["prompt"] == name
     labels = json.loads((tmp_path / "out" / os.fsdecode(b"odd\xff_labels.json")).read_text("utf-8"))
     assert labels["labels"][1]["name"] == name
     write_json(tmp_path / "a.json", {"a": name})
@@ -224,7 +227,7 @@ def test_names_that_are_no_unicode(checkpoint, image_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["segment", "a\nb.png", "red"], r"a\nb.png"),
         (["segment", "a\0b.png", "red"], "NUL"),
@@ -240,7 +243,7 @@ def test_names_that_are_no_unicode(checkpoint, image_file, tmp_path, capsys):
         (["segment", "x" * 100_000, "red"], "There is no image"),
     ],
 )
-def test_one_line_for_each_mistake(arguments, said, tmp_path, monkeypatch, capsys):
+def test_one_line_for_each_mistake(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (4, 4)).save("b.png")
     try:
@@ -249,7 +252,7 @@ def test_one_line_for_each_mistake(arguments, said, tmp_path, monkeypatch, capsy
         code = end.code
     error = capsys.readouterr().err
     assert code == 2 and error.startswith("clipseg-np: error: ") and error.count("\n") == 1, error
-    assert said in error and len(error) < 2100
+    assert message in error and len(error) < 2100
     assert os.listdir() == ["b.png"]
 
 

@@ -1,4 +1,4 @@
-"""A port's likely mistakes, planted one by one: `compare` names the layer that each of them is in."""
+"""Likely mistakes of a port: `compare` names the layer where each one is planted."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def sound(folder=PLAIN):
     )
     rng = np.random.default_rng(7)
     config = model.config
-    # Of another size than the config's, so that positions are interpolated; higher than wide; two texts, one padded.
+    # Not the config's size, so that positions are interpolated; not square; two texts, one padded.
     C, p = config.vision_config.num_channels, config.vision_config.patch_size
     inputs = {
         "pixel_values": rng.normal(size=(2, C, 4 * p, 3 * p)),
@@ -48,22 +48,22 @@ def a_norms_epsilon_of_1e_6(model, patch):
 
 
 def no_scale_in_attention(model, patch):
-    sound_one = model.ops.attention
-    patch(model.ops, "attention", lambda q, *rest: sound_one(q * q.shape[-1] ** 0.5, *rest))
+    original = model.ops.attention
+    patch(model.ops, "attention", lambda q, *rest: original(q * q.shape[-1] ** 0.5, *rest))
 
 
 def scale_by_the_models_width(model, patch):
-    sound_one = model.ops.attention
-    patch(model.ops, "attention", lambda q, *rest: sound_one(q * q.shape[1] ** -0.5, *rest))
+    original = model.ops.attention
+    patch(model.ops, "attention", lambda q, *rest: original(q * q.shape[1] ** -0.5, *rest))
 
 
 def heads_split_without_a_transpose(model, patch):
-    sound_one = model.ops.attention
+    original = model.ops.attention
 
     def split(x):  # (B,H,T,d) -> (B,T,H,d) -> (B,T,D) -> (B,H,T,d), the numbers left where they are
         return x.transpose(0, 2, 1, 3).reshape(x.shape)
 
-    patch(model.ops, "attention", lambda q, k, v, *r: sound_one(split(q), split(k), split(v), *r))
+    patch(model.ops, "attention", lambda q, k, v, *r: original(split(q), split(k), split(v), *r))
 
 
 def no_causal_mask(model, patch):
@@ -75,8 +75,8 @@ def no_causal_mask(model, patch):
 
 
 def padding_is_looked_at(model, patch):
-    sound_one = model.clip.text_model._mask
-    patch(model.clip.text_model, "_mask", lambda mask, T: sound_one(None, T))
+    original = model.clip.text_model._mask
+    patch(model.clip.text_model, "_mask", lambda mask, T: original(None, T))
 
 
 def pooled_at_the_last_token(model, patch):
@@ -84,8 +84,8 @@ def pooled_at_the_last_token(model, patch):
 
 
 def text_positions_from_one(model, patch):
-    sound_one = model.clip.text_model.embeddings.forward
-    patch(model.clip.text_model.embeddings, "forward", lambda ids, at: sound_one(ids, at + 1))
+    original = model.clip.text_model.embeddings.forward
+    patch(model.clip.text_model.embeddings, "forward", lambda ids, at: original(ids, at + 1))
 
 
 def no_bias(model, patch):
@@ -172,15 +172,15 @@ def a_flipped_kernel(model, patch):
 
 
 def a_sharper_cubic_for_the_positions(model, patch):
-    sound_one = ops_module.bicubic_weights
-    patch(ops_module, "bicubic_weights", lambda old, new: sound_one(old, new, a=-0.5))
+    original = ops_module.bicubic_weights
+    patch(ops_module, "bicubic_weights", lambda old, new: original(old, new, a=-0.5))
 
 
 def no_class_position(model, patch):
-    sound_one = model.clip.vision_model.embeddings.positions
+    original = model.clip.vision_model.embeddings.positions
 
     def positions(h, w):
-        table = sound_one(h, w).copy()
+        table = original(h, w).copy()
         table[0] = 0
         return table
 

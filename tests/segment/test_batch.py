@@ -1,4 +1,4 @@
-"""Folders of images: every image's results whole or not at all, resumed, and the same from any number of workers."""
+"""Folders of images: results are whole or absent, resumed, and the same for any workers."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from clipseg_np.segment.job import CleanUp
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five good images in two folders, one that is none, and a file that does not claim to be one."""
+    """Five good images in two folders, a damaged one, and a text file."""
     rng = np.random.default_rng(0)
     names = ["a.png", "b.jpg", "a.jpg", "inner/a.png", "inner/deep/c d.webp"]
     for number, name in enumerate(names):
@@ -60,24 +60,24 @@ def content(folder) -> dict[str, bytes]:
 
 
 def finished(folder) -> int:
-    """Images that are done, counted while folders are renamed: `os.walk` passes over one that vanishes."""
+    """The number of finished images. `os.walk` allows for folders that vanish meanwhile."""
     return sum(RECORD in files for _, _, files in os.walk(folder))
 
 
 def test_every_image_gets_a_folder_and_a_line_in_the_report(job, folder, tmp_path):
     report = run(job, folder)
     names = ["a.jpg", "a.png", "b.jpg", "inner/a.png", "inner/bad.png", "inner/deep/c d.webp"]
-    assert [one["image"] for one in report] == names
-    assert [one["image"] for one in report if "error" in one] == ["inner/bad.png"]
+    assert [record["image"] for record in report] == names
+    assert [record["image"] for record in report if "error" in record] == ["inner/bad.png"]
     assert "not an image that Pillow can read" in report[4]["error"]
     lines = (tmp_path / "out" / REPORT).read_text().splitlines()
     assert [json.loads(line) for line in lines] == report
     segmenter = Segmenter.from_pretrained(job.model, threads=1)
-    for one in (report[0], report[5]):
-        expected = segmenter.combine(folder / one["image"], list(job.prompts)).masks()
-        for said, mask in zip(one["prompts"], expected, strict=True):
-            (name,) = said["files"]
-            written = np.asarray(Image.open(tmp_path / "out" / one["image"] / name)) > 0
+    for record in (report[0], report[5]):
+        expected = segmenter.combine(folder / record["image"], list(job.prompts)).masks()
+        for prompt, mask in zip(record["prompts"], expected, strict=True):
+            (name,) = prompt["files"]
+            written = np.asarray(Image.open(tmp_path / "out" / record["image"] / name)) > 0
             np.testing.assert_array_equal(written, mask)
     assert not (tmp_path / "out" / "inner" / "bad.png").exists()
 
@@ -87,7 +87,7 @@ def test_prompts_are_embedded_once_for_all_images(job, folder, monkeypatch):
     monkeypatch.setattr(Segmenter, "_embedded", lambda *a: embedded.append(a[1]) or embed(*a))
     batch._loaded.cache_clear()
     report = run(replace(job, image_prompts=((str(folder / "a.png"), None),)), folder)
-    assert sum("prompts" in one for one in report) == 5
+    assert sum("prompts" in record for record in report) == 5
     assert [len(things) for things in embedded] == [3]  # two texts and an image
 
 
@@ -137,7 +137,10 @@ def test_a_second_run_does_only_what_changed(job, folder, tmp_path):
     changed = {path.relative_to(out).parts[0] for path in second if first.get(path) != second[path]}
     assert changed == {"a.png", "b.jpg", "a.jpg"}
     assert not (out / "inner" / "a.png").exists()  # its image is no more
-    assert [one["image"] for one in report if "error" in one] == ["inner/a.png", "inner/bad.png"]
+    assert [record["image"] for record in report if "error" in record] == [
+        "inner/a.png",
+        "inner/bad.png",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +212,7 @@ def test_an_image_prompt_with_a_mask(job, folder, tmp_path):
     assert report[0]["prompts"][0]["prompt"] == "a.png"
 
 
-def test_patterns_and_what_is_found(folder):
+def test_images_by_suffix_and_by_pattern(folder):
     names = [path.relative_to(folder).as_posix() for path in images_in(folder, ["*.jpg"])]
     assert names == ["a.jpg", "b.jpg"]
     names = [path.relative_to(folder).as_posix() for path in images_in(folder, ["inner/*.png"])]
@@ -223,7 +226,9 @@ def test_patterns_and_what_is_found(folder):
 def test_results_inside_the_folder_are_not_images_to_segment(job, folder):
     inside = replace(job, output=str(folder / "masks"))
     first = run(inside, folder)
-    assert [one["image"] for one in run(inside, folder)] == [one["image"] for one in first]
+    assert [record["image"] for record in run(inside, folder)] == [
+        record["image"] for record in first
+    ]
 
 
 @pytest.mark.parametrize("change", [{"prompts": ()}, {"kinds": ("film",)}])
@@ -267,7 +272,7 @@ def test_a_batch_that_is_stopped_computes_no_more(job, folder, monkeypatch):
     assert finished(job.output) < 20
 
 
-def test_a_gpu_that_is_not_there_is_said_once(job, folder, monkeypatch, capsys):
+def test_a_missing_gpu_is_reported_once(job, folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert main(["batch", str(folder), "red", "--output", job.output, "--backend", "cupy"]) == 2
     assert "needs CuPy" in capsys.readouterr().err and not Path(job.output).exists()

@@ -57,10 +57,10 @@ def test_a_worker_is_killed_and_nothing_is_lost(folder, checkpoint, tmp_path):
         assert killed.is_set()
         killer.join()
         assert first not in client.run(os.getpid).values()
-    assert len(report) == IMAGES and not any("error" in one for one in report)
+    assert len(report) == IMAGES and not any("error" in record for record in report)
     assert not list((tmp_path / "out").rglob("*.part"))
-    found = content(tmp_path / "out")
+    written = content(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     with ThreadPoolExecutor(2) as executor:
         run_batch(replace(job), folder, executor)
-    assert content(tmp_path / "out") == found
+    assert content(tmp_path / "out") == written

@@ -1,4 +1,4 @@
-"""The demonstration checkpoint finds what is named: on the example image, and on scenes drawn here."""
+"""The demonstration checkpoint segments named objects, in the example and in generated scenes."""
 
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def test_text_prompts_on_fresh_scenes(training, demo):
         scene = scenes.draw_scene(rng)
         there = [phrases.phrase_of(thing, rng) for thing in scene.things]
         absent = phrases.absent_phrase(scene.things, rng)
-        *found, nothing = demo(scene.image, [p.words(rng) for p in (*there, absent)]).masks()
-        ious += [image_iou(mask, scene.mask(phrase)) for mask, phrase in zip(found, there)]
+        *masks, nothing = demo(scene.image, [p.words(rng) for p in (*there, absent)]).masks()
+        ious += [image_iou(mask, scene.mask(phrase)) for mask, phrase in zip(masks, there)]
         empty.append(nothing.mean() < 0.002)
     assert np.mean(ious) >= 0.8
     assert np.mean(empty) >= 0.85
@@ -79,8 +79,8 @@ def test_an_image_of_a_like_thing_with_its_mask(training, demo):
         thing = scene.things[0]
         other = scenes.draw_scene(rng, require=(thing.color, thing.shape))
         prompt = VisualPrompt(other.image, other.things[0].mask)
-        wanted = scene.mask(f"a {thing.color} {thing.shape}")
-        ious.append(image_iou(demo(scene.image, prompt).masks()[0], wanted))
+        expected = scene.mask(f"a {thing.color} {thing.shape}")
+        ious.append(image_iou(demo(scene.image, prompt).masks()[0], expected))
     assert np.mean(ious) >= 0.7
 
 

@@ -1,4 +1,4 @@
-"""A long batch that is killed again and again leaves, byte for byte, what an undisturbed one leaves."""
+"""A long batch that is killed ten times writes the same bytes as an undisturbed one."""
 
 import os
 import random
@@ -21,7 +21,7 @@ MODES = ("RGB", "L", "RGBA", "P", "CMYK")
 
 
 def mixed_images(folder) -> None:
-    """Of six formats, five modes, sizes from 1 to 200 pixels, in folders three deep; every 50th cannot be read."""
+    """Six formats, five modes, 1 to 200 pixels, folders three deep; every 50th is damaged."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(IMAGES):
@@ -43,7 +43,7 @@ def test_ten_kills(checkpoint, tmp_path):
 
     chance, killed = random.Random(0), 0
     while killed < KILLS:
-        # So long that ten runs end before the images do, whatever a run's start takes.
+        # Few enough that ten runs do not finish all images, however slowly a run starts.
         until = finished(tmp_path / "killed") + chance.randrange(1, IMAGES // (KILLS + 2))
         process = subprocess.Popen([*command, tmp_path / "killed"], start_new_session=True)
         while process.poll() is None and finished(tmp_path / "killed") < until:

@@ -69,6 +69,6 @@ def test_above_one_half_they_are_set_operations():
         "!a": ~a,
         "(a + b) & !c - b": ((a | b) & ~c) & ~b,
     }.items():
-        found = parse(text).value(maps)
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found > 0.5, expected, text)
+        value = parse(text).value(maps)
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value > 0.5, expected, text)

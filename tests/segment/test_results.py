@@ -1,4 +1,4 @@
-"""What `segment` writes: kinds of images, clean masks, a map of labels, lines for scripts."""
+"""The files of `segment`: kinds of images, clean masks, label maps, JSON lines."""
 
 import json
 
@@ -40,7 +40,7 @@ def opened(folder, name):
 
 
 def test_every_kind_of_image(write, tmp_path):
-    said = write(kinds=KINDS)
+    records = write(kinds=KINDS)
     mask = MAPS[0] > 0.5
     np.testing.assert_array_equal(opened(tmp_path, "scene_1_a-cat.png"), mask * 255)
     soft = opened(tmp_path, "scene_1_a-cat_soft.png")
@@ -54,10 +54,10 @@ def test_every_kind_of_image(write, tmp_path):
     for kind in ("heat", "highlight"):
         shown = opened(tmp_path, f"scene_1_a-cat_{kind}.png")
         assert shown.shape == IMAGE.shape and shown[mask].mean() > shown[~mask].mean() + 20
-    assert len(said) == 3 and [len(one["files"]) for one in said] == [len(KINDS)] * 3
+    assert len(records) == 3 and [len(record["files"]) for record in records] == [len(KINDS)] * 3
 
 
-def test_what_is_said_of_each_prompt(write):
+def test_the_record_of_each_prompt(write):
     cat, dog, nothing = write()
     assert cat["prompt"] == "a cat" and cat["area"] == 9 * 16 and cat["presence"] == 0.9
     assert cat["box"] == [4, 3, 20, 12] and cat["share"] == pytest.approx(9 * 16 / 1200)
@@ -116,10 +116,10 @@ def test_the_labels_masks_are_read_by_pycocotools(write, tmp_path):
 def test_a_segmenter_combines_prompts_and_looks_for_each_once(segmenter, image):
     prompts = ["red - a blue x", image[::-1], "a blue x", "!red"]
     result = segmenter.combine(image, prompts)
-    red, x, other = segmenter(image, ["red", "a blue x", image[::-1]]).probabilities
-    expected = [np.minimum(red, 1 - x), other, x, 1 - red]
+    red, x, image_prompt = segmenter(image, ["red", "a blue x", image[::-1]]).probabilities
+    expected = [np.minimum(red, 1 - x), image_prompt, x, 1 - red]
     np.testing.assert_allclose(result.probabilities, expected, atol=1e-6)
-    assert all(one is other for one, other in zip(result.prompts, prompts, strict=True))
+    assert all(kept is prompt for kept, prompt in zip(result.prompts, prompts, strict=True))
     with pytest.raises(InputError, match="cannot be read"):
         segmenter.combine(image, "red - ")
 
@@ -136,10 +136,10 @@ def test_from_the_command_line(checkpoint, image, image_file, tmp_path, capsys):
         "--json",
     ]
     assert main(command) == 0
-    (said,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert said["prompt"] == "red - a blue x" and len(said["files"]) == 2
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert record["prompt"] == "red - a blue x" and len(record["files"]) == 2
     expected = Segmenter.from_pretrained(checkpoint).combine(image, "red - a blue x")
-    assert said["area"] == expected.masks().sum()
+    assert record["area"] == expected.masks().sum()
     names = {path.name.removeprefix("scene_") for path in (tmp_path / "out").iterdir()}
     first = "1_red-a-blue-x"
     assert names == {

@@ -1,4 +1,4 @@
-"""Segmenter: prompts of every kind, the image encoded once and no deeper than needed, results at its own size."""
+"""Segmenter: all kinds of prompts, one encoding of the image, results of the image's size."""
 
 from pathlib import Path
 
@@ -32,13 +32,13 @@ def test_a_mix_of_prompts_keeps_its_order(segmenter, image):
     result = segmenter(image, ["red", other, "a blue x"])
     assert result.probabilities.shape == (3, 40, 60)
     assert result.probabilities.dtype == np.float32
-    wanted = [
+    expected = [
         expected_probabilities(segmenter, image, text="red"),
         expected_probabilities(segmenter, image, visual_prompt=other),
         expected_probabilities(segmenter, image, text="a blue x"),
     ]
-    assert np.abs(wanted[0] - wanted[2]).max() > 1e-3
-    np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
+    assert np.abs(expected[0] - expected[2]).max() > 1e-3
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("prompt", ["red", ["red"]])
@@ -126,7 +126,7 @@ def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, image):
 
 
 def with_weights(segmenter, folder, change) -> Segmenter:
-    """The same segmenter, its weights changed by `change` on their way through a file."""
+    """The same segmenter with weights that `change` has changed in a file."""
     segmenter.model.save_pretrained(folder / "sound")
     arrays = stored_arrays(folder / "sound")
     change(arrays)
@@ -159,7 +159,7 @@ def test_infinite_weights_that_no_mask_depends_on_are_no_reason_to_warn(segmente
 
 
 def mapped_kilobytes(file) -> int:
-    """How much of a file that is mapped into this process is in its memory now, by the system's own account."""
+    """How much of a mapped file this process holds in memory, by /proc."""
     here, total = False, 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0]:  # the head of a mapping, with its file's name

@@ -14,9 +14,9 @@ rng = np.random.default_rng(0)
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_windows_cover_the_image_and_overlap_by_half(size, scale):
     seen = np.zeros(size, int)
-    for down, right, (rows, columns) in windows(size, scale):
-        assert abs(rows.start - down * size[0] / (2 * scale)) <= 0.5
-        assert abs(columns.stop - (right + 2) * size[1] / (2 * scale)) <= 0.5
+    for row, column, (rows, columns) in windows(size, scale):
+        assert abs(rows.start - row * size[0] / (2 * scale)) <= 0.5
+        assert abs(columns.stop - (column + 2) * size[1] / (2 * scale)) <= 0.5
         seen[rows, columns] += 1
     assert seen.min() >= 1 and len(list(windows(size, scale))) == (2 * scale - 1) ** 2
     if scale > 1 and min(size) > 4:
@@ -29,16 +29,16 @@ def test_maps_of_windows_that_agree_join_to_the_map_itself(shape, scale):
     prompts, height, width = shape
     whole = rng.normal(size=(prompts, scale * height, scale * width))
     parts = []
-    for down in range(2 * scale - 1):
-        for right in range(2 * scale - 1):
-            top, left = down * height // 2, right * width // 2
-            parts.append((down, right, whole[:, top : top + height, left : left + width]))
+    for row in range(2 * scale - 1):
+        for column in range(2 * scale - 1):
+            top, left = row * height // 2, column * width // 2
+            parts.append((row, column, whole[:, top : top + height, left : left + width]))
     np.testing.assert_allclose(join(parts, scale, Ops()), whole, rtol=1e-12)
 
 
 def test_windows_that_disagree_meet_halfway():
     parts = [
-        (down, right, np.full((1, 4, 4), float(right))) for down in range(3) for right in range(3)
+        (row, column, np.full((1, 4, 4), float(column))) for row in range(3) for column in range(3)
     ]
     joined = join(parts, 2, Ops())[0]
     np.testing.assert_allclose(joined, np.broadcast_to(joined[0], joined.shape))
@@ -76,7 +76,7 @@ def test_a_scale_is_what_its_windows_are_alone(checkpoint):
 
 
 def test_small_things_are_found_in_windows():
-    """The demonstration checkpoint on sixteen scenes in one image: each thing is four times as small as in training."""
+    """Sixteen scenes in one image: each object is a fourth as large as in training."""
     segmenter = Segmenter.from_pretrained()
     image = np.full((512, 512, 3), 90, np.uint8)
     true = np.zeros((512, 512), bool)

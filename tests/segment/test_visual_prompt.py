@@ -1,4 +1,4 @@
-"""Visual prompt engineering: each variant by its definition, and the authors' recipe step by step."""
+"""Visual prompt engineering: every variant, and the authors' recipe step by step."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def drawn(height: int = 30, width: int = 40):
 
 
 def plain_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Every pixel's weighted neighbourhood, one by one, mirrored as in "gfedcb|abcdefgh|gfedcba"."""
+    """The weighted sum of each pixel's neighborhood, mirrored as in "gfedcb|abcdefgh|gfedcba"."""
     height, width, _ = pixels.shape
     window = [np.exp(-(i**2) / (2 * sigma**2)) for i in range(-7, 8)]
     total = sum(window)
@@ -57,9 +57,9 @@ def test_blur_of_an_image_smaller_than_the_window():
 
 def test_the_background_is_blurred_and_faded_and_the_thing_is_not():
     pixels, mask = drawn()
-    made = engineer(pixels, mask, background=0.1, blur=3)
-    assert np.array_equal(made[mask], pixels[mask])
-    np.testing.assert_allclose(made[~mask], 0.1 * gaussian_blur(pixels, 3)[~mask])
+    result = engineer(pixels, mask, background=0.1, blur=3)
+    assert np.array_equal(result[mask], pixels[mask])
+    np.testing.assert_allclose(result[~mask], 0.1 * gaussian_blur(pixels, 3)[~mask])
 
 
 def test_the_crop_is_the_box_and_a_tenth_of_its_sides():
@@ -78,7 +78,7 @@ def test_padding_to_a_square_is_even_and_neutral():
 
 
 def test_crop_blur_highlight_is_the_authors_recipe():
-    """Their steps on a square normalised image, written out: blend, box with context, pad, nearest."""
+    """Their steps on a square normalized image: blend, box with context, pad, nearest."""
     rng = np.random.default_rng(1)
     pixel_values = rng.normal(size=(3, 40, 40)).astype(np.float32)
     mask = np.zeros((40, 40), np.float32)
@@ -89,9 +89,9 @@ def test_crop_blur_highlight_is_the_authors_recipe():
     padded = np.pad(boxed, ((0, 0), (0, 0), (7, 7)))
     expected = padded[:, [i * 24 // 352 for i in range(352)]]
     expected = expected[:, :, [i * 24 // 352 for i in range(352)]]
-    made = crop_blur_highlight(pixel_values, mask)
-    assert made.shape == (3, 352, 352) and made.dtype == np.float32
-    np.testing.assert_allclose(made, expected, atol=1e-6)
+    result = crop_blur_highlight(pixel_values, mask)
+    assert result.shape == (3, 352, 352) and result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_the_everyday_variant_is_the_same_recipe_in_bytes():
@@ -99,34 +99,36 @@ def test_the_everyday_variant_is_the_same_recipe_in_bytes():
     image = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     mask = np.zeros((40, 40), bool)
     mask[10:20, 10:20] = True
-    made = VisualPrompt(image, mask).prepared(MEAN)
+    result = VisualPrompt(image, mask).prepared(MEAN)
     normalised = np.moveaxis(image / 255 - np.array(MEAN), 2, 0)
     expected = np.moveaxis(crop_blur_highlight(normalised, mask, size=12), 0, 2) + np.array(MEAN)
-    assert made.shape == (12, 12, 3) and made.dtype == np.uint8
-    np.testing.assert_allclose(made / 255, expected, atol=0.5 / 255 + 1e-6)
+    assert result.shape == (12, 12, 3) and result.dtype == np.uint8
+    np.testing.assert_allclose(result / 255, expected, atol=0.5 / 255 + 1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_changes_the_image_in_its_own_way(variant):
     image = np.random.default_rng(3).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     _, mask = drawn()
-    made = VisualPrompt(image, mask, variant).prepared(MEAN)
+    result = VisualPrompt(image, mask, variant).prepared(MEAN)
     others = [
         VisualPrompt(image, mask, name).prepared(MEAN) for name in VARIANTS if name != variant
     ]
-    assert not any(made.shape == other.shape and np.array_equal(made, other) for other in others)
-    assert ("crop" in variant) == (made.shape[0] == made.shape[1])
+    assert not any(
+        result.shape == other.shape and np.array_equal(result, other) for other in others
+    )
+    assert ("crop" in variant) == (result.shape[0] == result.shape[1])
 
 
 def test_the_outline_is_red_and_lies_on_the_edge_only():
     image = np.full((20, 20, 3), 90, np.uint8)
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
-    made = VisualPrompt(image, mask, "outline").prepared(MEAN)
-    red = (made == (255, 0, 0)).all(axis=2)
+    result = VisualPrompt(image, mask, "outline").prepared(MEAN)
+    red = (result == (255, 0, 0)).all(axis=2)
     assert red[5, 5:15].all() and red[3, 8] and red[6, 8]
     assert not red[7, 8] and not red[2, 8]
-    assert (made[~red] == 90).all()
+    assert (result[~red] == 90).all()
 
 
 def test_unusable_masks_and_variants_are_refused():
