@@ -88,11 +88,11 @@ class Segmenter:
         local_files_only: bool = False,
         record: bool = True,
     ) -> "Segmenter":
-        """Load a checkpoint: a folder, one .safetensors file, a hub id or, for None, the demo's.
+        """Load a checkpoint: a folder, one .safetensors file, a hub id; None is the demonstration's.
 
-        The other files lie beside the one file. A hub id is fetched unless it is in the hub's cache;
-        with `local_files_only` it must be. `threads` is for the backend "numpy", by default one for
-        each core. Raises as the model's and the processor's from_pretrained do.
+        The other files lie beside one file. A hub id is fetched if the hub's cache lacks it and not
+        `local_files_only`. `threads` is for the backend "numpy", by default one for each core.
+        Raises as the model's and the processor's from_pretrained do.
         """
         path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only)
         model = CLIPSegForImageSegmentation.from_pretrained(
@@ -192,8 +192,8 @@ class Segmenter:
 
     def _warn_of_nan(self) -> None:
         """Name the first weight that holds NaN. Loading does not look: it reads no weights."""
-        xp = self.model.ops.xp
-        damaged = [name for name, w in self.model.scope.arrays.items() if bool(xp.isnan(w).any())]
+        isnan, weights = self.model.ops.xp.isnan, self.model.scope.arrays
+        damaged = [name for name, weight in weights.items() if bool(isnan(weight).any())]
         cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
         warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=4)
 

@@ -66,21 +66,28 @@ def heads_split_without_a_transpose(model, patch):
     patch(model.ops, "attention", lambda q, k, v, *r: original(split(q), split(k), split(v), *r))
 
 
-def no_causal_mask(model, patch):
-    def padding_only(attention_mask, T):
-        P = len(attention_mask)
-        return np.broadcast_to((attention_mask != 0)[:, None, None, :], (P, 1, T, T))
+def with_mask(model, patch, change):
+    encoder, original = model.clip.text_model.encoder, model.clip.text_model.encoder.forward
+    patch(encoder, "forward", lambda x, mask, attentions: original(x, change(mask), attentions))
 
-    patch(model.clip.text_model, "_mask", padding_only)
+
+def no_causal_mask(model, patch):
+    # The last token's row holds the padding alone.
+    with_mask(model, patch, lambda mask: np.broadcast_to(mask[:, :, -1:], mask.shape))
 
 
 def padding_is_looked_at(model, patch):
-    original = model.clip.text_model._mask
-    patch(model.clip.text_model, "_mask", lambda mask, T: original(None, T))
+    with_mask(model, patch, lambda mask: np.tril(np.ones_like(mask)))
 
 
 def pooled_at_the_last_token(model, patch):
-    patch(model.clip.text_model, "_end_of_text", lambda ids: np.full(len(ids), ids.shape[1] - 1))
+    original = model.clip.text_model.encode
+
+    def encode(*arguments):
+        hidden_states, last, _ = original(*arguments)
+        return hidden_states, last, last[:, -1]
+
+    patch(model.clip.text_model, "encode", encode)
 
 
 def text_positions_from_one(model, patch):
