@@ -88,7 +88,7 @@ class Segmenter:
         local_files_only: bool = False,
         record: bool = True,
     ) -> "Segmenter":
-        """Load a checkpoint: a folder, one .safetensors file, a hub id; None is the demonstration's.
+        """Load a checkpoint: a folder, one .safetensors file or a hub id; None is the demo's.
 
         The other files lie beside one file. A hub id is fetched if the hub's cache lacks it and not
         `local_files_only`. `threads` is for the backend "numpy", by default one for each core.
