@@ -175,8 +175,7 @@ def run_info(options: argparse.Namespace) -> None:
     files = [path] if path.is_file() else path.glob("*.safetensors")
     size = sum(file.stat().st_size for file in files) / 1e6
     layers = ", ".join(map(str, config.extract_layers))
-    cores = os.cpu_count()
-    side = vision.image_size
+    side, cores = vision.image_size, os.cpu_count()
     print(
         f"clipseg-np   {__version__}\n"
         f"Python       {platform.python_version()}, NumPy {np.__version__}, {cores} CPU cores\n"

@@ -43,10 +43,7 @@ RESULTS_VERSION = "0.1.0"
 
 
 def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[Path]:
-    """The images in a folder and its subfolders, sorted; by suffix, or by glob patterns.
-
-    Raises InputError where there is none.
-    """
+    """A folder's images, sorted, by suffix or by glob patterns. Raises InputError for none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected one with images in it")

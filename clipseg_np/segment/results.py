@@ -17,10 +17,7 @@ from .segmentation import Segmentation, checked_threshold
 
 
 def prompt_maps(result: Segmentation, number: int, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt `number`'s cleaned mask and its probabilities, (height,width) each.
-
-    Raises InputError for a threshold outside 0 to 1.
-    """
+    """Prompt `number`'s cleaned mask and its probabilities, (height,width) each."""
     probabilities = result.probability(number)
     return job.clean_up(probabilities > checked_threshold(job.threshold)), probabilities
 
@@ -45,8 +42,9 @@ def write_results(
 ) -> list[dict]:
     """Write the images of each prompt, the overview and, for `job.labels`, the label map.
 
-    Returns a record of each prompt: `prompt`, `area` in pixels, `share` of the image, `presence`
-    (the highest probability), the mask's `box` (None where it is empty), and its `files`' names.
+    Returns a record of each prompt: `prompt`, `area` in pixels, `share` of the image, the mask's
+    `box` (None where it is empty), `presence` (the highest probability), and the names of its
+    `files`. Raises InputError for a threshold outside 0 to 1.
     """
     label_map = Labels(result.size, len(result), 0) if job.labels else None
 
@@ -77,11 +75,8 @@ def mask_statistics(mask: np.ndarray) -> dict:
     """A mask's area, share of the image, and box (left, top, right, bottom; the ends excluded)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else ()
-    return {
-        "area": int(mask.sum()),
-        "share": round(float(mask.mean()), 6),
-        "box": [int(end) for end in ends] or None,
-    }
+    box = [int(end) for end in ends] or None
+    return {"area": int(mask.sum()), "share": round(float(mask.mean()), 6), "box": box}
 
 
 def write_labels(
