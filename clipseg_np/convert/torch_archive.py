@@ -253,7 +253,7 @@ def _scanned(program: bytes) -> bytes:
 
 
 def _tensors(whole: Any) -> dict[str, Raw]:
-    """The tensors of a state dict, or a module's own and those of its parts by dotted name."""
+    """The tensors of a state dict, or those of a module and its parts by dotted name."""
     if isinstance(whole, _Dictionary):
         for name, value in whole.items():
             if not isinstance(value, Raw):
