@@ -1,8 +1,8 @@
-"""Whole layers on the NumPy backend, where the operations inside can be joined: the same numbers in less time.
+"""Whole layers on the NumPy backend, whose operations are joined: the same numbers in less time.
 
-A layer's `forward` is the formula; a function here has its arguments, after the backend's and the layer's own. Each
-equals the formula, but for rounding (tests/backends/test_numpy_layers.py). A traced layer does without, so that its children
-are seen.
+A function here takes the backend, the layer and the arguments of the layer's `forward`, which it
+equals but for rounding (tests/backends/test_numpy_layers.py). A traced layer runs `forward`, so
+that the trace sees its children.
 """
 
 from typing import TYPE_CHECKING
@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..nn.layers import MLP, Attention
-from ..nn.ops import Array, join_heads, split_heads
-from .numpy_kernels import ELEMENTWISE, MANY_TOKENS, MIN_MULTIPLIES_PER_THREAD, bias_as_input
-from .threads import evenly, slices
+from ..nn.ops import Array, split_heads
+from .numpy_kernels import ELEMENTWISE, MIN_MULTIPLIES_PER_THREAD, attend, project
+from .threads import slices
 
 if TYPE_CHECKING:
     from .numpy_ops import NumpyOps
 
-MIN_WIDENING = 16  # how many times the result's features the middle of an MLP has, from which on it is made in pieces
-MAX_MIDDLE = 1 << 19  # numbers of a piece of the middle: they fit a last cache
-MAX_TOKENS = 1 << 11  # of a piece of the middle
+# Shorter texts attend all at once.
+MIN_TOKENS = 32
+# From how many times the layer's features on the hidden ones are made in pieces.
+MIN_WIDENING = 16
+# Numbers, and tokens, of a piece.
+MAX_HIDDEN = 1 << 19
+MAX_TOKENS = 1 << 11
 
 
 def attention(
@@ -29,67 +33,61 @@ def attention(
     mask: Array | None = None,
     attentions: list | None = None,
 ) -> Array:
-    """A thread takes its heads from projection to result, with one wait for the others instead of two."""
-    projections = (layer.q_proj, layer.k_proj, layer.v_proj)
-    maps = [(projection.weight, projection.bias) for projection in projections]
+    """Each thread takes its heads from the projections to the context."""
     (B, T, D), N = x.shape, layer.num_heads
-    threads = min(ops.threads.free, N, B * T * D * 3 * D // MIN_MULTIPLIES_PER_THREAD + 1)
-    if T < MANY_TOKENS or threads == 1 or attentions is not None:
-        query, key, value = (split_heads(y, N) for y in ops.linears(x, maps))
-        return layer.out_proj(join_heads(ops.attention(query, key, value, mask, attentions)))
-    mixed = ops.memory.empty((N, D // N, B, T), x.dtype)
-    parts = evenly(N, threads)
+    if T < MIN_TOKENS:
+        return layer.forward(x, mask, attentions)
+    d = D // N
+    # (B,T,D) -> (D,n)
+    columns = x.reshape(-1, D).T
+    mask = None if mask is None else np.broadcast_to(mask, (B, 1, T, T))
+    context = np.empty((N, d, B, T), x.dtype)
+    kept = None if attentions is None else np.empty((B, N, T, T), x.dtype)
 
-    def attend(numbers: slice) -> None:
-        for heads in parts[numbers]:
-            features = slice(heads.start * D // N, heads.stop * D // N)
-            own = [(w[features], None if b is None else b[features]) for w, b in maps]
-            made = (split_heads(y, heads.stop - heads.start) for y in ops.linears(x, own))
-            ops.attend(*made, mask, mixed[heads])
+    def some_heads(part: slice) -> None:
+        features = slice(part.start * d, part.stop * d)
+        projections = (
+            project(columns, linear.weight, linear.bias, features)
+            for linear in (layer.q_proj, layer.k_proj, layer.v_proj)
+        )
+        # (some of D,n) -> (B,T,some of D) -> (B,some of N,T,d)
+        q, k, v = (split_heads(y.T.reshape(B, T, -1), part.stop - part.start) for y in projections)
+        attend(q, k, v, mask, context[part], None if kept is None else kept[:, part])
 
-    ops.threads.share(attend, threads)
+    min_heads = MIN_MULTIPLIES_PER_THREAD // (B * T * 3 * D * d) + 1
+    ops.threads.for_slices(some_heads, N, min_heads)
+    if attentions is not None:
+        attentions.append(kept)
     # (N,d,B,T) -> (D,B,T) -> (B,T,D)
-    return layer.out_proj(mixed.reshape(D, B, T).transpose(1, 2, 0))
+    return layer.out_proj(context.reshape(D, B, T).transpose(1, 2, 0))
 
 
 def mlp(ops: "NumpyOps", layer: MLP, x: Array) -> Array:
-    """The activation of a piece of `fc1` while the cache holds it.
+    """Activate a piece of `fc1` while the cache holds it.
 
-    Where the middle is much wider than the result, it is made and used up a cacheful at a time.
+    Where the hidden features are many times the layer's, make and use them a cacheful at a time.
     """
     if layer.activation not in ELEMENTWISE:
         return layer.forward(x)
-    activate = ELEMENTWISE[layer.activation]
-    weight, bias, last, last_bias = (
-        layer.fc1.weight,
-        layer.fc1.bias,
-        layer.fc2.weight,
-        layer.fc2.bias,
-    )
+    activate, fc1, fc2 = ELEMENTWISE[layer.activation], layer.fc1, layer.fc2
+    # (B,T,D) -> (D,n)
     columns = x.reshape(-1, x.shape[-1]).T
-    (D, n), width = columns.shape, len(weight)
-    if n < MANY_TOKENS or width < MIN_WIDENING * D:
-        return layer.fc2(ops.linears(x, [(weight, bias)], activate)[0])
-    weight, columns, bias = bias_as_input(weight, columns, bias)
-    y = ops.memory.empty((D, n), np.result_type(x, weight))
+    (D, n), width = columns.shape, len(fc1.weight)
+    if width < MIN_WIDENING * D:
+        return fc2(ops.activated_linear(x, fc1.weight, fc1.bias, activate))
+    y = np.empty((D, n), np.result_type(x, fc1.weight))
 
-    def some_tokens(part: slice) -> None:
-        given, made = columns[:, part], y[:, part]
-        made[...] = 0 if last_bias is None else last_bias[:, None]
-        for features in slices(width, -(-MAX_MIDDLE // given.shape[1])):
-            middle = ops.memory.empty((features.stop - features.start, given.shape[1]), y.dtype)
-            np.matmul(weight[features], given, out=middle)
-            if bias is not None:
-                middle += bias[features]
-            activate(middle, ops.memory.empty(middle.shape, y.dtype), middle)
-            made += last[:, features] @ middle
+    def some_tokens(tokens: slice) -> None:
+        inputs, sums = columns[:, tokens], y[:, tokens]
+        sums[...] = 0 if fc2.bias is None else fc2.bias[:, None]
+        for features in slices(width, -(-MAX_HIDDEN // inputs.shape[1])):
+            hidden = project(inputs, fc1.weight, fc1.bias, features)
+            activate(hidden, np.empty_like(hidden), hidden)
+            sums += fc2.weight[:, features] @ hidden
 
-    least = max(MANY_TOKENS, MIN_MULTIPLIES_PER_THREAD // (width * 2 * D) + 1)
-    ops.threads.share(some_tokens, n, least, MAX_TOKENS)
+    min_tokens = MIN_MULTIPLIES_PER_THREAD // (width * 2 * D) + 1
+    ops.threads.for_slices(some_tokens, n, min_tokens, MAX_TOKENS)
     return y.T.reshape(x.shape)
 
 
-# Without attention's, one prompt at 224 by 224 takes 2 to 3 % more time (352 by 352: 1 %); without the MLP's, 20 prompts take
-# 7 % more; without both, one prompt takes 5 % more at 224 by 224 and 3 % more at 352 by 352. A sum in its branch's place
-# gained less than 1 %. (Two cores, AVX-512, float32, medians of 14 rounds in turn in one process.)
 WHOLE_LAYERS = {Attention: attention, MLP: mlp}

@@ -1,7 +1,7 @@
-"""A backend's name to its arithmetic. The only place that looks for CuPy.
+"""A backend's name to its `Ops`. The only place that looks for CuPy.
 
-"numpy-reference" and "cupy-reference" run the readable `Ops`; "numpy" and "cupy" the overrides of `backends/numpy_ops.py` and
-`backends/cupy_ops.py`. "auto" is "cupy" where a GPU is there and working, and "numpy" elsewhere.
+"numpy-reference" and "cupy-reference" run the readable `Ops`; "numpy" and "cupy" override its
+methods (numpy_ops.py, cupy_ops.py). "auto" is "cupy" if a GPU works, and else "numpy".
 """
 
 import warnings
@@ -15,13 +15,16 @@ from .numpy_ops import NumpyOps
 
 NAMES = ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")
 INSTEAD = "or use backend='numpy'"
+INSTALL = (
+    "pip install 'clipseg_np[cuda12]' (or [cuda13], to match the driver that nvidia-smi names)"
+)
 
 
 def ops_for(backend: str, threads: int | None = None) -> Ops:
-    """The `Ops` of a backend; `threads` share out the work of "numpy", by default as many as there are cores.
+    """The `Ops` of a backend. "numpy" uses so many `threads`; by default, one for each core.
 
-    Raises InputError for an unknown name and for a GPU that is asked for and not there or not working, and
-    MissingExtra where CuPy is not installed.
+    Raises InputError for an unknown name, or if no GPU works, and MissingExtra if CuPy is not
+    installed.
     """
     if backend not in NAMES:
         raise InputError(f"unknown backend {backend!r}; expected one of {', '.join(NAMES)}")
@@ -34,9 +37,9 @@ def ops_for(backend: str, threads: int | None = None) -> Ops:
     return CupyOps(working_cupy()) if backend == "cupy" else Ops(working_cupy())
 
 
+# Cached, so that it warns once.
 @cache
 def _best(threads: int | None) -> Ops:
-    """Looked for once, so that it says once why there is no GPU."""
     try:
         return ops_for("cupy")
     except (InputError, MissingExtra) as error:
@@ -45,35 +48,36 @@ def _best(threads: int | None) -> Ops:
 
 
 def working_cupy() -> ModuleType:
-    """CuPy, after a first computation: it can be imported, and even see a GPU, and yet lack what it compiles with.
+    """CuPy, after a test: it may see a GPU and yet lack the libraries to compute with it.
 
-    Raises InputError where there is no GPU that works, and MissingExtra where CuPy is not installed.
+    Raises InputError if there is no GPU that works, and MissingExtra if CuPy is not installed.
     """
     try:
         import cupy
     except ImportError as error:
         raise MissingExtra(
-            f"the backend 'cupy' needs CuPy, which is not installed ({error}). Add it with: "
-            f"pip install 'clipseg_np[cuda12]' (or [cuda13], to match the driver that nvidia-smi names), {INSTEAD}."
+            f"the backend 'cupy' needs CuPy, which is not installed ({error}). "
+            f"Add it with: {INSTALL}, {INSTEAD}."
         ) from error
     try:
         is_there, reason = cupy.cuda.is_available(), ""
-    except Exception as error:  # noqa: BLE001  (CuPy 13, where there is no driver)
+    except Exception as error:  # noqa: BLE001  (CuPy 13 without a driver)
         is_there, reason = False, f" ({error})"
     if not is_there:
         raise InputError(
-            f"the backend 'cupy' needs an NVIDIA GPU, and CuPy finds none{reason}. Check that nvidia-smi lists one, {INSTEAD}."
+            f"the backend 'cupy' needs an NVIDIA GPU, and CuPy finds none{reason}. "
+            f"Check that nvidia-smi lists one, {INSTEAD}."
         )
     try:
         is_right = gives_right_sums(cupy)
     except Exception as error:  # of a dozen kinds: driver, compiler, cuBLAS, memory
         raise InputError(
-            f"CuPy finds a GPU and cannot compute on it ({type(error).__name__}: {error}). CuPy's own wheels bring neither "
-            f"CUDA's compiler nor cuBLAS: pip install 'clipseg_np[cuda12]' (or [cuda13], to match the driver that nvidia-smi "
-            f"names) adds them. Check that only one of cupy-cuda12x and cupy-cuda13x is installed, {INSTEAD}."
+            f"CuPy finds a GPU and cannot compute on it ({type(error).__name__}: {error}). "
+            f"CuPy's own wheels bring neither CUDA's compiler nor cuBLAS: {INSTALL} adds them. "
+            f"Check that only one of cupy-cuda12x and cupy-cuda13x is installed, {INSTEAD}."
         ) from error
     if not is_right:
-        raise InputError(f"the GPU gives wrong sums through CuPy: mend it, {INSTEAD}.")
+        raise InputError(f"the GPU gives wrong sums through CuPy: fix its installation, {INSTEAD}.")
     return cupy
 
 

@@ -1,203 +1,139 @@
-"""A few threads that share out independent work, each with one thread of BLAS.
+"""Threads that share out independent work, while BLAS keeps to one thread.
 
-NumPy holds Python's lock only between its loops and products, so that plain threads run at the same time. Its matrix
-products bring threads of their own (OpenBLAS), which wait for each other inside every product and, when it is done,
-keep the processor busy for a while: here a product belongs to one thread, and what surrounds it is shared out too.
+NumPy releases Python's lock inside its loops and products, so that threads run at the same time.
+BLAS has threads of its own, which wait for each other inside every product and keep the cores busy
+for a while after it. Here one thread computes a whole product, and the threads share out products
+and the steps around them.
+
+The threads are a ThreadPoolExecutor's. Queues and locks by hand, in its place, gained FUTURES.
 """
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextvars import copy_context
-from functools import cache
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from functools import cache, partial
 from itertools import pairwise
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 
+_is_inside_task: ContextVar[bool] = ContextVar("_is_inside_task", default=False)
+
 
 @cache
 def usual_count() -> int:
-    """As many threads as BLAS would take: the cores that this process may run on, or OPENBLAS_NUM_THREADS and its like."""
-    return max((part["num_threads"] for part in _blas().info()), default=os.cpu_count() or 1)
+    """As many threads as BLAS uses: this process's cores, or OPENBLAS_NUM_THREADS and its like."""
+    return max((library.num_threads for library in _blas()), default=os.cpu_count() or 1)
 
 
 def evenly(length: int, count: int) -> list[slice]:
-    """So many slices that make up 0 to `length`, as long as each other or one longer."""
-    return between(length * part // count for part in range(count + 1))
+    """`count` consecutive slices of range(length), whose lengths differ by at most one."""
+    ends = [length * number // count for number in range(count + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def slices(length: int, size: int) -> list[slice]:
     """Consecutive slices of range(length), each `size` long but for the last."""
-    return between([*range(0, length, size), length])
-
-
-def between(ends: Iterable[int]) -> list[slice]:
-    """From each of these to the next."""
-    return [slice(*pair) for pair in pairwise(ends)]
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 class Threads:
-    """`count` threads, the caller's among them; by default, as many as BLAS would take."""
+    """`count` threads, the caller's among them; by default, as many as BLAS uses."""
 
     def __init__(self, count: int | None = None):
         self.count = count or usual_count()
 
     @property
     def free(self) -> int:
-        """How many would share out what this thread shares out now: with a part of something, those that have none."""
-        if not _this_thread.is_busy:
+        """How many threads the caller can use: all; inside a task, its own and the idle ones."""
+        if not _is_inside_task.get():
             return self.count
-        turns, idle = _waiting(self.count)
-        given = turns.qsize()  # turns stay in line until their threads are awake
-        return 1 + max(0, len(idle) - given)
+        _, futures = _pool(self.count)
+        return max(1, self.count - sum(not future.done() for future in tuple(futures)))
 
-    def share(
-        self, work: Callable[[slice], None], length: int, least: int = 1, most: int | None = None
+    def for_slices(
+        self,
+        work: Callable[[slice], object],
+        length: int,
+        min_size: int = 1,
+        max_size: int | None = None,
     ) -> None:
-        """Call `work` for slices that make up 0 to `length`, by several threads, each taking the next that is left.
+        """Call `work` for consecutive slices of range(length), each at most `max_size` long.
 
-        There are as many threads as find slices of `least`, and as many slices as make none longer than `most`. What
-        `work` itself would share out, its thread does alone, or with those that have nothing to do. What it raises, this
-        raises, when all that had begun have ended.
+        As many of the free threads take part as get `min_size` each. Errors as in `run`.
         """
-        threads = min(self.free, length // least) if length >= 2 * least else 1
-        count = max(threads, -(-length // most) if most else 1)
-        self._take_in_turn(work, deque(evenly(length, count)), threads)
+        threads = max(1, min(self.free, length // min_size))
+        count = max(threads, -(-length // max_size) if max_size else 1)
+        self.run([partial(work, part) for part in evenly(length, count)], threads)
 
-    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+    def run(self, tasks: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
         """Run the tasks, each in the caller's context, and return their results in order.
 
-        As many threads as there are take the next task that is left; one that is busy now takes part once it is free. What
-        a task would share out, its thread does alone, or with those that have nothing to do. After an error no task
-        begins, and when all that had begun have ended, the error of the first of those that failed is raised.
+        Each thread takes the next task that is left; a thread that is busy elsewhere joins in once
+        it is free. A task may share out work too. After an error no other task begins; when all
+        that have begun have ended, the error of the first task that failed is raised.
         """
+        count = min(threads or self.count, len(tasks))
+        if count <= 1:
+            with one_blas_thread:
+                return [task() for task in tasks]
         results: list = [None] * len(tasks)
         errors: dict[int, BaseException] = {}
-        left = deque((number, copy_context(), task) for number, task in enumerate(tasks))
+        context = copy_context()
+        context.run(_is_inside_task.set, True)
+        left = deque((number, context.copy(), task) for number, task in enumerate(tasks))
 
-        def run_one(item: tuple) -> None:
-            number, context, task = item
+        def take_tasks() -> None:
+            while left:
+                try:
+                    number, own_context, task = left.popleft()
+                except IndexError:  # another thread was first
+                    return
+                try:
+                    results[number] = own_context.run(task)
+                except BaseException as error:  # noqa: BLE001  (raised below)
+                    errors[number] = error
+                    left.clear()
+
+        pool, futures = _pool(self.count)
+        helpers: list[Future] = []
+        with one_blas_thread:
             try:
-                results[number] = context.run(task)
-            except BaseException as error:  # noqa: BLE001  (raised below)
-                errors[number] = error
-                left.clear()
-
-        self._take_in_turn(run_one, left, min(self.count, len(tasks)))
+                # No thread starts once the interpreter is ending: then this one works alone.
+                with suppress(RuntimeError):
+                    for _ in range(count - 1):
+                        helpers.append(pool.submit(lambda: take_tasks()))
+                        futures.add(helpers[-1])
+                take_tasks()
+            finally:
+                for helper in helpers:
+                    if not helper.cancel():
+                        helper.result()
+                    futures.discard(helper)
+                # A canceled helper stays in the pool's queue, where it would hold the results.
+                take_tasks = None
         if errors:
             raise errors[min(errors)]
         return results
 
-    def _take_in_turn(self, work: Callable[[Any], None], items: deque, threads: int) -> None:
-        """Call `work` for each item, by so many threads, each taking the next that is left."""
-
-        def take() -> None:
-            while items:
-                try:
-                    item = items.popleft()
-                except IndexError:  # another thread was first
-                    return
-                work(item)
-
-        with one_blas_thread:
-            others = [self._hand_over(lambda: _busy(take)) for _ in range(threads - 1)]
-            try:
-                _busy(take)
-            finally:  # whoever has not begun yet finds nothing left to do
-                begun = [other for other in others if not other.withdraw()]
-                for other in begun:
-                    other.wait()
-        for other in begun:
-            other.result()
-
-    def _hand_over(self, work: Callable[[], Any]) -> "_Turn":
-        turn = _Turn(work)
-        _waiting(self.count)[0].put(turn)
-        return turn
-
-
-class _Turn:
-    """Work that another thread does once it is free, unless it is withdrawn before.
-
-    What concurrent.futures is for, with less around it: a forward pass has fifty turns, of a millisecond or a few.
-    """
-
-    def __init__(self, work: Callable[[], Any]):
-        self.work: Callable[[], Any] | None = work
-        self.error: BaseException | None = None
-        self.taken, self.running = threading.Lock(), threading.Lock()
-        self.running.acquire()
-
-    def take(self) -> None:
-        if self.taken.acquire(blocking=False):
-            try:
-                self.value = self.work()
-            except BaseException as error:  # noqa: BLE001  (raised where the result is asked for)
-                self.error = error
-            finally:
-                self.running.release()
-
-    def withdraw(self) -> bool:
-        """Whether nobody has begun, nor will; another thread may then still see the turn, not what it holds."""
-        withdrawn = self.taken.acquire(blocking=False)
-        if withdrawn:
-            self.work = None
-        return withdrawn
-
-    def wait(self) -> None:
-        with self.running:
-            pass
-
-    def result(self) -> Any:
-        self.wait()
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class _ThisThread(threading.local):
-    is_busy = False  # with a part of what is shared out
-
-
-_this_thread = _ThisThread()
-
-
-def _busy(work: Callable[[], Any]) -> Any:
-    before, _this_thread.is_busy = _this_thread.is_busy, True
-    try:
-        return work()
-    finally:
-        _this_thread.is_busy = before
-
 
 @cache
-def _waiting(count: int) -> tuple[SimpleQueue, list[str]]:
-    """Turns for `count` threads, less the caller's own, which live as long as the process; and those that have none."""
-    turns, idle = SimpleQueue(), []
-
-    def take_turns(name: str) -> None:
-        while True:
-            idle.append(name)
-            turn = turns.get()
-            idle.remove(name)
-            turn.take()
-            del turn  # and what it holds
-
-    for number in range(1, count):
-        name = f"clipseg_np_{number}"
-        threading.Thread(target=take_turns, args=(name,), name=name, daemon=True).start()
-    return turns, idle
+def _pool(count: int) -> tuple[ThreadPoolExecutor, set[Future]]:
+    """The threads beside the caller's, and the futures of those who wait for them."""
+    return ThreadPoolExecutor(max(1, count - 1), "clipseg_np"), set()
 
 
 class OneBlasThread:
-    """`with` this, BLAS keeps to one thread, until the last of those who asked for it has left.
+    """`with` this, BLAS keeps to one thread, until the last caller has left.
 
-    The setting is the whole process's: two callers who each put back what they found would leave it changed.
+    The setting is the whole process's: if each of two callers restored the number that it saw, the
+    number could stay changed.
     """
 
     def __init__(self):
@@ -207,30 +143,31 @@ class OneBlasThread:
     def __enter__(self) -> None:
         with self.lock:
             if not self.callers:
-                self.limit = _blas().limit(limits=1)
-                _let_go()
+                self.counts = [library.num_threads for library in _blas()]
+                _set_blas_threads([1] * len(self.counts))
             self.callers += 1
 
     def __exit__(self, *_) -> None:
         with self.lock:
             self.callers -= 1
             if not self.callers:
-                self.limit.restore_original_limits()
-                _let_go()
+                _set_blas_threads(self.counts)
 
 
 @cache
-def _blas() -> ThreadpoolController:
-    """BLAS among the process's libraries; to look for it takes a while."""
-    return ThreadpoolController().select(user_api="blas")
+def _blas() -> list:
+    """threadpoolctl's controllers of the BLAS libraries here; to find them takes a while."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
-def _let_go() -> None:
-    """From 3.8 on, threadpoolctl passes over a thread that is not the one that set OpenBLAS's number first.
+def _set_blas_threads(counts: list[int]) -> None:
+    """Set each library's number of threads, and leave it to any thread to set it next.
 
-    Here the last of several callers puts it back, whichever thread that is; `OneBlasThread.lock` keeps them apart.
+    threadpoolctl 3.8 ignores all threads but the first to set OpenBLAS's number. Here the last
+    of several callers restores it, in any thread; `OneBlasThread.lock` keeps them apart.
     """
-    for library in _blas().lib_controllers:
+    for library, count in zip(_blas(), counts):
+        library.set_num_threads(count)
         if hasattr(library, "clear_controlling_thread"):
             library.clear_controlling_thread()
 
@@ -238,11 +175,11 @@ def _let_go() -> None:
 one_blas_thread = OneBlasThread()
 
 
-def _start_anew() -> None:
-    """A forked process has none of its parent's threads, and nobody in it limits BLAS."""
-    _waiting.cache_clear()
+def _start_afresh() -> None:
+    """A forked process has none of its parent's threads, and none of its callers."""
+    _pool.cache_clear()
     one_blas_thread.__init__()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_start_afresh)

@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import Future
 from contextlib import contextmanager
-from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from clipseg_np.backends import threads as module
 from clipseg_np.backends.select import ops_for
-from clipseg_np.backends.threads import Threads, _busy, one_blas_thread
+from clipseg_np.backends.threads import Threads, one_blas_thread
 
 
 def blas_threads() -> list[int]:
@@ -40,7 +41,7 @@ def both_threads_busy():
         both_busy.wait()
         in_time.append(free.wait(10))
 
-    first = threading.Thread(target=lambda: Threads(2).share(hold, 2))
+    first = threading.Thread(target=lambda: Threads(2).for_slices(hold, 2))
     first.start()
     both_busy.wait()
     try:
@@ -57,7 +58,7 @@ def both_threads_busy():
 @pytest.mark.parametrize("count", (1, 2, 5))
 def test_the_slices_make_up_the_whole(count, length, least, most):
     slices = []
-    Threads(count).share(slices.append, length, least, most)
+    Threads(count).for_slices(slices.append, length, least, most)
     slices.sort(key=lambda part: part.start)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
     if most is None:
@@ -69,7 +70,7 @@ def test_the_slices_make_up_the_whole(count, length, least, most):
 
 def test_work_that_is_worth_one_thread_stays_in_the_callers():
     seen = []
-    Threads(4).share(lambda part: seen.append(threading.get_ident()), 100, 60, 10)
+    Threads(4).for_slices(lambda part: seen.append(threading.get_ident()), 100, 60, 10)
     assert len(seen) == 10 and set(seen) == {threading.get_ident()}
 
 
@@ -85,20 +86,20 @@ def test_a_thread_that_is_done_takes_what_is_left():
         if len(done) == 7:
             others_done.set()
 
-    Threads(2).share(work, 8, 1, 1)
+    Threads(2).for_slices(work, 8, 1, 1)
     assert len(done) == 8
 
 
 def test_it_does_not_wait_for_threads_that_are_busy_elsewhere():
     slices = []
     with both_threads_busy():
-        Threads(2).share(slices.append, 2)
+        Threads(2).for_slices(slices.append, 2)
     assert len(slices) == 2
 
 
 def test_the_threads_run_at_the_same_time():
     meeting = threading.Barrier(3, timeout=20)  # breaks if one waits for another to end
-    Threads(3).share(lambda part: meeting.wait(), 3)
+    Threads(3).for_slices(lambda part: meeting.wait(), 3)
 
 
 def test_what_shared_work_shares_out_its_thread_does_alone_while_all_are_busy():
@@ -114,16 +115,16 @@ def test_what_shared_work_shares_out_its_thread_does_alone_while_all_are_busy():
             time.sleep(0.01)
 
         assert threads.free == 1
-        threads.share(note, 8, 1, 2)
+        threads.for_slices(note, 8, 1, 2)
         both.wait()
 
-    threads.share(work, 2)
+    threads.for_slices(work, 2)
     assert len(inner) == 2
     for thread, seen in inner.items():
         assert {who for _, who in seen} == {thread}
         assert [part for part, _ in seen] == [slice(i, i + 2) for i in range(0, 8, 2)]
     meeting = threading.Barrier(2, timeout=20)
-    threads.share(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
+    threads.for_slices(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
 
 
 def test_what_shared_work_shares_out_threads_that_have_nothing_to_do_take_too():
@@ -135,16 +136,18 @@ def test_what_shared_work_shares_out_threads_that_have_nothing_to_do_take_too():
         end = time.monotonic() + 20
         while threads.free < 3 and time.monotonic() < end:
             time.sleep(0.001)
-        threads.share(lambda part: meeting.wait(), 2)
+        threads.for_slices(lambda part: meeting.wait(), 2)
 
-    threads.share(work, 2)
+    threads.for_slices(work, 2)
 
 
-def test_a_thread_that_was_given_a_turn_is_not_free_though_it_has_not_begun(monkeypatch):
-    turns, idle = SimpleQueue(), ["one", "another"]
-    turns.put("a turn")
-    monkeypatch.setattr("clipseg_np.backends.threads._waiting", lambda count: (turns, idle))
-    assert _busy(lambda: Threads(3).free) == 2
+def test_a_thread_that_has_work_is_not_free_though_it_has_not_begun(monkeypatch):
+    pending, done = Future(), Future()
+    done.set_result(None)
+    monkeypatch.setattr(module, "_pool", lambda count: (None, {pending, done}))
+    inside = contextvars.copy_context()
+    inside.run(module._is_inside_task.set, True)
+    assert inside.run(lambda: Threads(3).free) == 2
     assert Threads(3).free == 3
 
 
@@ -201,7 +204,7 @@ def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
     array = np.zeros(3)
     seen = weakref.ref(array)
     with both_threads_busy():
-        Threads(2).share(lambda part, array=array: None, 2)
+        Threads(2).for_slices(lambda part, array=array: None, 2)
         del array
         gc.collect()
         assert seen() is None
@@ -210,7 +213,7 @@ def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
 def test_what_is_done_is_not_held_until_there_is_more_to_do():
     array, meeting = np.zeros(3), threading.Barrier(2, timeout=20)
     seen = weakref.ref(array)
-    Threads(2).share(lambda part, array=array: meeting.wait(), 2)
+    Threads(2).for_slices(lambda part, array=array: meeting.wait(), 2)
     del array
     end = time.monotonic() + 5
     while seen() is not None and time.monotonic() < end:
@@ -271,7 +274,7 @@ def test_an_error_in_any_part_is_raised_when_all_that_began_have_ended(failing):
         ended.append(part.start)
 
     with pytest.raises(ValueError, match="this part"):
-        Threads(3).share(work, 3)
+        Threads(3).for_slices(work, 3)
     assert len(ended) == 2
 
 
@@ -279,7 +282,7 @@ def test_an_error_in_any_part_is_raised_when_all_that_began_have_ended(failing):
 def test_blas_keeps_to_one_thread_and_gets_its_own_back():
     with threadpool_limits(2, user_api="blas"):
         seen = []
-        Threads(2).share(lambda part: seen.extend(blas_threads()), 2)
+        Threads(2).for_slices(lambda part: seen.extend(blas_threads()), 2)
         assert set(seen) == {1}
         assert set(blas_threads()) == {2}
 
@@ -329,7 +332,7 @@ def in_a_fork(queue):
         meeting.wait()
         slices.append(part)
 
-    Threads(2).share(work, 2)
+    Threads(2).for_slices(work, 2)
     queue.put(len(slices))
 
 
@@ -337,7 +340,7 @@ def in_a_fork(queue):
     "fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork"
 )
 def test_a_forked_process_has_threads_of_its_own():
-    Threads(2).share(lambda part: None, 2)
+    Threads(2).for_slices(lambda part: None, 2)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=in_a_fork, args=(queue,))

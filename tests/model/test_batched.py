@@ -41,7 +41,7 @@ def test_who_is_done_with_fewer_parts_helps_with_more():
         while length == mine[-1] == 2 and fast.threads.free == 1 and time.monotonic() < end:
             time.sleep(0.001)
         if length == mine[-1] == 2:
-            fast.threads.share(lambda _: meeting.wait(), 2)
+            fast.threads.for_slices(lambda _: meeting.wait(), 2)
 
     for _ in range(5):
         in_slices(fast, work, 3, 2)
