@@ -17,7 +17,7 @@ from ..helpers.documents import README, ROOT, blocks
 
 
 def test_the_example_of_transformers_documentation(checkpoint, image, capsys):
-    """CLIPSegForImageSegmentation's example: only the import, return_tensors and the path differ."""
+    """The example of CLIPSegForImageSegmentation: import, return_tensors and path differ."""
     from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     processor = CLIPSegProcessor.from_pretrained(checkpoint)
@@ -36,7 +36,7 @@ def test_the_example_of_transformers_documentation(checkpoint, image, capsys):
 
 
 def test_the_examples_of_the_two_towers_and_of_both(checkpoint, image):
-    """The examples of CLIPSegTextModel, CLIPSegVisionModel and CLIPSegModel, with the same changes."""
+    """The examples of CLIPSegTextModel, CLIPSegVisionModel and CLIPSegModel, changed likewise."""
     from clipseg_np import (
         CLIPSegModel,
         CLIPSegProcessor,
@@ -115,7 +115,7 @@ def test_the_documents_have_blocks():
 
 
 def test_the_reading_order_has_the_minutes_of_its_files():
-    """A minute for 15 lines; it may be off by 4, so that not every change of a file is one of README."""
+    """A minute for 15 lines, give or take 4: not every change of a file is one of README."""
     text = README.read_text("utf-8")
     rows = re.findall(r"^\| \d \| (.*?) \| (\d+) \|", text, re.MULTILINE)
     assert len(rows) == 7
