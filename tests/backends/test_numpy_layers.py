@@ -18,8 +18,8 @@ PADDED = CAUSAL & (np.arange(7) < np.array([[4], [7]]))[:, None, None]
 LONG = np.arange(150) < np.array([[[[99]]], [[[150]]]])
 
 
-class Drawn:
-    """Weights of a layer, drawn; `scale` is that of matrices."""
+class DrawnWeights:
+    """Random weights of a layer; `scale` is the deviation of its matrices."""
 
     def __init__(self, scale: float):
         self.scale, self.rng = scale, np.random.default_rng(0)
@@ -29,8 +29,8 @@ class Drawn:
         return self.scale * drawn if len(shape) == 2 else 1 + 0.1 * drawn
 
 
-def built(layer: type, ops: Ops, dtype: str, *sizes, scale: float = 1.0) -> Layer:
-    return layer(Scope(Drawn(scale), ops, np.dtype(dtype)), *sizes)
+def build(layer: type, ops: Ops, dtype: str, *sizes, scale: float = 1.0) -> Layer:
+    return layer(Scope(DrawnWeights(scale), ops, np.dtype(dtype)), *sizes)
 
 
 def features_first(x: np.ndarray) -> np.ndarray:
@@ -79,14 +79,14 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, layer, dtype):
         for shape, sizes, *more in CASES[layer]:
             scale = shape[-1] ** -0.5
             fast, plain = (
-                built(layer, ops, dtype, *sizes, scale=scale) for ops in (NumpyOps(threads), Ops())
+                build(layer, ops, dtype, *sizes, scale=scale) for ops in (NumpyOps(threads), Ops())
             )
             x = order(np.random.default_rng(1).normal(size=shape).astype(dtype))
             before = x.copy()
-            found, expected = fast(x, *more), plain(x, *more)
-            assert found.dtype == expected.dtype == dtype and found.shape == expected.shape
+            result, expected = fast(x, *more), plain(x, *more)
+            assert result.dtype == expected.dtype == dtype and result.shape == expected.shape
             largest = np.abs(expected).max()
-            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * largest)
+            np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[dtype] * largest)
             np.testing.assert_array_equal(x, before)
 
 
@@ -94,43 +94,43 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, layer, dtype):
 @pytest.mark.parametrize("ones", [("fc1",), ("fc2",), ("fc1", "fc2")])
 def test_an_mlp_without_biases(ones, dtype):
     for shape, sizes in CASES[MLP]:
-        fast, plain = (built(MLP, ops, dtype, *sizes) for ops in (NumpyOps(2), Ops()))
+        fast, plain = (build(MLP, ops, dtype, *sizes) for ops in (NumpyOps(2), Ops()))
         for layer in (fast, plain):
             for name in ones:
                 getattr(layer, name).bias = None
         x = np.random.default_rng(1).normal(size=shape).astype(dtype)
-        found, expected = fast(x), plain(x)
+        result, expected = fast(x), plain(x)
         largest = np.abs(expected).max()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * largest)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[dtype] * largest)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
 def test_attention_without_a_bias(name, dtype):
-    fast, plain = (built(Attention, ops, dtype, 120, 5, scale=0.1) for ops in (NumpyOps(2), Ops()))
+    fast, plain = (build(Attention, ops, dtype, 120, 5, scale=0.1) for ops in (NumpyOps(2), Ops()))
     for layer in (fast, plain):
         getattr(layer, name).bias = None
     x = np.random.default_rng(1).normal(size=(2, 150, 120)).astype(dtype)
-    found, expected = fast(x), plain(x)
+    result, expected = fast(x), plain(x)
     largest = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * largest)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[dtype] * largest)
 
 
 @pytest.mark.parametrize("T", (7, 150))
 def test_the_attention_weights_are_the_same(T):
-    fast, plain = (built(Attention, o, "float64", 120, 5, scale=0.1) for o in (NumpyOps(2), Ops()))
+    fast, plain = (build(Attention, o, "float64", 120, 5, scale=0.1) for o in (NumpyOps(2), Ops()))
     x = np.random.default_rng(1).normal(size=(2, T, 120))
-    found, expected = [], []
-    np.testing.assert_allclose(fast(x, None, found), plain(x, None, expected), rtol=0, atol=1e-13)
-    assert len(found) == len(expected) == 1
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-11, atol=1e-14)
+    result, expected = [], []
+    np.testing.assert_allclose(fast(x, None, result), plain(x, None, expected), rtol=0, atol=1e-13)
+    assert len(result) == len(expected) == 1
+    np.testing.assert_allclose(result[0], expected[0], rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("layer", WHOLE_LAYERS)
 def test_a_trace_sees_its_children(layer):
     (shape, sizes, *_) = CASES[layer][-1]
     scale = shape[-1] ** -0.5
-    fast, plain = (built(layer, o, "float64", *sizes, scale=scale) for o in (NumpyOps(2), Ops()))
+    fast, plain = (build(layer, o, "float64", *sizes, scale=scale) for o in (NumpyOps(2), Ops()))
     x = np.random.default_rng(1).normal(size=shape)
     seen = []
     for one in (fast, plain):

@@ -65,11 +65,11 @@ def test_it_gives_the_same_and_leaves_its_inputs_alone(threads, name, dtype):
     fast = NumpyOps(threads)
     for given in arguments(name, dtype):
         before = deepcopy(given)
-        found, expected = getattr(fast, name)(*given), getattr(plain, name)(*before)
-        assert found.dtype == expected.dtype == dtype and found.shape == expected.shape
+        result, expected = getattr(fast, name)(*given), getattr(plain, name)(*before)
+        assert result.dtype == expected.dtype == dtype and result.shape == expected.shape
         finite = np.isfinite(expected)
         scale = np.abs(expected[finite]).max(initial=1e-30)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
         for part, was in zip(given, before, strict=True):
             np.testing.assert_array_equal(part, was)
 
@@ -111,8 +111,8 @@ def test_however_the_numbers_lie_in_memory(name):
             "layer_norm": (rng.normal(size=D), rng.normal(size=D), 1e-5),
             "linear": (rng.normal(size=(3, D)), rng.normal(size=3)),
         }[name]
-        found, expected = getattr(fast, name)(x, *given), getattr(plain, name)(x, *given)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
+        result, expected = getattr(fast, name)(x, *given), getattr(plain, name)(x, *given)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", OVERRIDES)

@@ -1,4 +1,4 @@
-"""Work shared out over threads: all of it, once, at the same time, with BLAS as it was afterwards."""
+"""Threads do all the shared work, once and at the same time, and leave BLAS as it was."""
 
 import contextvars
 import gc
@@ -34,7 +34,7 @@ needs_blas = pytest.mark.skipif(
 
 @contextmanager
 def both_threads_busy():
-    """The two of `Threads(2)` are at work that another thread shares out, until this is left."""
+    """Both threads of `Threads(2)` work for another caller until this is left."""
     free, both_busy, in_time = threading.Event(), threading.Barrier(3, timeout=20), []
 
     def hold(part):
@@ -52,29 +52,29 @@ def both_threads_busy():
     assert in_time == [True, True]
 
 
-@pytest.mark.parametrize("most", (None, 3, 50))
-@pytest.mark.parametrize("least", (1, 4, 100))
+@pytest.mark.parametrize("max_size", (None, 3, 50))
+@pytest.mark.parametrize("min_size", (1, 4, 100))
 @pytest.mark.parametrize("length", (1, 2, 7, 100, 101))
 @pytest.mark.parametrize("count", (1, 2, 5))
-def test_the_slices_make_up_the_whole(count, length, least, most):
+def test_the_slices_make_up_the_whole(count, length, min_size, max_size):
     slices = []
-    Threads(count).for_slices(slices.append, length, least, most)
+    Threads(count).for_slices(slices.append, length, min_size, max_size)
     slices.sort(key=lambda part: part.start)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
-    if most is None:
-        assert len(slices) == max(1, min(count, length // least))
-        assert len(slices) == 1 or all(part.stop - part.start >= least for part in slices)
+    if max_size is None:
+        assert len(slices) == max(1, min(count, length // min_size))
+        assert len(slices) == 1 or all(part.stop - part.start >= min_size for part in slices)
     else:
-        assert all(part.stop - part.start <= most for part in slices)
+        assert all(part.stop - part.start <= max_size for part in slices)
 
 
-def test_work_that_is_worth_one_thread_stays_in_the_callers():
+def test_work_for_one_thread_stays_in_the_caller():
     seen = []
     Threads(4).for_slices(lambda part: seen.append(threading.get_ident()), 100, 60, 10)
     assert len(seen) == 10 and set(seen) == {threading.get_ident()}
 
 
-def test_a_thread_that_is_done_takes_what_is_left():
+def test_a_thread_that_is_done_takes_the_next_slice():
     """One waits in its slice until the other has done all the rest."""
     waiting, done = threading.Lock(), []
     others_done = threading.Event()
@@ -102,7 +102,7 @@ def test_the_threads_run_at_the_same_time():
     Threads(3).for_slices(lambda part: meeting.wait(), 3)
 
 
-def test_what_shared_work_shares_out_its_thread_does_alone_while_all_are_busy():
+def test_nested_work_is_done_alone_while_all_threads_are_busy():
     threads, inner = Threads(2), {}
     both = threading.Barrier(2, timeout=20)
 
@@ -127,7 +127,7 @@ def test_what_shared_work_shares_out_its_thread_does_alone_while_all_are_busy():
     threads.for_slices(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
 
 
-def test_what_shared_work_shares_out_threads_that_have_nothing_to_do_take_too():
+def test_idle_threads_take_part_in_nested_work():
     threads, meeting = Threads(3), threading.Barrier(2, timeout=20)
 
     def work(part):
@@ -151,7 +151,7 @@ def test_a_thread_that_has_work_is_not_free_though_it_has_not_begun(monkeypatch)
     assert Threads(3).free == 3
 
 
-def test_tasks_are_done_at_the_same_time_and_their_results_are_in_order():
+def test_tasks_run_at_the_same_time_and_their_results_are_in_order():
     meeting = threading.Barrier(2, timeout=20)
 
     def task(number):
@@ -162,7 +162,7 @@ def test_tasks_are_done_at_the_same_time_and_their_results_are_in_order():
     assert (first[0], second[0]) == (1, 2) and first[1] != second[1]
 
 
-def test_tasks_that_no_other_thread_has_begun_are_the_callers():
+def test_the_caller_runs_the_tasks_that_no_other_thread_has_begun():
     me = threading.get_ident()
     with both_threads_busy():
         assert Threads(2).run([threading.get_ident] * 3) == [me] * 3
@@ -200,7 +200,7 @@ def test_tasks_see_the_callers_context():
     assert Threads(2).run([task, task]) == ["the caller's"] * 2
 
 
-def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
+def test_withdrawn_work_is_not_held_until_a_thread_is_free():
     array = np.zeros(3)
     seen = weakref.ref(array)
     with both_threads_busy():
@@ -210,7 +210,7 @@ def test_what_was_withdrawn_is_not_held_until_a_thread_is_free():
         assert seen() is None
 
 
-def test_what_is_done_is_not_held_until_there_is_more_to_do():
+def test_finished_work_is_not_held():
     array, meeting = np.zeros(3), threading.Barrier(2, timeout=20)
     seen = weakref.ref(array)
     Threads(2).for_slices(lambda part, array=array: meeting.wait(), 2)
@@ -247,7 +247,7 @@ def test_tasks_have_one_thread_of_blas():
 
 
 @needs_blas
-def test_by_default_as_many_as_blas_would_take():
+def test_the_default_count_is_that_of_blas():
     """Asked in a process of its own: BLAS reads the variables when it is loaded."""
     code = "from clipseg_np.backends.threads import Threads; print(Threads().count)"
     variables = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -260,6 +260,15 @@ def test_by_default_as_many_as_blas_would_take():
     )
     assert run.stdout.strip() == "1"
     assert Threads().count == max(blas_threads())
+
+
+def test_while_the_interpreter_ends_the_caller_works_alone():
+    code = (
+        "import atexit; from clipseg_np.backends.threads import Threads\n"
+        "atexit.register(lambda: print(Threads(2).run([lambda: 1, lambda: 2])))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[1, 2]" and not run.stderr
 
 
 @pytest.mark.parametrize("failing", (0, 2))
@@ -353,16 +362,16 @@ def test_several_callers_at_once_get_their_own_results():
     ops = ops_for("numpy")
     xs = np.random.default_rng(0).normal(size=(4, 500, 300))
     expected = [x @ xs[0, :300].T for x in xs]
-    found = [None] * 4
+    results = [None] * 4
 
     def call(i):
         for _ in range(20):
-            found[i] = ops.linear(xs[i], xs[0, :300])
+            results[i] = ops.linear(xs[i], xs[0, :300])
 
     callers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    for one, other in zip(found, expected):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+    for result, product in zip(results, expected):
+        np.testing.assert_allclose(result, product, rtol=0, atol=1e-12)
