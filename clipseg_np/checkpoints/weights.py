@@ -76,10 +76,14 @@ def give_back(arrays: Iterable[Array]) -> None:
     Does nothing to other arrays, or where the system has no such call.
     """
     for array in arrays:
-        while isinstance(array, np.ndarray):
-            array = array.base
-        if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            array.madvise(mmap.MADV_DONTNEED)
+        file = array
+        while isinstance(file, np.ndarray):
+            file = file.base
+        if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and array.size:
+            start = array.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+            # Whole pages: a neighbor's numbers in them are read again as well.
+            before = start % mmap.PAGESIZE
+            file.madvise(mmap.MADV_DONTNEED, start - before, before + array.nbytes)
 
 
 def stored_tensors(path: Path) -> dict[str, Raw]:
@@ -150,15 +154,17 @@ def tensors_of_file(path: Path) -> dict[str, Raw]:
             f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
         ) from error
     with path.open("rb") as file:
-        offset = 8 + int.from_bytes(file.read(8), "little")
+        start = 8 + int.from_bytes(file.read(8), "little")
+    # A mapping holds a file descriptor: there is one, and all tensors are views of it.
+    rest = np.memmap(path, np.uint8, "r", start).view(np.ndarray) if headers else None
     tensors = {}
     for name, (stored_type, shape) in headers.items():  # in the order of their bytes, without gaps
         if stored_type not in STORED_TYPES:
             raise InputError(f"{path}: {name} is stored as {stored_type}, which is not supported.")
-        dtype, count = np.dtype(STORED_TYPES[stored_type]), math.prod(shape)
-        array = np.memmap(path, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
-        tensors[name] = Raw(array.view(np.ndarray).reshape(shape), stored_type)
-        offset += count * dtype.itemsize
+        dtype = np.dtype(STORED_TYPES[stored_type])
+        size = math.prod(shape) * dtype.itemsize
+        tensors[name] = Raw(rest[:size].view(dtype).reshape(shape), stored_type)
+        rest = rest[size:]
     return tensors
 
 

@@ -17,7 +17,6 @@ import math
 import os
 import pickle
 import pickletools
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -163,10 +162,10 @@ class _Unpickler(pickle.Unpickler):
     """Makes what the pickle of one archive describes."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
-        self.path = path
         self.archive = archive
+        self.content = np.memmap(path, np.uint8, "r").view(np.ndarray)
         self.members = {member.filename: member for member in archive.infolist()}
-        self.unread_bytes = path.stat().st_size
+        self.unread_bytes = self.content.size
         self.storages: dict[str, _Tensor] = {}
         names = [n for n in self.members if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(names) != 1:
@@ -224,14 +223,10 @@ class _Unpickler(pickle.Unpickler):
         with self.archive.open(member) as content:
             while content.read(READ_BYTES):  # zipfile compares the checksum at the end
                 pass
-        with self.path.open("rb") as file:
-            file.seek(member.header_offset + 26)
-            lengths = struct.unpack("<HH", file.read(4))  # of the name and of the extra field
-        count = member.file_size // np.dtype(dtype).itemsize
-        if not count:
-            return np.zeros(0, dtype)
-        offset = member.header_offset + 30 + sum(lengths)
-        return np.memmap(self.path, dtype, "r", offset, (count,)).view(np.ndarray)
+        header = self.content[member.header_offset :]
+        start = 30 + sum(header[26:30].view("<u2").tolist())  # the name and the extra field
+        size = member.file_size // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize
+        return header[start : start + size].view(dtype)
 
 
 def _scanned(program: bytes) -> bytes:

@@ -33,6 +33,10 @@ def arguments(name: str, dtype: str) -> list[tuple]:
     def draw(*shape):
         return rng.normal(size=shape).astype(dtype)
 
+    heads = [draw(2, 3, 7, 4) for _ in range(3)]
+    many = [draw(2, 3, 150, 4) for _ in range(3)]
+    causal = np.tril(np.ones((7, 7), bool))[None, None]
+    padded = causal & (np.arange(7) < np.array([[4], [7]]))[:, None, None]
     return {
         "linear": [
             (draw(2, 5, 8), draw(3, 8), draw(3)),
@@ -53,6 +57,27 @@ def arguments(name: str, dtype: str) -> list[tuple]:
                 for D, mean in ((500, 0.1), (3000, 1), (500, 10))
             ),
             (features_first(draw(2, 99, 8)), draw(8), draw(8), 1e-5),
+        ],
+        # Those below are for a GPU alone (test_cupy_kernels.py).
+        "conv2d": [
+            (x.transpose(0, 2, 1, 3), draw(4, 3, k, k), draw(4))
+            for x in (draw(1, 4, 3, 5), draw(2, 1, 3, 7))
+            for k in (1, 3, 5)
+        ],
+        "softmax": [(draw(2, 5, 8) * 30,), (np.full((3, 4), -1e30, dtype),), (draw(9, 9, 999),)],
+        "attention": [
+            (*heads,),
+            (*heads, causal),
+            (*heads, padded),
+            (*heads, np.zeros((2, 1, 7, 7), bool)),
+            many,
+            (*many, np.tri(150, dtype=bool)[None, None]),
+            (*many, np.zeros((2, 1, 150, 150), bool)),
+        ],
+        "quick_gelu": [
+            (draw(4, 9) * 5,),
+            (draw(50, 3000),),
+            (np.array([-1e30, -800, 0, 800, 1e30], dtype),),
         ],
     }[name]
 

@@ -1,11 +1,14 @@
 """Loading and saving: the ways in which a checkpoint may be stored, and may be wrong."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from clipseg_np import (
+    CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPSegModel,
     CLIPSegTextModel,
@@ -13,6 +16,7 @@ from clipseg_np import (
 )
 from clipseg_np.errors import InputError
 
+from ..helpers.archives import write_state_dict
 from ..helpers.checkpoints import (
     PLAIN,
     REFINED,
@@ -84,6 +88,31 @@ def test_a_header_of_any_length(arrays, tmp_path):
         length = int.from_bytes(content[:8], "little")
         write_raw(path, content[8 : 8 + length] + b" " * spaces, content[8 + length :])
         assert_holds(load(tmp_path), arrays)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.convert.torch_archive import read_archive
+model = CLIPSegForImageSegmentation.from_pretrained(sys.argv[1])
+tensors = read_archive(sys.argv[2])
+print(len(model.state_dict()), len(tensors))
+"""
+
+
+def test_a_file_is_mapped_once(tmp_path):
+    """All layers of the official architecture, narrow, where a process may open 64 files."""
+    pytest.importorskip("resource")
+    narrow = {"hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 4}
+    config = CLIPSegConfig(narrow, narrow, projection_dim=4, reduce_dim=4)
+    model = CLIPSegForImageSegmentation(config)
+    model.save_pretrained(tmp_path)
+    write_state_dict(tmp_path / "a.pth", model.state_dict())
+    given = [sys.executable, "-c", LIMITED, tmp_path, tmp_path / "a.pth"]
+    count = len(model.state_dict())
+    assert count > 400
+    assert subprocess.check_output(given, text=True) == f"{count} {count}\n"
 
 
 def test_shards(arrays, tmp_path):
