@@ -15,7 +15,7 @@ HEAVY = [
     "huggingface_hub",
     "tqdm",
     "safetensors.torch",
-    "concurrent.futures",  # with the next, 20 ms and 8 MB that only a batch and a drawing need
+    "concurrent.futures.process",  # only a batch needs it, and only a drawing the next
     "PIL.ImageFont",
 ]
 
