@@ -252,8 +252,8 @@ def main() -> None:
 
     lines = [
         (
-            f"{setup()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a share "
-            "of transformers' time."
+            f"{setup()} Medians of up to {args.rounds} interleaved rounds, in seconds, and as a "
+            "share of transformers' time."
         ),
         "",
     ]
