@@ -20,7 +20,7 @@ from clipseg_np.nn.ops import Ops
 
 from ..helpers.checkpoints import PLAIN, REFINED
 from ..helpers.cuda_on_cpu import CpuCublas, CpuCupy, smaller_blocks
-from .test_numpy_layers import PADDED, built
+from .test_numpy_layers import PADDED, build
 from .test_numpy_ops import arguments
 
 OVERRIDES = ("linear", "layer_norm", "softmax", "attention", "quick_gelu", "gelu", "relu")
@@ -45,10 +45,46 @@ def with_tensor_cores(tmp_path, monkeypatch, on_cpu):
     return CupyOps(CpuCupy(tmp_path, "90"))
 
 
+def arguments_of(name: str) -> list[tuple]:
+    """Inputs in float64 for a method, in several shapes."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape)
+
+    heads, many = [[draw(2, 3, T, 4) for _ in range(3)] for T in (7, 150)]
+    causal = np.tri(7, dtype=bool)[None, None]
+    padded = causal & (np.arange(7) < np.array([[4], [7]]))[:, None, None]
+    if name in ("linear", "layer_norm"):
+        return arguments(name, "float64")
+    return {
+        "conv2d": [
+            (x.transpose(0, 2, 1, 3), draw(4, 3, k, k), draw(4))
+            for x in (draw(1, 4, 3, 5), draw(2, 1, 3, 7))
+            for k in (1, 3, 5)
+        ],
+        "softmax": [(draw(2, 5, 8) * 30,), (np.full((3, 4), -1e30),), (draw(9, 9, 999),)],
+        "attention": [
+            (*heads,),
+            (*heads, causal),
+            (*heads, padded),
+            (*heads, np.zeros((2, 1, 7, 7), bool)),
+            many,
+            (*many, np.tri(150, dtype=bool)[None, None]),
+            (*many, np.zeros((2, 1, 150, 150), bool)),
+        ],
+        "activation": [
+            (name, draw(4, 9) * 5),
+            (name, draw(50, 3000)),
+            (name, np.array([-1e30, -800, 0, 800, 1e30])),
+        ],
+    }["activation" if name in ACTIVATIONS else name]
+
+
 def check(ops, name: str, dtype: str) -> None:
     """A method against the readable one in float64; 1e30 is clipped to the type's limit."""
-    limits = np.finfo(dtype)
-    for given in arguments("quick_gelu" if name in ACTIVATIONS else name, "float64"):
+    limits, method = np.finfo(dtype), "activation" if name in ACTIVATIONS else name
+    for given in arguments_of(name):
         floats = [getattr(a, "dtype", "") == "float64" for a in given]
         rounded = [
             np.clip(a, limits.min, limits.max).astype(dtype) if is_float else a
@@ -56,9 +92,8 @@ def check(ops, name: str, dtype: str) -> None:
         ]
         exact = [a.astype("float64") if is_float else a for a, is_float in zip(rounded, floats)]
         there = [ops.asarray(a) if isinstance(a, np.ndarray) else a for a in rounded]
-        method, *first = ("activation", name) if name in ACTIVATIONS else (name,)
-        expected = getattr(Ops(), method)(*first, *exact)
-        found = ops.to_numpy(getattr(ops, method)(*first, *there))
+        expected = getattr(Ops(), method)(*exact)
+        found = ops.to_numpy(getattr(ops, method)(*there))
         assert found.dtype == dtype and found.shape == expected.shape
         error = np.abs(found - expected).max()
         assert error <= TOLERANCES[dtype] * max(np.abs(expected).max(), 1e-30)
@@ -154,8 +189,8 @@ LAYERS = {  # the shape of x, the layer's sizes, and what else it is given
 def test_a_whole_layer_is_its_formula(layer, dtype, on_cpu):
     for shape, sizes, *more in LAYERS[layer]:
         scale = shape[-1] ** -0.5
-        fast = built(layer, on_cpu, dtype, *sizes, scale=scale)
-        exact = built(layer, Ops(), "float64", *sizes, scale=scale)
+        fast = build(layer, on_cpu, dtype, *sizes, scale=scale)
+        exact = build(layer, Ops(), "float64", *sizes, scale=scale)
         for part in (fast, exact) if more else ():
             part.self_attn.k_proj.bias = None
         x = np.random.default_rng(1).normal(size=shape).astype(dtype)
@@ -168,7 +203,7 @@ def test_a_whole_layer_is_its_formula(layer, dtype, on_cpu):
 
 
 def test_projections_are_packed_once_and_go_with_their_layer(on_cpu):
-    layer = built(EncoderLayer, on_cpu, "float32", 12, 3, 20, "relu", 1e-5)
+    layer = build(EncoderLayer, on_cpu, "float32", 12, 3, 20, "relu", 1e-5)
     x = np.ones((1, 7, 12), "float32")
     layer(x)
     packed = on_cpu.packed[layer.self_attn]
