@@ -54,13 +54,16 @@ def run_segment(options: argparse.Namespace) -> None:
             "--output - writes one image: expected one prompt, one kind, no --labels and no --json"
         )
     folder = output_folder(options.output)
-    stem, image = read_image(options.image)
+    stem, image = read_image(options.image, options.white_level)
     job = job_of(options, folder)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
-    result = segmenter.combine(image, prompts, scales=job.scales, input_data_format="channels_last")
+    given = {"scales": job.scales, "white_level": job.white_level}
+    result = segmenter.combine(image, prompts, input_data_format="channels_last", **given)
     if to_stdout:
-        pixels = KINDS[job.kinds[0]](image, *prompt_maps(result, 0, job), job.clean_up)
+        kind = job.kinds[0]
+        image = image if kind == "cutout" else load_image(image, "channels_last")
+        pixels = KINDS[kind](image, *prompt_maps(result, 0, job), job.clean_up)
         Image.fromarray(pixels).save(sys.stdout.buffer, format="PNG")
         return
     with written_together(folder) as part:
@@ -87,17 +90,15 @@ def output_folder(name: str) -> Path:
     return folder
 
 
-def read_image(name: str) -> tuple[str, np.ndarray]:
-    """The stem of an image's results, and the image; "-" is standard input."""
+def read_image(name: str, white_level: float | None) -> tuple[str, np.ndarray]:
+    """The stem of an image's results, and the image with its alpha; "-" is standard input."""
+    options = {"white_level": white_level, "keep_alpha": True}
     if name != "-":
-        return Path(name).stem, load_image(name)
+        return Path(name).stem, load_image(name, **options)
     with tempfile.NamedTemporaryFile() as file:
         file.write(sys.stdin.buffer.read())
         file.flush()
-        try:
-            return "image", load_image(file.name)
-        except InputError as error:
-            raise InputError(str(error).replace(file.name, "standard input")) from error
+        return "image", load_image(file.name, name="standard input", **options)
 
 
 def job_of(options: argparse.Namespace, folder: Path) -> Job:
@@ -125,6 +126,7 @@ def job_of(options: argparse.Namespace, folder: Path) -> Job:
         labels=options.labels,
         scales=tuple(options.scales),
         backend=options.backend,
+        white_level=options.white_level,
     )
 
 
@@ -199,7 +201,8 @@ def run_trace(options: argparse.Namespace) -> None:
     model = load(dtype=options.dtype)
     rough = load(dtype="float32") if options.dtype == "float64" else None
     processor = CLIPSegProcessor.from_pretrained(path)
-    images = [load_image(options.image)] * len(options.prompts)
+    image = load_image(options.image, white_level=options.white_level)
+    images = [image] * len(options.prompts)
     inputs = processor(
         text=options.prompts, images=images, padding=True, input_data_format="channels_last"
     )

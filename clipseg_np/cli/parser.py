@@ -91,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
     trace("--names", metavar="PATTERN", default="*", help="layers to write, such as 'decoder.*'")
     dtypes = ("float32", "float64")
     trace("--dtype", choices=dtypes, default="float64", help="default: %(default)s")
+    for add in (segment, batch, trace):
+        text = "the number that is white, such as 4095 for 12 bits in 16; not for images of 8 bits"
+        add("--white-level", metavar="N", type=float, help=text)
     for add in (segment, batch, info, trace):
         default = "default: the demonstration checkpoint"
         text = f"a checkpoint's folder, its one .safetensors file or its hub id; {default}"

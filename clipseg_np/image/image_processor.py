@@ -165,11 +165,12 @@ class ViTImageProcessor:
         return_tensors: str | None = None,
         data_format: str | None = "channels_first",
         input_data_format: str | None = None,
+        white_level: float | None = None,
         **overrides,
     ) -> Features:
         """Prepare images: one, a list in any mix of sizes and kinds, or an array of them.
 
-        images: see load_image; an array of images is (B,H,W,C) or (B,C,H,W).
+        images, white_level: see load_image; an array of images is (B,H,W,C) or (B,C,H,W).
         overrides: any setting of the constructor, for this call alone.
         Returns Features with pixel_values, float32 (B,3,height,width), or (B,height,width,3) for
         data_format "channels_last". Raises InputError for unusable images or settings,
@@ -179,7 +180,8 @@ class ViTImageProcessor:
         checked("data_format", data_format)
         changed = {name: value for name, value in overrides.items() if value is not None}
         processor = ViTImageProcessor(**{**vars(self), **changed}) if changed else self
-        batch = [processor._pixels(*named, input_data_format) for named in _named(images)]
+        options = {"input_data_format": input_data_format, "white_level": white_level}
+        batch = [processor._pixels(*named, options) for named in _named(images)]
         sizes = {pixels.shape[:2] for pixels in batch}
         if len(sizes) > 1:
             raise InputError(
@@ -191,9 +193,9 @@ class ViTImageProcessor:
             pixel_values = np.ascontiguousarray(np.moveaxis(pixel_values, 3, 1))
         return Features(pixel_values=pixel_values)
 
-    def _pixels(self, image, name, input_data_format):
+    def _pixels(self, image, name, options):
         """One image -> (height,width,3) float32"""
-        pixels = load_image(image, input_data_format, name)
+        pixels = load_image(image, name=name, **options)
         if self.do_resize:
             size = output_size(self.size, *pixels.shape[:2])
             if not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):

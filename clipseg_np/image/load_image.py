@@ -1,80 +1,119 @@
 """An image, however it is given, as a (height, width, 3) uint8 array of red, green and blue.
 
-Where transformers' processor gives a defined answer, this gives the same; it also takes what
-transformers refuses (two-dimensional arrays, 16-bit images). Deviations, each on purpose:
+decode.py reads files and PIL images; arrays come as they are. One rule makes levels of their
+numbers, whatever the format, the content and Pillow's version:
+
+| numbers | white |
+|---|---|
+| bool | True |
+| bytes | 255 |
+| uint16, and grey or colors of 16 bits in a file | 65535 |
+| floats up to 1 | 1 |
+| floats that are whole, other integers up to 255 | 255 |
+| other integers up to 65535 | 65535 |
+
+0 is black, and `white_level` says another white than the table's, but for bool and bytes. All other
+numbers are refused. Where no number of the image reaches half of the table's white, as with 12 bits
+stored in 16, a warning says so. Integers are rounded to levels; floats are cut, as in transformers.
+
+Where transformers' processor gives a defined answer, this gives the same; deviations, each on
+purpose:
 
 - Transparent pixels show white, as in transformers with do_convert_rgb=True. For a path,
   transformers drops the alpha and shows whatever color lies beneath; here a path and the image
   opened from it give the same.
-- 16-bit grey (mode I;16, uint16 arrays) is scaled from 0..65535 to 0..255; Pillow would clip it at
-  255.
+- Grey of 16 bits is scaled; Pillow would clip it at 255.
 - A bool array means black and white; transformers takes True as grey level 1.
 """
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from numbers import Real
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import InputError
 from ..nn.ops import in_main_memory
+from .decode import pillow_errors, read_file, read_pil
 from .row_blocks import map_row_blocks
 
 # The axis of the channels.
 LAYOUTS = {"channels_first": 0, "channels_last": 2}
-# Pixels on a side of a file's image, as in JPEG. A row of 80 million compresses to nothing, and
-# resizing it takes hundreds of gigabytes.
-MAX_SIDE = 65_535
-
-# What is wrong with an image on which Pillow raises an error; the first kind that fits counts.
-# Decoders raise OSError, SyntaxError, struct.error, EOFError and more.
-PILLOW_ERRORS = {
-    Image.DecompressionBombError: "is too large; shrink it or raise PIL.Image.MAX_IMAGE_PIXELS",
-    UnidentifiedImageError: "is not an image that Pillow can read; expected PNG, JPEG or the like",
-    MemoryError: "needs more memory than there is; shrink it",
-    Exception: "cannot be read as an image; it may be damaged, so fetch or export it again",
-}
+MAX_ROUNDING = 1e-3  # of floats in 0..1; it is float16's
 
 
-def load_image(image, input_data_format: str | None = None, name: str | None = None) -> np.ndarray:
+def load_image(
+    image,
+    input_data_format: str | None = None,
+    name: str | None = None,
+    white_level: float | None = None,
+    keep_alpha: bool = False,
+) -> np.ndarray:
     """Read one image: (height, width, 3), uint8.
 
     image:
     - a path (str or PathLike): turned upright by its EXIF orientation, as viewers show it;
     - a PIL image of any mode: its pixels as they lie, not turned, so that the mask fits the image;
     - an array (H,W), (H,W,C) or (C,H,W), C = 1 grey, 3 RGB, 4 RGBA, of NumPy, CuPy or anything
-      that numpy.asarray takes: bool (black and white), uint8, uint16 (0..65535), floats in 0..1
-      (levels are cut, not rounded, as in transformers), and other numbers if all are whole and in
-      0..255, or in 0..65535 for integers.
+      that numpy.asarray takes.
 
     input_data_format: "channels_first" or "channels_last" for arrays that could be either, such as
     (3,5,3); without it, those are channels_first, as in transformers. name: the image's name in
-    error messages.
+    messages. white_level: the number that is white, such as 4095 for 12 bits; larger ones are
+    white, too. It changes no bytes. keep_alpha: return (height, width, 4) of an image that has
+    transparency, instead of showing it on white.
     Raises FileNotFoundError for a missing file, InputError for everything else that cannot be used.
     """
+    if not (white_level is None or (isinstance(white_level, Real) and 0 < white_level < np.inf)):
+        raise InputError(f"white_level is {white_level}; expected a number above 0.")
+    name = name or image_name(image)
+    pixels = to_levels(read_numbers(image, input_data_format, name), white_level, name)
+    colors, alpha = split_alpha(pixels)
+    if alpha is not None and not keep_alpha:
+        colors, alpha = map_row_blocks(_over_white, colors, alpha), None
+    colors = np.broadcast_to(colors, (*colors.shape[:2], 3))
+    return np.array(colors) if alpha is None else np.concatenate([colors, alpha], axis=2)
+
+
+def image_name(image, default: str = "the image") -> str:
+    """The image's name in messages: its path, where it has one."""
     if isinstance(image, (str, os.PathLike)):
-        return _from_file(os.fspath(image))
+        return os.fspath(image)
+    return getattr(image, "filename", "") or default
+
+
+def read_numbers(image, input_data_format: str | None, name: str) -> np.ndarray:
+    """The image's numbers, not yet scaled: (H,W,C), C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_file(os.fspath(image), name)
     if isinstance(image, Image.Image):
-        name = name or getattr(image, "filename", "") or "the image"
-        with _pillow_errors(name):
-            return _from_pil(image, name)
-    name = name or "the image"
+        with pillow_errors(name):
+            return read_pil(image, name)
     if hasattr(image, "__array__"):
-        return _from_array(as_array(image, name), input_data_format, name)
+        return _channels_last(as_array(image, name), input_data_format, name)
     raise InputError(
         f"{name} is a {type(image).__name__}; expected a path, a PIL image or an array."
     )
 
 
+def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H,W,C) -> its colors (H,W,1 or 3), and its alpha (H,W,1) or None."""
+    if pixels.shape[2] % 2:
+        return pixels, None
+    return pixels[..., :-1], pixels[..., -1:]
+
+
 def is_unit_float(image) -> bool:
     """Whether this is a float array in 0..1, rescaled already; floats up to 255 are not."""
+    if isinstance(image, Image.Image) and image.mode == "F":
+        image = np.asarray(image)
     if not hasattr(image, "__array__"):
         return False
     array = as_array(image, "the image")
-    return array.dtype.kind == "f" and array.size > 0 and array.min() >= 0 and array.max() <= 1
+    if array.dtype.kind != "f" or array.size == 0:
+        return False
+    return array.min() >= -MAX_ROUNDING and array.max() <= 1 + MAX_ROUNDING
 
 
 def as_array(values, name: str) -> np.ndarray:
@@ -86,63 +125,6 @@ def as_array(values, name: str) -> np.ndarray:
             f"{name} is a {type(values).__name__} that NumPy cannot read ({error}); "
             f"expected an array in main memory, or a CuPy array."
         ) from error
-
-
-def _from_file(path: str) -> np.ndarray:
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no image {path}. Check the path.")
-    # Reading a pipe would wait, and reading a device might not end.
-    if not os.path.isfile(path):
-        kind = "folder" if os.path.isdir(path) else "device or a pipe"
-        raise InputError(f"{path} is a {kind}; expected one image's file, or - for a pipe.")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{path} is empty (0 bytes). Fetch or export the image again.")
-    with _pillow_errors(path), Image.open(path) as image:
-        if max(image.size) > MAX_SIDE:
-            size = f"{image.width} x {image.height} pixels"
-            raise InputError(f"{path} is {size}; expected at most {MAX_SIDE:,} on a side.")
-        ImageOps.exif_transpose(image, in_place=True)
-        return _from_pil(image, path)
-
-
-@contextmanager
-def _pillow_errors(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on a bad file into an InputError that names the file."""
-    with warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on, and refuses twice as many, which take 0.5 GB.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:
-            problem = next(text for kind, text in PILLOW_ERRORS.items() if isinstance(error, kind))
-            raise InputError(f"{name} {problem} ({str(error) or type(error).__name__}).") from error
-
-
-def _from_pil(image: Image.Image, name: str) -> np.ndarray:
-    if 0 in image.size:
-        raise InputError(f"{name} has no pixels: {image.width} x {image.height}.")
-    if image.mode.startswith("I"):
-        return _from_array(np.asarray(image), None, name)
-    if image.mode == "F":
-        levels = np.asarray(image)
-        low, high = levels.min(), levels.max()
-        # False for NaN, too.
-        if not 0 <= low <= high <= 255:
-            raise InputError(f"{name} of mode F holds {low:g} to {high:g}; expected 0..255.")
-    if image.mode == "La":
-        image = image.convert("LA")
-    if {"A", "a"} & set(image.getbands()) or image.info.get("transparency") is not None:
-        return map_row_blocks(_over_white, np.asarray(image.convert("RGBA")))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _from_array(array: np.ndarray, layout: str | None, name: str) -> np.ndarray:
-    pixels = _to_bytes(_channels_last(array, layout, name), name)
-    if pixels.shape[2] == 4:
-        return map_row_blocks(_over_white, pixels)
-    return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarray:
@@ -169,34 +151,51 @@ def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarr
     return np.moveaxis(array, axes[0], 2)
 
 
-def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """Any numbers that have a meaning as grey levels -> uint8 in 0..255."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind not in "iuf":
-        raise InputError(f"{name} is an array of {array.dtype}; expected bool, integers or floats.")
-    low, high = array.min(), array.max()
-    is_float = array.dtype.kind == "f"
-    if is_float and 0 <= low and high <= 1:
-        return map_row_blocks(
-            lambda rows: (rows.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), array
+def to_levels(numbers: np.ndarray, white_level: float | None, name: str) -> np.ndarray:
+    """Numbers (H,W,C) to bytes, 0 for black, by the rule at the top of this file."""
+    if numbers.dtype == np.uint8:
+        return numbers
+    if numbers.dtype == bool:
+        return numbers.astype(np.uint8) * np.uint8(255)
+    if numbers.dtype.kind not in "iuf":
+        raise InputError(f"{name} holds {numbers.dtype}; expected bool, integers or floats.")
+    low, high = numbers.min(), numbers.max()
+    is_float = numbers.dtype.kind == "f"
+    white = white_level or _usual_white(numbers, high)
+    if white is None or not -MAX_ROUNDING * is_float <= low <= high < np.inf:
+        whole = "" if (numbers == np.floor(numbers)).all() else "fractions of "
+        raise InputError(
+            f"{name} holds {whole}{numbers.dtype} from {low} to {high}; expected floats in 0..1, "
+            f"whole numbers in 0..255 or integers in 0..65535; or 0 and more, with the number that "
+            f"is white as white_level (--white-level)."
         )
-    in_bytes = 0 <= low and high <= 255 and array.dtype != np.uint16
-    if in_bytes and not (is_float and (array != np.floor(array)).any()):
-        return array.astype(np.uint8)
-    if not is_float and 0 <= low and high <= 65535:
-        return map_row_blocks(
-            lambda rows: ((rows.astype(np.int64) + 128) // 257).astype(np.uint8), array
+    brightest = split_alpha(numbers)[0].max()
+    if white_level is None and 0 < brightest < white / 2:
+        warnings.warn(
+            f"{name} is dark: its brightest number is {brightest}, and {white} counts as white. If "
+            f"another number is white, give it as white_level (--white-level).",
+            stacklevel=3,
         )
-    raise InputError(
-        f"{name} is an array of {array.dtype} from {low} to {high}; expected floats in 0..1, "
-        f"whole numbers in 0..255, or integers in 0..65535."
-    )
+
+    def levels(rows: np.ndarray) -> np.ndarray:
+        levels = np.clip(rows.astype(np.float64) * 255 / white, 0, 255) + (0 if is_float else 0.5)
+        return levels.astype(np.float32).astype(np.uint8)
+
+    return map_row_blocks(levels, numbers)
 
 
-def _over_white(rgba: np.ndarray) -> np.ndarray:
-    """Blend with white in the shares of alpha, rounded: (H,W,4) uint8 -> (H,W,3) uint8."""
-    color, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    return ((alpha * color + (255 - alpha) * 255 + 127) // 255).astype(np.uint8)
+def _usual_white(numbers: np.ndarray, high) -> int | None:
+    """The white of numbers whose largest is `high`, None where none is usual."""
+    if numbers.dtype.kind == "f":
+        if high <= 1 + MAX_ROUNDING:
+            return 1
+        return 255 if high <= 255 and (numbers == np.floor(numbers)).all() else None
+    if high <= 255 and numbers.dtype != np.uint16:
+        return 255
+    return 65535 if high <= 65535 else None
+
+
+def _over_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Blend with white in the shares of alpha, rounded: (H,W,C), (H,W,1) -> (H,W,C), uint8."""
+    colors, alpha = colors.astype(np.int32), alpha.astype(np.int32)
+    return ((alpha * colors + (255 - alpha) * 255 + 127) // 255).astype(np.uint8)

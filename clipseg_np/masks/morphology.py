@@ -122,16 +122,18 @@ def labeled_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with the mask as alpha: (height,width,3), uint8 -> (height,width,4), uint8.
+    """The image with the mask as alpha: (height,width,3 or 4), uint8 -> (height,width,4), uint8.
 
-    mask: bool, or floats in 0..1 for a soft edge. Raises InputError for a mask of another size.
+    An alpha that the image has is multiplied with the mask. mask: bool, or floats in 0..1 for a
+    soft edge. Raises InputError for a mask of another size.
     """
     if mask.shape != image.shape[:2]:
         raise InputError(
             f"the mask is {mask.shape} and the image {image.shape[:2]}; expected one size"
         )
-    alpha = map_row_blocks(lambda block: np.rint(255 * block).astype(np.uint8), mask)
-    return np.dstack([image, alpha])
+    own = image[..., 3] if image.shape[2] == 4 else np.broadcast_to(np.uint8(255), mask.shape)
+    alpha = map_row_blocks(lambda own, mask: np.rint(own * mask).astype(np.uint8), own, mask)
+    return np.dstack([image[..., :3], alpha])
 
 
 def contour(mask: np.ndarray, pixels: int = 1) -> np.ndarray:

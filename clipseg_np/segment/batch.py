@@ -111,6 +111,8 @@ def job_mark(job: Job) -> str:
         raise InputError(f"unknown kind {min(unknown)!r} of image; expected {', '.join(KINDS)}")
     checked_threshold(job.threshold)
     options = asdict(job) | {"output": None, "model": None, "version": RESULTS_VERSION}
+    if job.white_level is None:
+        del options["white_level"]  # 0.1 had no such option
     # As floats: 1 and 1.0 are the same option.
     options["clean_up"] = [float(pixels) for pixels in options["clean_up"].values()]
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
@@ -160,9 +162,10 @@ def stored_prompts(folder: Path, key: str) -> list[dict] | None:
 
 def write_image(job: Job, image: str, folder: Path, key: str) -> list[dict]:
     """Segment an image and write its folder whole. Returns the prompts' records."""
-    pixels = load_image(image)
+    pixels = load_image(image, white_level=job.white_level, keep_alpha=True)
+    prompts = job.prompts, job.image_prompts, job.white_level
     with _loading:
-        segmenter, query = _loaded(job.model, job.backend, job.prompts, job.image_prompts)
+        segmenter, query = _loaded(job.model, job.backend, *prompts)
     result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
     part = folder.with_name(f".{folder.name}.part")  # a killed run may have left one
     shutil.rmtree(part, ignore_errors=True)
@@ -180,7 +183,7 @@ _loading = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model, backend, prompts, pairs) -> tuple[Segmenter, Query]:
+def _loaded(model, backend, prompts, pairs, white_level) -> tuple[Segmenter, Query]:
     """The model and the embedded prompts: made once in a process, however many threads ask."""
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
-    return segmenter, segmenter.prepare([*prompts, *image_prompts(pairs)])
+    return segmenter, segmenter.prepare([*prompts, *image_prompts(pairs)], white_level)

@@ -36,7 +36,8 @@ class Job:
     """The same work for every image; small enough to be sent to each worker.
 
     `prompts` are texts and expressions. `image_prompts` are pairs of an image's path and the path
-    of its mask, or None. Paths must mean the same wherever a worker runs.
+    of its mask, or None. Paths must mean the same wherever a worker runs. white_level: see
+    image.load_image.
     """
 
     prompts: tuple[str, ...]
@@ -49,6 +50,7 @@ class Job:
     labels: bool = False
     backend: str = "numpy"
     scales: tuple[int, ...] = (1,)
+    white_level: float | None = None
 
     @property
     def captions(self) -> list[str]:

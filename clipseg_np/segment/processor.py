@@ -16,7 +16,7 @@ from ..text.tokenizer import CLIPTokenizer
 
 TEXT_OPTIONS = {"padding", "truncation", "max_length"}
 TEXT_OPTIONS |= {"add_special_tokens", "return_attention_mask"}
-IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format"}
+IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format", "white_level"}
 
 
 class CLIPSegProcessor:

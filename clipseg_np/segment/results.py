@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import write_json, written_whole
+from ..image.load_image import load_image
 from ..image.row_blocks import map_row_blocks
 from ..masks import connected_components, cut_out, draw, run_length_encoding
 from ..masks.morphology import Labels
@@ -42,10 +43,12 @@ def write_results(
 ) -> list[dict]:
     """Write the images of each prompt, the overview and, for `job.labels`, the label map.
 
+    image: (height,width,3), or 4 with alpha, which only the cutout keeps; uint8.
     Returns a record of each prompt: `prompt`, `area` in pixels, `share` of the image, the mask's
     `box` (None where it is empty), `presence` (the highest probability), and the names of its
     `files`. Raises InputError for a threshold outside 0 to 1.
     """
+    shown = image if image.shape[2] == 3 else load_image(image, "channels_last")
     label_map = Labels(result.size, len(result), 0) if job.labels else None
 
     def write_prompt(number: int, caption: str) -> tuple[dict, tuple[str, np.ndarray]]:
@@ -54,20 +57,21 @@ def write_results(
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}
         for kind, file in files.items():
-            pixels = KINDS[kind](image, mask, probabilities, job.clean_up)
+            drawn = image if kind == "cutout" else shown
+            pixels = KINDS[kind](drawn, mask, probabilities, job.clean_up)
             save_image(folder / file, Image.fromarray(pixels))
         if label_map:
             label_map.add(probabilities, mask)
         record = {"prompt": caption, **mask_statistics(mask)}
         record["presence"] = round(float(probabilities.max()), 4)
         record["files"] = list(files.values())
-        return record, (caption, draw.panel(image, mask))
+        return record, (caption, draw.panel(shown, mask))
 
     records, panels = zip(*(write_prompt(*numbered) for numbered in enumerate(job.captions)))
-    panels = [("the image", draw.subsample(image)), *panels]
+    panels = [("the image", draw.subsample(shown)), *panels]
     save_image(folder / f"{stem}_overlay.png", draw.sheet(panels))
     if label_map:
-        write_labels(folder, stem, image, label_map.map, job.captions)
+        write_labels(folder, stem, shown, label_map.map, job.captions)
     return list(records)
 
 

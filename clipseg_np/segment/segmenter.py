@@ -109,6 +109,7 @@ class Segmenter:
         *,
         scales: Sequence[int] = (1,),
         input_data_format: str | None = None,
+        white_level: float | None = None,
     ) -> Segmentation:
         """Segment one image by P prompts.
 
@@ -117,12 +118,14 @@ class Segmenter:
         an image's path must be a pathlib.Path.
         scales: 1 is the whole image, s its windows of an s-th of its height and width; several are
         averaged. Each window costs as much as an image.
+        white_level: the number that is white in the images and image prompts that are not of bytes.
 
         Raises InputError for no prompt, an empty text, unfit scales or an unusable image, and
         FileNotFoundError for a missing file.
         """
-        query = self._query(prompts, combined=False)
-        return self._segment(load_image(image, input_data_format), query, scales)
+        query = self._query(prompts, white_level, combined=False)
+        image = load_image(image, input_data_format, white_level=white_level)
+        return self._segment(image, query, scales)
 
     def combine(
         self,
@@ -131,26 +134,28 @@ class Segmenter:
         *,
         scales: Sequence[int] = (1,),
         input_data_format: str | None = None,
+        white_level: float | None = None,
     ) -> Segmentation:
         """As a call, but a text may combine several: "a cat - a collar" (see prompt_algebra.py).
 
         `prompts` may be a Query of `prepare`. Raises InputError also if a text cannot be read.
         """
-        query = prompts if isinstance(prompts, Query) else self._query(prompts)
-        return self._segment(load_image(image, input_data_format), query, scales)
+        query = prompts if isinstance(prompts, Query) else self._query(prompts, white_level)
+        image = load_image(image, input_data_format, white_level=white_level)
+        return self._segment(image, query, scales)
 
-    def prepare(self, prompts: Any) -> Query:
+    def prepare(self, prompts: Any, white_level: float | None = None) -> Query:
         """Read and embed the prompts of `combine` once, for many images."""
-        query = self._query(prompts)
+        query = self._query(prompts, white_level)
         embeddings = query.embed()
         return replace(query, embed=lambda: embeddings, token_ids=None)
 
-    def _query(self, prompts: Any, combined: bool = True) -> Query:
+    def _query(self, prompts: Any, white_level: float | None, combined: bool = True) -> Query:
         """A query whose prompts are tokenized now and embedded beside the first image."""
         prompts, expressions = read_prompts(prompts, combined)
         names = tuple(dict.fromkeys(name for e in expressions for name in e.prompts))
         parts = [name if isinstance(name, str) else prompts[name] for name in names]
-        inputs = self._inputs(parts)
+        inputs = self._inputs(parts, white_level)
         ids = inputs[0].get("input_ids") if self.graphs is not None and len(inputs) == 1 else None
         embed = cache(partial(self._embedded, parts, inputs))
         return Query(tuple(prompts), tuple(expressions), names, embed, ids)
@@ -201,12 +206,14 @@ class Segmenter:
         """Texts and images, in any mix, to conditional embeddings.  -> (P,projection_dim)"""
         return self._embedded(prompts, self._inputs(prompts))
 
-    def _inputs(self, prompts: list) -> list[dict]:
+    def _inputs(self, prompts: list, white_level: float | None = None) -> list[dict]:
         """Arguments of get_conditional_embeddings for the texts, if any, then for the images."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         mean = self.processor.image_processor.image_mean
         images = [
-            prompt.prepared(mean) if isinstance(prompt, VisualPrompt) else load_image(prompt)
+            prompt.prepared(mean, white_level)
+            if isinstance(prompt, VisualPrompt)
+            else load_image(prompt, white_level=white_level)
             for prompt in prompts
             if not isinstance(prompt, str)
         ]

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..image.load_image import as_array, load_image
+from ..image.load_image import image_name, load_image, read_numbers, split_alpha, to_levels
 from ..masks import dilate
 
 KERNEL_SIZE = 15  # of the blur, pixels
 RED = (255, 0, 0)
 OUTLINE = 2  # pixels on each side of the mask's edge
+MAX_TINT = 50  # of 255: between the channels of a grey that JPEG has stored
 
 # name: keyword arguments of `engineer`
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,26 +42,28 @@ DEFAULT = "crop_blur_darken"
 class VisualPrompt:
     """An image prompt with the mask of the object that is meant, for `Segmenter`.
 
-    image: as for image.load_image. mask: (height,width) of the upright image, bool or 0 and 1; or
-    an image or path that is white where the object is. variant: a name in VARIANTS.
+    image: as for image.load_image. mask: an array, a PIL image or a path, of the upright image's
+    size; see `load_mask`. variant: a name in VARIANTS.
     """
 
     image: Any
     mask: Any
     variant: str = DEFAULT
 
-    def prepared(self, mean: tuple[float, ...]) -> np.ndarray:
+    def prepared(self, mean: tuple[float, ...], white_level: float | None = None) -> np.ndarray:
         """The engineered image, for the checkpoint's image_mean.  -> (height',width',3), uint8
 
-        Raises InputError for an unknown variant, a mask of another size or an empty one.
+        white_level: see image.load_image. Raises InputError for an unknown variant, a mask of
+        another size or an empty one.
         """
         if self.variant not in VARIANTS:
             expected = f"expected one of {', '.join(VARIANTS)}"
             raise InputError(f"unknown variant {self.variant!r} of a visual prompt; {expected}")
-        image = load_image(self.image)
+        image = load_image(self.image, white_level=white_level)
+        mask = load_mask(self.mask, white_level)
         neutral = 255 * np.broadcast_to(np.array(mean, np.float32), 3)
         options = {**VARIANTS[self.variant], "ink": RED - neutral}
-        pixels = engineer(image.astype(np.float32) - neutral, load_mask(self.mask), **options)
+        pixels = engineer(image.astype(np.float32) - neutral, mask, **options)
         return np.clip(np.rint(pixels + neutral), 0, 255).astype(np.uint8)
 
     picture = prepared  # its name in 0.1
@@ -71,13 +74,47 @@ def image_prompts(pairs: Iterable[tuple[str, str | None]]) -> list[Path | Visual
     return [VisualPrompt(Path(image), Path(mask)) if mask else Path(image) for image, mask in pairs]
 
 
-def load_mask(mask: Any) -> np.ndarray:
-    """A mask as (height,width) bool: an array of 0 and 1, or an image's brighter half."""
-    if hasattr(mask, "__array__"):
-        mask = as_array(mask, "the prompt's mask")
-        if mask.ndim == 2 and np.isin(mask, (0, 1)).all():
-            return mask.astype(bool)
-    return load_image(mask).mean(axis=2) >= 128
+def load_mask(mask: Any, white_level: float | None = None) -> np.ndarray:
+    """A mask as (height,width) bool, from an array, a PIL image or a path.
+
+    Transparency that varies is the mask, opaque where the object is. Otherwise, the brighter of two
+    values is, whatever they are; of more values, which soft edges have, the brighter half of grey.
+    Raises InputError for several colors, and where both transparency and black and white may be
+    meant.
+    """
+    name = image_name(mask, "the prompt's mask")
+    colors, alpha = split_alpha(read_numbers(mask, None, name))
+    levels = brightness(colors)
+    if alpha is not None and alpha.min() < alpha.max():
+        visible = levels[2.0 * alpha[..., 0] > alpha.max()]
+        white = brightness(np.full(colors.shape[2], 255))
+        if visible.min() == 0 and visible.max() == white and is_two_valued(visible):
+            raise InputError(
+                f"{name} is black and white, and transparent in part; expected one of them: save "
+                f"it without transparency, or in one color"
+            )
+        colors, levels = alpha, alpha[..., 0]
+    if is_two_valued(levels):
+        low = levels.min()
+        return levels > (low if low < levels.max() else 0)
+    colors = to_levels(colors, white_level, name)
+    if (np.ptp(colors, axis=2) > MAX_TINT).any():
+        raise InputError(
+            f"{name} holds more than two colors; expected white where the object is, black elsewhere"
+        )
+    return colors.mean(axis=2) >= 128
+
+
+def brightness(colors: np.ndarray) -> np.ndarray:
+    """(...,C) -> (...); the weights of red, green and blue differ, so that most colors do."""
+    if colors.shape[-1] == 1:
+        return colors[..., 0]
+    return sum(weight * colors[..., i] for i, weight in enumerate((0.299, 0.587, 0.114)))
+
+
+def is_two_valued(levels: np.ndarray) -> bool:
+    """Whether there are at most two values; NaN is none."""
+    return bool(((levels == levels.min()) | (levels == levels.max())).all())
 
 
 def crop_blur_highlight(pixel_values: np.ndarray, mask: np.ndarray, size: int = 352) -> np.ndarray:
@@ -87,7 +124,9 @@ def crop_blur_highlight(pixel_values: np.ndarray, mask: np.ndarray, size: int = 
     should count columns; that is fixed here.
     """
     square = engineer(np.moveaxis(pixel_values, 0, 2), load_mask(mask), **VARIANTS[DEFAULT])
-    nearest = np.arange(size) * square.shape[0] // size
+    # torch's interpolate multiplies in float32, which rounds up to some whole numbers.
+    places = np.arange(size, dtype=np.float32) * np.float32(square.shape[0] / size)
+    nearest = np.minimum(places.astype(int), square.shape[0] - 1)
     return np.moveaxis(square[nearest][:, nearest], 2, 0)
 
 

@@ -84,9 +84,23 @@ def test_32_bit_grey_is_8_or_16_bits_wide():
     np.testing.assert_array_equal(load_image(Image.fromarray(narrow * 257)), three(narrow))
 
 
-def test_float_images_are_on_pillow_s_scale():
-    levels = np.linspace(0, 255, 35, dtype=np.float32).reshape(5, 7)
-    np.testing.assert_array_equal(load_image(Image.fromarray(levels)), three(np.floor(levels)))
+def test_float_images_are_read_as_float_arrays(tmp_path):
+    """Whole levels and 0..1 have a meaning; others are refused, until white is given."""
+    fractions = np.linspace(0, 255, 35, dtype=np.float32).reshape(5, 7)
+    for levels in (fractions / 255, np.floor(fractions)):
+        file = tmp_path / "float.tif"
+        Image.fromarray(levels).save(file)
+        for image in (file, Image.fromarray(levels)):
+            np.testing.assert_array_equal(load_image(image), load_image(levels))
+    Image.fromarray(fractions).save(file)
+    for image in (file, Image.fromarray(fractions), fractions):
+        with pytest.raises(
+            InputError, match=r"fractions of float32 from 0.0 to 255.0.*white_level"
+        ):
+            load_image(image)
+        np.testing.assert_array_equal(
+            load_image(image, white_level=255), three(np.floor(fractions))
+        )
 
 
 # files
