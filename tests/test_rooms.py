@@ -10,7 +10,7 @@ import clipseg_np
 PACKAGE = Path(clipseg_np.__file__).parent
 FLOORS = {
     **dict.fromkeys(("errors", "version", "pico"), 0),
-    "atomic_files": 1,
+    **dict.fromkeys(("atomic_files", "habits"), 1),
     "nn": 2,
     "backends": 3,
     "checkpoints": 4,

@@ -6,13 +6,15 @@ as yesterday. `download`, and loading what the cache lacks, ask the hub.
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, optional
 
 # The files of a checkpoint that this package reads; other frameworks' weights and inner folders,
 # which hold other weights, stay on the hub.
 CHECKPOINT_FILES = ["*.json", "*.txt", "*.safetensors"]
-FETCHED = {"allow_patterns": CHECKPOINT_FILES, "ignore_patterns": ["*/*"]}
+# Arguments of locate.checkpoint_path, which every from_pretrained hands on.
+HUB_OPTIONS = ("local_files_only", "subfolder", "cache_dir", "revision", "token", "force_download")
 
 # The files that each part of a checkpoint needs: one of several alternatives.
 CONFIG = (("config.json",),)
@@ -26,7 +28,7 @@ TOKEN_ADVICE = "set HF_TOKEN to your access token"
 ANSWERS = {
     401: f"there is no such checkpoint, or it asks who you are: check the name, or {TOKEN_ADVICE}",
     403: f"it is not open to you: ask for access on the checkpoint's page, and {TOKEN_ADVICE}",
-    404: "there is no such checkpoint: check the name",
+    404: "there is no such checkpoint: check the name and the revision",
 }
 
 
@@ -36,37 +38,64 @@ def is_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and "\\" not in name
 
 
-def from_hub(hub_id: str, local_files_only: bool = False, needed: tuple = WHOLE) -> Path:
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take HUB_OPTIONS out of the options of a from_pretrained."""
+    return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+
+
+def fetched(subfolder: str = "") -> dict[str, list[str]]:
+    """The patterns of the files to fetch, for huggingface_hub."""
+    start = f"{subfolder}/" if subfolder else ""
+    wanted = [start + pattern for pattern in CHECKPOINT_FILES]
+    return {"allow_patterns": wanted, "ignore_patterns": [f"{start}*/*"]}
+
+
+def from_hub(
+    hub_id: str,
+    local_files_only: bool = False,
+    needed: tuple = WHOLE,
+    subfolder: str = "",
+    force_download: bool = False,
+    **options: Any,
+) -> Path:
     """A checkpoint's folder in the hub's cache; it is fetched if the cache lacks a `needed` file.
 
-    Raises MissingExtra without huggingface_hub; InputError if a file is lacking and the network may
-    not be used (`local_files_only` or HF_HUB_OFFLINE), and where `download` raises it.
+    `options` (cache_dir, revision, token) are huggingface_hub's. Raises MissingExtra without
+    huggingface_hub; InputError if a file is lacking and the network may not be used
+    (`local_files_only` or HF_HUB_OFFLINE), and where `download` raises it.
     """
     hub = optional("huggingface_hub", extra="hub")
+    options = {name: value for name, value in options.items() if value is not None}
+    if force_download and not local_files_only:
+        return download(hub_id, None, subfolder, force_download=True, **options)
+    patterns = fetched(subfolder)
     try:
-        folder = Path(hub.snapshot_download(hub_id, local_files_only=True, **FETCHED))
-        absent = lacking(folder, needed)
+        root = hub.snapshot_download(hub_id, local_files_only=True, **patterns, **options)
+        absent = lacking(Path(root, subfolder), needed)
         if not absent:
-            return folder
+            return Path(root, subfolder)
     except (OSError, ValueError) as error:  # not in the cache, or incomplete
-        folder = getattr(error, "snapshot_path", None)
-        absent = folder and (lacking(Path(folder), needed) or "some of its files")
+        root = getattr(error, "snapshot_path", None)
+        absent = root and (lacking(Path(root, subfolder), needed) or "some of its files")
     if not (local_files_only or hub.constants.HF_HUB_OFFLINE):
-        return download(hub_id)
+        return download(hub_id, None, subfolder, **options)
     state = f"holds it without {absent}" if absent else "does not hold it"
     raise InputError(
-        f"offline, {hub_id} can only come from the cache {hub.constants.HF_HUB_CACHE}, which "
-        f"{state}. Where there is a network, run clipseg-np download {hub_id} FOLDER, and give the "
-        f"path of FOLDER here."
+        f"offline, {hub_id} can only come from the cache "
+        f"{options.get('cache_dir', hub.constants.HF_HUB_CACHE)}, which {state}. Where there is a "
+        f"network, run clipseg-np download {hub_id} FOLDER, and give the path of FOLDER here."
     )
 
 
-def download(hub_id: str, folder: str | Path | None = None) -> Path:
+def download(
+    hub_id: str, folder: str | Path | None = None, subfolder: str = "", **options: Any
+) -> Path:
     """Fetch a checkpoint's newest state from the hub into its cache or into `folder`.
 
-    Shows progress. Each file is written whole or not at all. Raises MissingExtra without
-    huggingface_hub, and InputError if the hub cannot be reached, refuses or breaks off, or has no
-    such checkpoint or no safetensors weights of it.
+    `options` (cache_dir, revision, token, force_download) are huggingface_hub's. Shows progress.
+    Each file is written whole or not at all. Raises MissingExtra without huggingface_hub, and
+    InputError if the hub cannot be reached, refuses or breaks off, or has no such checkpoint or no
+    safetensors weights of it.
     """
     if not is_hub_id(hub_id):
         raise InputError(
@@ -75,15 +104,18 @@ def download(hub_id: str, folder: str | Path | None = None) -> Path:
     hub = optional("huggingface_hub", extra="hub")
     try:
         # When the hub does not answer, model_info fails; snapshot_download returns an old folder.
-        names = [file.rfilename for file in hub.model_info(hub_id).siblings or []]
-        if any(name.endswith(".safetensors") and "/" not in name for name in names):
-            return Path(hub.snapshot_download(hub_id, local_dir=folder, **FETCHED))
+        asked = {name: options[name] for name in ("revision", "token") if name in options}
+        paths = [Path(file.rfilename) for file in hub.model_info(hub_id, **asked).siblings or []]
+        if any(p.suffix == ".safetensors" and p.parent == Path(subfolder) for p in paths):
+            patterns = fetched(subfolder)
+            root = hub.snapshot_download(hub_id, local_dir=folder, **patterns, **options)
+            return Path(root, subfolder)
     except Exception as error:  # errors of the library, of the network and of the system
         raise InputError(
             f"Could not fetch {hub_id} from the Hugging Face hub: {_reason(error)}."
         ) from error
     raise InputError(
-        f"{hub_id} holds no safetensors weights. Ask for a revision that does, or convert it with "
+        f"{hub_id} holds no safetensors weights. Name a revision that does, or convert it with "
         f"transformers: "
         f"CLIPSegForImageSegmentation.from_pretrained({hub_id!r}).save_pretrained(FOLDER)."
     )

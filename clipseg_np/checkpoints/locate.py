@@ -32,13 +32,18 @@ def checkpoint_folder(folder_or_hub_id: str | os.PathLike, **options: Any) -> Pa
 
 
 def checkpoint_path(
-    folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, needed: tuple = WHOLE
+    folder_or_hub_id: str | os.PathLike,
+    *,
+    needed: tuple = WHOLE,
+    subfolder: str | None = None,
+    **hub: Any,
 ) -> Path:
     """The path of a checkpoint: a folder, or one .safetensors file beside its config.json.
 
-    An existing path is returned as it is. Any other name "owner/name" is a checkpoint of the
-    Hugging Face hub. Its folder comes from the hub's cache if all `needed` files are there; if not,
-    it is fetched, unless `local_files_only`.
+    An existing path is returned as it is; of a folder, the `subfolder` in it. Any other name
+    "owner/name" is a checkpoint of the Hugging Face hub. Its folder comes from the hub's cache if
+    all `needed` files are there; if not, it is fetched, unless `local_files_only`. The other
+    options of the hub are cache_dir, revision, token and force_download.
 
     Raises FileNotFoundError if the name is neither; MissingExtra without huggingface_hub;
     InputError if the name is empty, the path is another file, or the hub does not give the
@@ -50,9 +55,11 @@ def checkpoint_path(
             "The checkpoint's name is empty; expected its folder's path (. is the current folder) "
             "or a hub id."
         )
-    path = Path(name)
+    path, subfolder = Path(name), (subfolder or "").strip("/")
     if path.is_dir():
-        return path
+        if not (path / subfolder).is_dir():
+            raise FileNotFoundError(f"There is no folder {subfolder} in {path}.")
+        return path / subfolder
     if path.is_file() and name.endswith(".safetensors"):
         config = path.parent / "config.json"
         if not config.is_file():
@@ -74,7 +81,7 @@ def checkpoint_path(
             f"or a hub id such as CIDAS/clipseg-rd64-refined."
         )
     try:
-        return from_hub(name, local_files_only, needed)
+        return from_hub(name, needed=needed, subfolder=subfolder, **hub)
     except (InputError, MissingExtra) as error:
         raise type(error)(f"There is no folder {name}; as a hub id: {error}") from error
 

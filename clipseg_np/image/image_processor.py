@@ -16,14 +16,16 @@ import json
 import os
 import warnings
 from functools import partial
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..atomic_files import write_json
-from ..checkpoints.hub import IMAGES
+from ..atomic_files import write_json, written_together
+from ..checkpoints.hub import IMAGES, hub_options
 from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
+from ..habits import LOADING, SAVING, explain_absence, understands
 from ..model.outputs import Features
 from ..nn.ops import Ops
 from .load_image import LAYOUTS, is_unit_float, load_image
@@ -152,9 +154,17 @@ class ViTImageProcessor:
                 checked(name, value)
             elif value is not None and name not in IGNORED:
                 warnings.warn(f"ViTImageProcessor ignores the unknown {name!r}.", stacklevel=2)
-        for name, default in DEFAULTS.items():
-            value = default if settings[name] is None else settings[name]
-            setattr(self, name, checked(name, value))
+        for name in DEFAULTS:
+            setattr(self, name, settings[name])
+
+    if not TYPE_CHECKING:
+        __getattr__ = explain_absence
+
+    def __setattr__(self, name, value):
+        """An assigned setting keeps the rules of the constructor, too."""
+        if name in RULES:
+            value = checked(name, DEFAULTS.get(name) if value is None else value)
+        super().__setattr__(name, value)
 
     def __call__(self, images, **options) -> Features:
         return self.preprocess(images, **options)
@@ -214,32 +224,42 @@ class ViTImageProcessor:
         return pixels
 
     @classmethod
-    def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, **overrides
-    ) -> "ViTImageProcessor":
+    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id", use_auth_token="token")
+    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike, **options) -> "ViTImageProcessor":
         """Read a checkpoint's preprocessor_config.json, or its part in processor_config.json.
 
+        options: those of checkpoint_path, and settings, which win over the file's.
         Raises FileNotFoundError where neither is there, InputError for an impossible value.
         """
-        options = {"local_files_only": local_files_only, "needed": (IMAGES,)}
-        folder = checkpoint_folder(folder_or_hub_id, **options)
+        folder = checkpoint_folder(folder_or_hub_id, needed=(IMAGES,), **hub_options(options))
         path = folder / COMBINED_FILE
-        settings = read_json(path).get("image_processor") if path.is_file() else None
+        settings = _combined(folder).get("image_processor")
         if not isinstance(settings, dict):
             path = folder / CONFIG_FILE
             settings = read_json(path)
         with naming(path):
-            return cls.from_dict(settings, **overrides)
+            return cls.from_dict(settings, **options)
 
     @classmethod
     def from_dict(cls, settings: dict, **overrides) -> "ViTImageProcessor":
         return cls(**{**settings, **overrides})
 
+    @understands(SAVING, save_directory="folder")
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
-        """Write preprocessor_config.json into `folder`, made if missing; return [its path]."""
-        path = os.path.join(folder, CONFIG_FILE)
-        write_json(path, self.to_dict())
-        return [path]
+        """Write preprocessor_config.json into `folder`, made if missing; return [its path].
+
+        If the folder has a processor_config.json, from which images' settings are read first, its
+        part for images is replaced as well.
+        """
+        with written_together(Path(folder)) as part:
+            self.write(part, Path(folder))
+        return [os.path.join(folder, CONFIG_FILE)]
+
+    def write(self, part: Path, folder: Path) -> None:
+        """Write the files into `part`, whose files will be moved to `folder`."""
+        write_json(part / CONFIG_FILE, self.to_dict())
+        if combined := _combined(folder):
+            write_json(part / COMBINED_FILE, {**combined, "image_processor": self.to_dict()})
 
     def to_dict(self) -> dict:
         """The settings that are not None, and the reference's class name."""
@@ -281,6 +301,11 @@ def probabilities_at(logits, size: tuple[int, int], ops: Ops = REFERENCE, rows=s
     zero, and probabilities do not blur.
     """
     return ops.sigmoid(resize_bilinear(logits.astype(np.float32), size, ops.xp, rows))
+
+
+def _combined(folder: Path) -> dict:
+    """The settings of all processors of a folder, where they are in one file."""
+    return read_json(folder / COMBINED_FILE) if (folder / COMBINED_FILE).is_file() else {}
 
 
 def _named(images) -> list[tuple]:

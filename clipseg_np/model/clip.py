@@ -10,6 +10,7 @@ projected array; hidden states are returned only on request.
 from collections.abc import Sequence
 from typing import Any
 
+from ..habits import FEATURES, understands
 from ..nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
 from ..nn.ops import Array
 from ..nn.scope import Scope
@@ -113,8 +114,8 @@ class CLIPSegTextModel(PretrainedModel):
         attention_mask: Array | None = None,
         position_ids: Array | None = None,
         *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """input_ids (P,T); attention_mask (P,T), 0 at padding; position_ids (P,T) or (1,T).
 
@@ -153,6 +154,7 @@ class CLIPSegVisionModel(PretrainedModel):
     """The vision tower: pixels to one vector for each patch, and one for the image."""
 
     config_class = CLIPSegVisionConfig
+    main_input_name = "pixel_values"
     landmark = "embeddings.class_embedding"
     prefixes = ("clip.vision_model.", "vision_model.", "")
 
@@ -170,8 +172,8 @@ class CLIPSegVisionModel(PretrainedModel):
         pixel_values: Array,
         interpolate_pos_encoding: bool = True,
         *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """pixel_values (B,C,H,W), of any height and width that hold a patch.
 
@@ -217,6 +219,7 @@ class CLIPSegModel(PretrainedModel):
         self.text_projection = Linear(scope / "text_projection", text.hidden_size, D, False)
         self.logit_scale = scope.take("logit_scale", ())
 
+    @understands(FEATURES)
     def get_text_features(
         self, input_ids: Array, attention_mask: Array = None, position_ids: Array = None
     ) -> Array:
@@ -224,6 +227,7 @@ class CLIPSegModel(PretrainedModel):
         text = self.text_model(input_ids, attention_mask, position_ids)
         return self.text_projection(text.pooler_output)
 
+    @understands(FEATURES)
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
     ) -> Array:
@@ -240,8 +244,8 @@ class CLIPSegModel(PretrainedModel):
         return_loss: bool = False,
         interpolate_pos_encoding: bool = True,
         *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> CLIPSegOutput:
         """B images and P texts to the cosine of each pair, times e^logit_scale.
 

@@ -77,8 +77,8 @@ class Decoder(Layer):
         conditional_embeddings: Array,
         grid: tuple[int, int],
         *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> CLIPSegDecoderOutput:
         attentions = [] if output_attentions else None
         hidden_states = []
@@ -181,8 +181,8 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         labels: Array | None = None,
         interpolate_pos_encoding: bool = True,
         *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> CLIPSegImageSegmentationOutput:
         """pixel_values (B,C,H,W) and P prompts in one of 3 forms -> logits (P,H,W); B is P or 1.
 
@@ -201,7 +201,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         # hidden_states[0] is the first layer's input, hidden_states[i + 1] the output of layer i.
         activations = [vision.hidden_states[i + 1] for i in self.config.extract_layers]
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)
-        if not output_hidden_states:
+        if not self.clip.vision_model.flag("output_hidden_states", output_hidden_states):
             vision.hidden_states = None
         embeddings = conditional_embeddings
         if embeddings is None:

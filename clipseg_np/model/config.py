@@ -2,20 +2,21 @@
 
 Deviation: transformers accepts values with which no model can work, and fails later or not at all;
 here they are refused with the field's name. Fields that concern only transformers (`architectures`,
-`dtype`, ...) are kept in `other`, and written back unchanged.
+`dtype`, ...) are kept in `other`, and written back unchanged. A config of CLIP itself is read, too.
 """
 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..atomic_files import write_json
-from ..checkpoints.hub import CONFIG
+from ..checkpoints.hub import CONFIG, hub_options
 from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
+from ..habits import LOADING, SAVING, explain_absence, understands
 from ..nn.ops import Ops
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 MAX_COUNT, MAX_NUMBER = 2**31 - 1, 1e30  # a larger one is a mistake, and overflows
 LEGACY_EOS_TOKEN_ID = 2  # in old checkpoints, whose texts end at their highest token id
+OUTPUT_FLAGS = ("output_attentions", "output_hidden_states")  # defaults of a call, in `other`
 
 
 def is_whole(value: Any) -> bool:
@@ -62,25 +64,49 @@ def ruled(default: Any, rule: Rule) -> Any:
 
 
 class _Config:
-    """To and from dictionaries and JSON, the same for all three."""
+    """To and from dictionaries and JSON, the same for all three.
 
-    model_type = ""
+    An argument that is no field is kept in `other`, and is an attribute as well.
+    """
+
+    model_type = clip_type = ""
+
+    def __init__(self, /, *values: Any, **named: Any):
+        names = [each.name for each in fields(self)]
+        named = dict(zip(names, values)) | named
+        unknown = {name: named[name] for name in named.keys() - {*names, "model_type"}}
+        named["other"] = {**named.get("other", {}), **unknown}
+        for each in fields(self):
+            object.__setattr__(self, each.name, named.get(each.name, each.default))
+        self.__post_init__()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            other = self.__dict__.get("other", {})
+            return other[name] if name in other else explain_absence(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise FrozenInstanceError(
+            f"a config cannot change: write from_pretrained(FOLDER, {name}={value!r}) or "
+            f"dataclasses.replace(config, {name}={value!r})"
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Self":
         """From config.json's object. Raises InputError with the name of an impossible field."""
         cls._require_object(values)
         declared = values.get("model_type", cls.model_type)
-        if declared != cls.model_type:
+        if declared not in (cls.model_type, cls.clip_type):
             # A whole model's config may be given for one tower.
-            if declared == CLIPSegConfig.model_type:
+            if declared in (CLIPSegConfig.model_type, CLIPSegConfig.clip_type):
                 return getattr(CLIPSegConfig.from_dict(values), cls.base_config_key)
             raise InputError(
                 f"model_type is {declared!r}; expected {cls.model_type!r} for {cls.__name__}"
             )
-        known = {f.name for f in fields(cls)} - {"other"}
-        other = {key: values[key] for key in values if key not in known | {"model_type"}}
-        return cls(**{key: values[key] for key in values if key in known}, other=other)
+        named = dict(values)
+        other = {key: named.pop(key) for key in ("other",) if key in named}
+        return cls(**named, other=other)
 
     @classmethod
     def _require_object(cls, values: Any) -> None:
@@ -106,15 +132,25 @@ class _Config:
             return cls.from_dict(read_json(Path(path)))
 
     @classmethod
-    def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False
-    ) -> "Self":
-        """From a checkpoint's config.json; a tower's config is found inside a whole model's."""
-        folder = checkpoint_folder(
-            folder_or_hub_id, local_files_only=local_files_only, needed=(CONFIG,)
-        )
-        return cls.from_json_file(folder / CONFIG_NAME)
+    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id")
+    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike, **options: Any) -> "Self":
+        """From a checkpoint's config.json; a tower's config is found inside a whole model's.
 
+        `options` are those of checkpoint_path, and fields with values that win over the file's.
+        """
+        folder = checkpoint_folder(folder_or_hub_id, needed=(CONFIG,), **hub_options(options))
+        return cls.from_json_file(folder / CONFIG_NAME).with_values(**options)
+
+    def with_values(self, **values: Any) -> "Self":
+        """A config with these values in place of its own. Raises InputError for unknown names."""
+        for name in values.keys() - {each.name for each in fields(self)} - {*OUTPUT_FLAGS}:
+            raise InputError(
+                f"{name} is neither an argument of from_pretrained nor a field of "
+                f"{type(self).__name__}; leave it out"
+            )
+        return replace(self, **values)
+
+    @understands(SAVING, save_directory="folder")
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
@@ -134,11 +170,11 @@ class _Config:
             self._refuse(width, f"a multiple of {heads}, which is {getattr(self, heads)}")
 
 
-@dataclass(frozen=True)
+@dataclass(init=False)
 class CLIPSegTextConfig(_Config):
     """The text tower. Texts are pooled at `eos_token_id`; 2 stands for the highest id."""
 
-    model_type = "clipseg_text_model"
+    model_type, clip_type = "clipseg_text_model", "clip_text_model"
     base_config_key = "text_config"
 
     vocab_size: int = ruled(49408, COUNT)
@@ -162,11 +198,11 @@ class CLIPSegTextConfig(_Config):
         self._require_heads("hidden_size", "num_attention_heads")
 
 
-@dataclass(frozen=True)
+@dataclass(init=False)
 class CLIPSegVisionConfig(_Config):
     """The vision tower. An image of another size than `image_size` gets interpolated positions."""
 
-    model_type = "clipseg_vision_model"
+    model_type, clip_type = "clipseg_vision_model", "clip_vision_model"
     base_config_key = "vision_config"
 
     hidden_size: int = ruled(768, COUNT)
@@ -190,7 +226,7 @@ class CLIPSegVisionConfig(_Config):
             self._refuse("patch_size", f"at most image_size, which is {self.image_size}")
 
 
-@dataclass(frozen=True)
+@dataclass(init=False)
 class CLIPSegConfig(_Config):
     """Both towers and the decoder.
 
@@ -199,7 +235,7 @@ class CLIPSegConfig(_Config):
     reference, not used: the decoder's activation is always relu.
     """
 
-    model_type = "clipseg"
+    model_type, clip_type = "clipseg", "clip"
 
     # Configs; they may be given as dictionaries, or left out.
     text_config: Any = None
@@ -217,19 +253,23 @@ class CLIPSegConfig(_Config):
     use_complex_transposed_convolution: bool = ruled(False, FLAG)
     other: dict = field(default_factory=dict, repr=False)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Self":
-        """As for the towers. Old files repeat a tower in `text_config_dict`, which wins."""
-        cls._require_object(values)
-        values = dict(values)
+    def __init__(self, /, *values: Any, **named: Any):
+        """Old files repeat a tower in `text_config_dict`, which wins."""
         for tower in (CLIPSegTextConfig, CLIPSegVisionConfig):
             name = tower.base_config_key
-            old = values.pop(f"{name}_dict", None)
+            old = named.pop(f"{name}_dict", None)
             if old is not None:
-                new = values.get(name) or {}
+                new = named.get(name) or {}
                 tower._require_object(new)
-                values[name] = {**new, **tower.from_dict(old).to_dict()}
-        return super().from_dict(values)
+                named[name] = {**new, **tower.from_dict(old).to_dict()}
+        if named.get("model_type") == self.clip_type:
+            # CLIP has no decoder: of the default's layers, those that its vision tower has.
+            depth = CLIPSegVisionConfig.from_dict(
+                named.get("vision_config") or {}
+            ).num_hidden_layers
+            layers = [layer for layer in type(self).extract_layers if layer < depth]
+            named.setdefault("extract_layers", layers or [0])
+        super().__init__(*values, **named)
 
     @classmethod
     def from_text_vision_configs(

@@ -16,6 +16,10 @@ class Features(dict):
         except KeyError:
             raise AttributeError(f"no {name!r} here; there are: {', '.join(self)}") from None
 
+    def to(self, *place: Any, **options: Any) -> "Features":
+        """These features: a model brings its inputs to its device, in its type."""
+        return self
+
 
 @dataclass
 class Output(Mapping):

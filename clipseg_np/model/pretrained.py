@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,15 @@ import numpy as np
 
 from ..atomic_files import written_whole
 from ..backends.select import ops_for
-from ..checkpoints.hub import MODEL
+from ..checkpoints.hub import MODEL, hub_options
 from ..checkpoints.locate import checkpoint_path
 from ..checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 from ..errors import InputError
+from ..habits import LOADING, SAVING, explain_absence, understands
 from ..nn.layers import Layer
 from ..nn.ops import Ops
 from ..nn.scope import Scope
-from .config import CONFIG_NAME, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .config import CONFIG_NAME, OUTPUT_FLAGS, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .random_init import RandomStart
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class PretrainedModel(Layer):
     """
 
     config_class: type = CLIPSegConfig
+    main_input_name = "input_ids"
+    training = False
     landmark: str  # one of the keys of this model, by which it is found in a larger checkpoint
     prefixes: tuple[str, ...] = ("",)  # of this model's keys there
 
@@ -40,7 +44,7 @@ class PretrainedModel(Layer):
         *,
         seed: int = 0,
         backend: str = "numpy",
-        dtype: str = "float32",
+        dtype: Any = "float32",
         ops: Ops | None = None,
     ):
         if not isinstance(config, self.config_class):
@@ -54,46 +58,114 @@ class PretrainedModel(Layer):
         self.scope = scope
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        """`forward`, as a record or, with return_dict=False, as the tuple of its fields."""
+        """`forward`, as a record or, with return_dict=False, as the tuple of its fields.
+
+        output_attentions and output_hidden_states are the config's if they are not given.
+        """
+        kwargs |= {name: self.flag(name, kwargs.get(name)) for name in OUTPUT_FLAGS}
         output = super().__call__(*args, **kwargs)
         return output.to_tuple() if return_dict is False else output
+
+    def flag(self, name: str, value: bool | None) -> bool | None:
+        """The value, or for None that of this model's config.json."""
+        return self.config.other.get(name) if value is None else value
+
+    if not TYPE_CHECKING:
+        __getattr__ = explain_absence
 
     @property
     def dtype(self) -> np.dtype:
         """The type of every array and activation."""
         return np.dtype(self.scope.dtype)
 
+    @property
+    def device(self) -> str:
+        """The name "cuda" with the backend "cupy", else "cpu"."""
+        return "cuda" if self.ops.xp.__name__ == "cupy" else "cpu"
+
+    def to(self, *wanted: Any, non_blocking: bool = False, **named: Any) -> "Self":
+        """The model itself, if it is on this device and in this type. Raises InputError if not."""
+        own = {self.device, self.dtype.name}
+        for value in (*wanted, *named.values()):
+            if value is not None and type_name(value).partition(":")[0] not in own:
+                raise InputError(
+                    f"this model computes on {self.device!r} in {self.dtype}, not in {value!r}; "
+                    f"write from_pretrained(..., backend='cupy') for an NVIDIA GPU, and dtype= "
+                    f"for the type"
+                )
+        return self
+
+    def eval(self) -> "Self":
+        """The model itself, which is never trained."""
+        return self
+
+    def train(self, mode: bool = True) -> "Self":
+        """The model itself for mode=False. Raises InputError for True."""
+        if mode:
+            raise InputError("there are no gradients: training/ trains in PyTorch")
+        return self
+
+    requires_grad_ = train
+    cpu, cuda = partialmethod(to, "cpu"), partialmethod(to, "cuda")
+    half, bfloat16 = partialmethod(to, "float16"), partialmethod(to, "bfloat16")
+    float, double = partialmethod(to, "float32"), partialmethod(to, "float64")
+
+    def num_parameters(self) -> int:
+        """The number of numbers in all arrays."""
+        return sum(array.size for array in self.scope.within(self.name).values())
+
     @classmethod
+    def from_config(cls, config: Any, **start: Any) -> "Self":
+        """A random start, as by the constructor."""
+        return cls(config, **start)
+
+    @classmethod
+    @understands(
+        LOADING,
+        pretrained_model_name_or_path="folder_or_hub_id",
+        torch_dtype="dtype",
+        use_auth_token="token",
+    )
     def from_pretrained(
         cls,
         folder_or_hub_id: str | os.PathLike,
         *,
+        config: Any = None,
         backend: str = "numpy",
-        dtype: str = "float32",
+        dtype: Any = "float32",
         threads: int | None = None,
-        local_files_only: bool = False,
         ops: Ops | None = None,
+        **options: Any,
     ) -> "Self":
         """Load config.json and safetensors weights of float16, bfloat16, float32 or float64.
 
-        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it. A
-        hub id that is not in the hub's cache is fetched, unless `local_files_only`. `threads` are
-        those of the backend "numpy", by default one for each core. `ops` is the arithmetic itself,
-        in place of a backend's name: Ops(jax.numpy) runs the readable code on JAX.
+        A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it.
+        `threads` are those of the backend "numpy", by default one for each core. `ops` is the
+        arithmetic itself, in place of a backend's name: Ops(jax.numpy) runs the readable code on
+        JAX. `dtype` may be PyTorch's, or "auto", the one that the config names. `options` are those
+        of checkpoint_path, such as local_files_only, and fields of the config, which win over
+        config.json's; `config` takes that file's place.
 
         Raises FileNotFoundError or InputError for a folder without a whole, fitting checkpoint (see
         checkpoints/weights.py), InputError for an unknown backend or dtype, and as
         checkpoint_folder for a hub id.
         """
         ops = ops or ops_for(backend, threads)
-        dtype = float_type(dtype, ops)
-        path = checkpoint_path(folder_or_hub_id, local_files_only=local_files_only, needed=MODEL)
-        config = cls.config_class.from_pretrained(path)
+        is_auto = isinstance(dtype, str) and dtype == "auto"
+        dtype = float_type(None if is_auto else dtype, ops)
+        path = checkpoint_path(folder_or_hub_id, needed=MODEL, **hub_options(options))
+        if not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(config or path)
+        config = config.with_values(**options)
+        named = config.other.get("dtype") or config.other.get("torch_dtype")
+        if is_auto and named in ops.FLOAT_TYPES:
+            dtype = np.dtype(named)
         checkpoint = Checkpoint(path, dtype, cls.landmark, cls.prefixes)
         model = cls(config, Scope(checkpoint, ops, dtype))
         checkpoint.finish()
         return model
 
+    @understands(SAVING, save_directory="folder")
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write config.json and model.safetensors, both or neither. transformers loads them too."""
         folder = Path(folder)
@@ -115,9 +187,16 @@ class PretrainedModel(Layer):
         return self.ops.asarray(values, dtype=self.dtype)
 
 
+def type_name(value: Any) -> str:
+    """The name of a type, NumPy's or PyTorch's, as "float32"; of a device, its own, as "cuda:0"."""
+    with suppress(TypeError):
+        return np.dtype(value).name
+    return f"cuda:{value}" if isinstance(value, int) else str(value).removeprefix("torch.")
+
+
 def float_type(dtype: Any, ops: Ops) -> np.dtype:
     """A type that the backend computes in, by name or type. Raises InputError for another."""
-    with suppress(TypeError):
-        if np.dtype(dtype).name in ops.FLOAT_TYPES:
-            return np.dtype(dtype)
+    name = "float32" if dtype is None else type_name(dtype)
+    if name in ops.FLOAT_TYPES:
+        return np.dtype(name)
     raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(ops.FLOAT_TYPES)}")

@@ -7,16 +7,20 @@ not used, with a warning.
 
 import os
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..atomic_files import written_together
+from ..checkpoints.hub import hub_options
 from ..errors import InputError
-from ..image.image_processor import DEFAULTS, ViTImageProcessor
+from ..habits import LOADING, SAVING, TEXT, explain_absence, understands
+from ..image.image_processor import IGNORED, RULES, ViTImageProcessor
 from ..model.outputs import Features
 from ..text.tokenizer import CLIPTokenizer
 
-TEXT_OPTIONS = {"padding", "truncation", "max_length"}
+TEXT_OPTIONS = {"padding", "truncation", "max_length", "padding_side", "return_tensors"}
 TEXT_OPTIONS |= {"add_special_tokens", "return_attention_mask"}
-IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format", "white_level"}
+IMAGE_OPTIONS = {*RULES, *IGNORED, "white_level"}
 
 
 class CLIPSegProcessor:
@@ -26,64 +30,72 @@ class CLIPSegProcessor:
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | os.PathLike,
-        *,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> "CLIPSegProcessor":
-        """Read both parts from a checkpoint; `overrides` are settings of either.
+    if not TYPE_CHECKING:
+        __getattr__ = explain_absence
 
-        Raises FileNotFoundError where a file is missing, InputError where one cannot be used.
+    @classmethod
+    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id", use_auth_token="token")
+    def from_pretrained(
+        cls, folder_or_hub_id: str | os.PathLike, **options: Any
+    ) -> "CLIPSegProcessor":
+        """Read both parts from a checkpoint.
+
+        `options` are those of checkpoint_path, and settings of either part. Raises
+        FileNotFoundError where a file is missing, InputError where one cannot be used.
         """
-        source = {"folder_or_hub_id": folder_or_hub_id, "local_files_only": local_files_only}
-        image_settings = {name: overrides.pop(name) for name in DEFAULTS if name in overrides}
+        hub = hub_options(options)
+        images = {name: options.pop(name) for name in IMAGE_OPTIONS & options.keys()}
         return cls(
-            ViTImageProcessor.from_pretrained(**source, **image_settings),
-            CLIPTokenizer.from_pretrained(**source, **overrides),
+            ViTImageProcessor.from_pretrained(folder_or_hub_id, **hub, **images),
+            CLIPTokenizer.from_pretrained(folder_or_hub_id, **hub, **options),
         )
 
+    @understands(SAVING, save_directory="folder")
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write both parts' files; transformers can read them."""
-        self.image_processor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Write both parts' files, all or none; transformers can read them."""
+        with written_together(Path(folder)) as part:
+            self.image_processor.write(part, Path(folder))
+            self.tokenizer.write(part, Path(folder))
 
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "input_ids", "attention_mask"]
 
+    @understands(TEXT)
     def __call__(
         self,
         text: str | list[str] | None = None,
         images: Any = None,
         visual_prompt: Any = None,
         *,
-        return_tensors: str | None = None,
         text_kwargs: dict | None = None,
         images_kwargs: dict | None = None,
+        common_kwargs: dict | None = None,
         **options: Any,
     ) -> Features:
         """Prompts, as texts or as images, and the images to segment, to arrays.
 
         Returns those that were asked for: input_ids and attention_mask (P,T), pixel_values
         (B,3,H,W) and conditional_pixel_values (P,3,H,W). Without return_tensors="np", ids are
-        lists. Raises InputError where nothing is given, or both text and visual_prompt, and as the
-        tokenizer and the image processor do.
+        lists. `options` go to the part that knows them, text_kwargs and images_kwargs to one part;
+        all win over common_kwargs. Raises InputError where nothing is given, both text and
+        visual_prompt, or an option twice, and as the tokenizer and the image processor do.
         """
         if text is None and images is None and visual_prompt is None:
             raise InputError("nothing to process: give images, text or visual_prompt")
         if text is not None and visual_prompt is not None:
             raise InputError("both text and visual_prompt are given; expected one kind of prompt")
+        for more in (text_kwargs or {}, images_kwargs or {}):
+            for name in more.keys() & options.keys():
+                raise InputError(f"{name} is given twice; write it as an argument or in the kwargs")
+        options = {**(common_kwargs or {}), **options}
         unknown = sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS)
         if unknown:
             names = ", ".join(unknown)
-            warnings.warn(f"CLIPSegProcessor does not know {names}: not used.", stacklevel=2)
+            warnings.warn(f"CLIPSegProcessor does not know {names}: not used.", stacklevel=3)
 
         def known(names: set[str], more: dict | None) -> dict:
-            chosen = {name: options[name] for name in options if name in names}
-            return {**chosen, "return_tensors": return_tensors, **(more or {})}
+            return {**{name: options[name] for name in names & options.keys()}, **(more or {})}
 
         image_options, features = known(IMAGE_OPTIONS, images_kwargs), Features()
         if text is not None:
@@ -95,10 +107,10 @@ class CLIPSegProcessor:
             features["conditional_pixel_values"] = prompts["pixel_values"]
         return features
 
-    def decode(self, ids: Any, **options: Any) -> str | list[str]:
+    def decode(self, *ids: Any, **options: Any) -> str | list[str]:
         """The tokenizer's decode."""
-        return self.tokenizer.decode(ids, **options)
+        return self.tokenizer.decode(*ids, **options)
 
-    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+    def batch_decode(self, *rows: Any, **options: Any) -> list[str]:
         """The tokenizer's batch_decode."""
-        return self.tokenizer.batch_decode(rows, **options)
+        return self.tokenizer.batch_decode(*rows, **options)

@@ -8,6 +8,7 @@ Reference: transformers' CLIPTokenizer (5.23, with tokenizers 0.23), with equal 
 - A folder without a model_max_length gets 77, CLIP's; transformers then never truncates.
 - An id outside the vocabulary and a max_length too short for start and end token are refused.
 - One text or a list of texts; no pairs of texts, no offsets (NFC would have to be traced).
+- An assigned bos_token or eos_token is used; there, texts keep the old one.
 """
 
 import os
@@ -16,19 +17,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
 
-from ..checkpoints.hub import TEXTS
+from ..atomic_files import written_together
+from ..checkpoints.hub import TEXTS, hub_options
 from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError, naming
+from ..habits import LOADING, SAVING, TEXT, explain_absence, understands
 from ..model.outputs import Features
 from . import tokenizer_files
 from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
 from .normalize import normalize, pieces
-from .tokenizer_files import END, SPECIAL_NAMES, START, AddedToken, check_vocabulary
+from .tokenizer_files import END, SIDES, SPECIAL_NAMES, START, AddedToken, check_vocabulary
 
 Ids = int | Sequence | np.ndarray
 
@@ -36,7 +39,10 @@ CHOICES = {
     "padding": (False, True, "longest", "max_length", "do_not_pad"),
     "truncation": (False, True, "longest_first", "only_first", "do_not_truncate"),
     "return_tensors": (None, "np"),
+    **dict.fromkeys(SIDES, ("right", "left")),
 }
+# Settings that from_pretrained and an assignment may change.
+SETTINGS = (*SPECIAL_NAMES, *SIDES, "model_max_length", "model_input_names")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ class CLIPTokenizer:
     unk_token replaces a symbol that the vocabulary lacks.
     model_max_length: the number of tokens that the text tower has positions for.
     added_tokens: settings of special tokens, and tokens with ids after the vocabulary's.
+    extra_special_tokens: further special tokens; a new one gets the next id.
+    padding_side, truncation_side: the end of a text where padding is added or tokens are cut.
+    model_input_names: the arrays that a call returns.
 
     Raises InputError if vocabulary, merges and tokens do not fit together.
     """
@@ -95,13 +104,13 @@ class CLIPTokenizer:
         pad_token: str = END,
         model_max_length: int = 77,
         added_tokens: Sequence[AddedToken] = (),
+        extra_special_tokens: Sequence[str] = (),
+        padding_side: str = "right",
+        truncation_side: str = "right",
+        model_input_names: Sequence[str] = ("input_ids", "attention_mask"),
     ):
         merges = [tuple(merge) for merge in merges]
         check_vocabulary(vocab, merges)
-        _check_length("model_max_length", model_max_length, 2)
-        self.model_max_length = model_max_length
-        self.bos_token, self.eos_token = bos_token, eos_token
-        self.unk_token, self.pad_token = unk_token, pad_token
         self._base_vocab, self._vocab, self._merges = dict(vocab), dict(vocab), merges
         for token in sorted(added_tokens, key=lambda token: token.id):
             expected = self._vocab.setdefault(token.content, len(self._vocab))
@@ -111,13 +120,15 @@ class CLIPTokenizer:
                     f"its place in or right after the vocabulary."
                 )
         self._added = {token.content: token for token in added_tokens}
-        for name in SPECIAL_NAMES:
-            content = getattr(self, name)
-            if content not in self._vocab:
-                raise InputError(
-                    f"{name} is {content!r} and the vocabulary's {len(vocab)} tokens lack it. "
-                    f"Name a token of the vocabulary, or fetch the vocabulary again."
-                )
+        self.model_max_length = model_max_length
+        self.padding_side, self.truncation_side = padding_side, truncation_side
+        self.bos_token, self.eos_token = bos_token, eos_token
+        self.unk_token, self.pad_token = unk_token, pad_token
+        self.model_input_names = list(model_input_names)
+        self.extra_special_tokens = list(extra_special_tokens)
+        for content in self.extra_special_tokens:
+            self._vocab.setdefault(content, len(self._vocab))
+        for content in self.all_special_tokens:
             self._added.setdefault(content, AddedToken(content, self._vocab[content]))
         plain = [token.content for token in self._added.values() if not token.normalized]
         normalized = [token.content for token in self._added.values() if token.normalized]
@@ -128,35 +139,58 @@ class CLIPTokenizer:
         self._token_of |= {self._vocab[content]: normalize(content) for content in normalized}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
 
+    if not TYPE_CHECKING:
+        __getattr__ = explain_absence
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.endswith("_token_id"):
+            name, value = name.removesuffix("_id"), self._token(value)
+        if name == "model_max_length":
+            _check_length(name, value, 2)
+        if name in CHOICES:
+            _check_choice(name, value)
+        if name in SPECIAL_NAMES and value not in self._vocab:
+            raise InputError(
+                f"{name} is {value!r} and the vocabulary's {len(self)} tokens lack it. "
+                f"Name a token of the vocabulary, or fetch the vocabulary again."
+            )
+        super().__setattr__(name, value)
+
     @classmethod
+    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id", use_auth_token="token")
     def from_pretrained(
-        cls,
-        folder_or_hub_id: str | os.PathLike,
-        *,
-        local_files_only: bool = False,
-        **overrides: Any,
+        cls, folder_or_hub_id: str | os.PathLike, **options: Any
     ) -> "CLIPTokenizer":
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
-        overrides: bos_token, eos_token, unk_token, pad_token (texts) and model_max_length.
+        options: those of checkpoint_path, and of the constructor: bos_token, eos_token, unk_token,
+        pad_token, model_max_length, extra_special_tokens, padding_side, truncation_side.
         Raises FileNotFoundError if the files are missing, InputError if they cannot be used.
         """
-        _warn_of_unknown(overrides.keys() - {*SPECIAL_NAMES, "model_max_length"})
-        folder = checkpoint_folder(
-            folder_or_hub_id, local_files_only=local_files_only, needed=(TEXTS,)
-        )
+        folder = checkpoint_folder(folder_or_hub_id, needed=(TEXTS,), **hub_options(options))
+        extra = {"extra_special_tokens", "additional_special_tokens"}
+        _warn_of_unknown(options.keys() - {*SETTINGS, *extra})
         with naming(folder):
-            return cls(**tokenizer_files.read(folder, overrides))
+            return cls(**tokenizer_files.read(folder, options))
 
+    @understands(SAVING, save_directory="folder")
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.
 
-        Raises InputError if the folder holds a tokenizer.json, which would be read instead of them.
+        All are written or none. Raises InputError if the folder holds a tokenizer.json, which would
+        be read instead of them.
         """
-        config = {name: getattr(self, name) for name in (*SPECIAL_NAMES, "model_max_length")}
-        vocab, added = self._base_vocab, self._added.values()
-        tokenizer_files.write(Path(folder), vocab, self._merges, added, config)
+        with written_together(Path(folder)) as part:
+            self.write(part, Path(folder))
 
+    def write(self, part: Path, folder: Path) -> None:
+        """Write the files into `part`, whose files will be moved to `folder`."""
+        tokenizer_files.require_no_other(folder)
+        config = {name: getattr(self, name) for name in (*SETTINGS, "extra_special_tokens")}
+        vocab, added = self._base_vocab, self._added.values()
+        tokenizer_files.write(part, vocab, self._merges, added, config)
+
+    @understands(TEXT)
     def __call__(
         self,
         text: str | Sequence[str],
@@ -165,12 +199,14 @@ class CLIPTokenizer:
         max_length: int | None = None,
         return_tensors: str | None = None,
         add_special_tokens: bool = True,
-        return_attention_mask: bool = True,
+        return_attention_mask: bool | None = None,
+        padding_side: str | None = None,
         **unknown: Any,
     ) -> Features:
         """The input_ids and the attention_mask (1 token, 0 padding) of a text or a list of texts.
 
-        padding: False; True or "longest", to the longest text; "max_length", to max_length tokens.
+        padding: False; True or "longest", to the longest text; "max_length", to max_length tokens;
+        on the right or left, by padding_side.
         truncation: True cuts to max_length tokens and keeps the end token last. max_length without
         padding and truncation truncates too.
         max_length: model_max_length if None.
@@ -181,12 +217,11 @@ class CLIPTokenizer:
         """
         _warn_of_unknown(unknown)
         texts = _list_of_texts(text)
+        padding, side = padding or False, padding_side or self.padding_side
         if truncation is None:
             truncation = max_length is not None and padding is False
-        for value, (name, choices) in zip((padding, truncation, return_tensors), CHOICES.items()):
-            if value not in choices:
-                known = str(choices)[1:-1]
-                raise InputError(f"{name}={value!r} is not known; expected one of {known}.")
+        for name, value in zip(CHOICES, (padding, truncation, return_tensors, side)):
+            _check_choice(name, value)
         truncates = truncation not in (False, "do_not_truncate")
         if padding is True and max_length is not None and not truncates:
             warnings.warn(
@@ -200,7 +235,7 @@ class CLIPTokenizer:
 
         rows = [self._ids(one) for one in texts]
         if truncates:
-            rows = [row[: length - reserved] for row in rows]
+            rows = [self._cut(row, length - reserved) for row in rows]
         if add_special_tokens:
             rows = [[self.bos_token_id, *row, self.eos_token_id] for row in rows]
         longest = max(map(len, rows))
@@ -211,10 +246,16 @@ class CLIPTokenizer:
                 stacklevel=2,
             )
         width = {False: 0, "do_not_pad": 0, "max_length": length}.get(padding, longest)
-        pad = self.pad_token_id
-        features = Features(input_ids=[row + [pad] * (width - len(row)) for row in rows])
+
+        def padded(row: list[int], value: int) -> list[int]:
+            fill = [value] * (width - len(row))
+            return row + fill if side == "right" else fill + row
+
+        features = Features(input_ids=[padded(row, self.pad_token_id) for row in rows])
+        if return_attention_mask is None:
+            return_attention_mask = "attention_mask" in self.model_input_names
         if return_attention_mask:
-            features["attention_mask"] = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+            features["attention_mask"] = [padded([1] * len(row), 0) for row in rows]
         if return_tensors == "np":
             if len(set(map(len, features.input_ids))) > 1:
                 raise InputError(
@@ -226,15 +267,21 @@ class CLIPTokenizer:
             return Features({name: value[0] for name, value in features.items()})
         return features
 
-    def encode(self, text: str, **options: Any) -> list[int]:
+    def encode(
+        self, text: str, text_pair: None = None, add_special_tokens: bool = True, **options: Any
+    ) -> list[int]:
         """The ids of one text; options as for a call."""
-        return self(text, **options)["input_ids"]
+        options["add_special_tokens"] = add_special_tokens
+        return self(text, text_pair=text_pair, **options)["input_ids"]
 
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of one text, without the start and the end token."""
+    @understands(TEXT)
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of one text, with the start and the end token if they are asked for."""
         [text] = _list_of_texts(text)
-        return self.convert_ids_to_tokens(self._ids(text))
+        tokens = self.convert_ids_to_tokens(self._ids(text))
+        return [self.bos_token, *tokens, self.eos_token] if add_special_tokens else tokens
 
+    @understands(TEXT, token_ids="ids")
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str | list[str]:
         """The text of a row of ids, or a list of texts of rows. Bytes that are not UTF-8: U+FFFD.
 
@@ -242,8 +289,8 @@ class CLIPTokenizer:
         """
         if isinstance(ids, dict):
             ids = ids["input_ids"]
-        if isinstance(ids, int | np.integer | np.ndarray):
-            ids = np.atleast_1d(ids).tolist()
+        if not isinstance(ids, list | tuple):  # a number, or an array of any library
+            ids = np.atleast_1d(np.asarray(ids)).tolist()
         if len(ids) > 0 and isinstance(ids[0], list | tuple | np.ndarray):
             return [self.decode(row, skip_special_tokens) for row in ids]
         tokens = [self._token(number) for number in ids]
@@ -253,6 +300,7 @@ class CLIPTokenizer:
         text = b"".join(map(bytes_of, tokens)).decode("utf-8", errors="replace")
         return text.replace(END_OF_WORD, " ").strip()
 
+    @understands(TEXT, sequences="rows")
     def batch_decode(self, rows: Ids, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids; a single row gives a list of one text."""
         texts = self.decode(rows, skip_special_tokens)
@@ -324,8 +372,9 @@ class CLIPTokenizer:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The bos, eos, unk and pad token, each text once."""
-        return list(dict.fromkeys(getattr(self, name) for name in SPECIAL_NAMES))
+        """The bos, eos, unk and pad token and the extra ones, each text once."""
+        named = (getattr(self, name) for name in SPECIAL_NAMES)
+        return list(dict.fromkeys((*named, *self.extra_special_tokens)))
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -355,12 +404,21 @@ class CLIPTokenizer:
     def _ids(self, text: str) -> list[int]:
         return [number for piece in self._explained_pieces(text) for number in piece.ids]
 
+    def _cut(self, row: list[int], length: int) -> list[int]:
+        return row[:length] if self.truncation_side == "right" else row[max(0, len(row) - length) :]
+
     def _token(self, number: int) -> str:
         try:
             return self._token_of[index(number)]
         except (KeyError, TypeError):
             known = f"expected a whole number from 0 to {len(self) - 1}"
             raise InputError(f"{number!r} is not an id of this vocabulary; {known}.") from None
+
+
+def _check_choice(name: str, value: Any) -> None:
+    if value not in CHOICES[name]:
+        known = str(CHOICES[name])[1:-1]
+        raise InputError(f"{name}={value!r} is not known; expected one of {known}.")
 
 
 def _check_length(name: str, length: Any, least: int) -> None:

@@ -2,9 +2,10 @@
 
 Reference: the files that transformers 5.23 reads in a CLIP checkpoint's folder. tokenizer.json wins
 over vocab.json and merges.txt; added_tokens_decoder of tokenizer_config.json wins over
-special_tokens_map.json and over added_tokens of tokenizer.json. Refused here, not there: ids with
-gaps or repeats, special tokens that the vocabulary lacks, a tokenizer.json of another kind, and
-tokens that take the spaces around them (lstrip, rstrip, single_word).
+special_tokens_map.json, added_tokens.json, and added_tokens of tokenizer.json. Further special
+tokens get the ids after these. Refused here, not there: ids with gaps or repeats, a bos, eos, unk
+or pad token that the vocabulary lacks, a tokenizer.json of another kind, and tokens that take the
+spaces around them (lstrip, rstrip, single_word).
 """
 
 import json
@@ -13,13 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import write_json, written_whole
+from ..atomic_files import write_json
 from ..checkpoints.locate import read_json
 from ..errors import InputError
 from .bpe import END_OF_WORD
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL_NAMES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+OTHER_NAMES = ("sep_token", "cls_token", "mask_token")
+SIDES = ("padding_side", "truncation_side")
 # transformers writes 10**30 for a model_max_length that it does not know.
 MIN_UNKNOWN_LENGTH = 10**20
 REFUSED_FLAGS = ("lstrip", "rstrip", "single_word")
@@ -50,14 +53,25 @@ def read(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         vocab, merges = _read_model(whole, path)
     else:
         vocab, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
-    config = _read_optional(folder / "tokenizer_config.json")
+    config = _read_optional(folder / "tokenizer_config.json") | overrides
+    extra = _extra_tokens(config, folder)
     if "added_tokens_decoder" in config:
         decoder = _expect(dict, config, "added_tokens_decoder", folder)
         entries = [{**_entry(entry), "id": number} for number, entry in decoder.items()]
     else:
-        config |= _read_optional(folder / "special_tokens_map.json")
-        entries = map(_entry, _expect(list, whole, "added_tokens", folder))
-    config |= overrides
+        more = _read_optional(folder / "special_tokens_map.json")
+        more = {name: value for name, value in more.items() if not overrides.get(name)}
+        if "extra_special_tokens" in more:
+            extra += _extra_tokens(more, folder)
+        config |= more
+        names = {_entry(config[n])["content"] for n in SPECIAL_NAMES if config.get(n)}
+        names |= {entry["content"] for entry in extra}
+        entries = []
+        for content, number in _read_optional(folder / "added_tokens.json").items():
+            flags = {"special": content in names, "normalized": content not in names}
+            entries.append({"content": content, "id": number, **flags})
+        entries += map(_entry, _expect(list, whole, "added_tokens", folder))
+        extra = extra or _extra_tokens(more, folder)
     added = {entry["content"]: _added_token(entry, entry.get("id")) for entry in entries}
     arguments = {"vocab": vocab, "merges": merges}
     listed, descriptions = set(added), []
@@ -69,6 +83,19 @@ def read(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         if description not in descriptions and content not in listed and content in vocab:
             descriptions.append(description)
             added[content] = _added_token(entry, vocab[content])
+    names = [name for name in dict.fromkeys((*OTHER_NAMES, *config)) if name not in SPECIAL_NAMES]
+    values = [config.get(name) for name in names if name.endswith("_token")]
+    extra = [_entry(value) for value in values if value and isinstance(value, str | dict)] + extra
+    for entry in extra:
+        content, new = entry["content"], len(vocab.keys() | added.keys())
+        added.setdefault(content, _added_token(entry, vocab.get(content, new)))
+    arguments["extra_special_tokens"] = [entry["content"] for entry in extra]
+    for name in SIDES:
+        part = whole.get(name.removesuffix("_side"))
+        direction = part.get("direction") if isinstance(part, dict) else None  # "Left", "Right"
+        arguments[name] = str(config.get(name) or direction or "right").lower()
+    if "model_input_names" in config:
+        arguments["model_input_names"] = _expect(list, config, "model_input_names", folder)
     length = config.get("model_max_length")
     if length is not None and not (isinstance(length, int | float) and length > MIN_UNKNOWN_LENGTH):
         arguments["model_max_length"] = length
@@ -98,20 +125,22 @@ def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> No
                 )
 
 
-def write(
-    folder: Path, vocab: dict, merges: list, added_tokens: Iterable[AddedToken], config: dict
-) -> None:
-    """Write what `read` reads; see CLIPTokenizer.save_pretrained."""
+def require_no_other(folder: Path) -> None:
+    """Raise InputError for a folder whose tokenizer.json would be read in place of `write`'s."""
     if (path := folder / "tokenizer.json").exists():
         raise InputError(
             f"{path} would be read in place of what is saved. Remove it, or save to another folder."
         )
+
+
+def write(
+    folder: Path, vocab: dict, merges: list, added_tokens: Iterable[AddedToken], config: dict
+) -> None:
+    """Write what `read` reads."""
     by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
-    with written_whole(folder / "vocab.json") as temporary:
-        temporary.write_text(json.dumps(by_id, ensure_ascii=False, indent=0), "utf-8")
-    with written_whole(folder / "merges.txt") as temporary:
-        lines = ["#version: 0.2", *map(" ".join, merges)]
-        temporary.write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "vocab.json").write_text(json.dumps(by_id, ensure_ascii=False, indent=0), "utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
     flags = dict.fromkeys(REFUSED_FLAGS, False)
     entries = [asdict(token) | flags for token in added_tokens]
     config = config | {
@@ -166,6 +195,15 @@ def _expect(kind: type, config: dict, name: str, folder: Path) -> Any:
             f"{name} in {folder} is a {found}; expected a {kind.__name__}. Fetch it again."
         )
     return value
+
+
+def _extra_tokens(config: dict, folder: Path) -> list[dict]:
+    """Descriptions of further special tokens: a list, or an object of names and tokens."""
+    name = "extra_special_tokens"
+    config = {name: config.get(name) or config.get("additional_special_tokens") or []}
+    if isinstance(config[name], dict):
+        config = {name: [*config[name].values()]}
+    return [_entry(value) for value in _expect(list, config, name, folder)]
 
 
 def _entry(value: Any) -> dict:

@@ -161,9 +161,9 @@ def test_an_impossible_tower_is_named_inside_a_whole_config():
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
-@pytest.mark.parametrize("values", [{"model_type": "clip"}, [], None, "clipseg"])
+@pytest.mark.parametrize("values", [{"model_type": "siglip"}, [], None, "clipseg"])
 def test_another_models_config_is_refused(config_class, values):
-    with pytest.raises(InputError, match="model_type is 'clip'|made from an object"):
+    with pytest.raises(InputError, match="model_type is 'siglip'|made from an object"):
         config_class.from_dict(values)
 
 
@@ -189,7 +189,7 @@ def test_a_missing_file_is_named_with_what_is_there_instead(tmp_path):
         {"text_config": "text"},
         {"text_config": [1], "text_config_dict": {}},
         {"text_config_dict": 5},
-        {"vision_config": {"model_type": "clip_vision_model"}},
+        {"vision_config": {"model_type": "siglip_vision_model"}},
     ],
 )
 def test_a_tower_that_is_no_config_is_refused(values):
