@@ -1,13 +1,12 @@
 """`CLIPSegProcessor`: the tokenizer and the image processor in one call.
 
 Reference: the class of the same name in transformers. Deviation: a keyword goes only to the part
-that knows it, so that `padding=True` never reaches the image processor. One that neither knows is
-not used, with a warning.
+that knows it, such as `padding` to the tokenizer; one that neither knows is warned of.
 """
 
 import os
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import InputError
 from ..image.image_processor import DEFAULTS, ViTImageProcessor
@@ -22,37 +21,34 @@ IMAGE_OPTIONS = {*DEFAULTS, "data_format", "input_data_format"}
 class CLIPSegProcessor:
     """Texts and images to a model's inputs, and ids to texts."""
 
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "input_ids", "attention_mask"]
+    # The tokenizer's methods.
+    decode = property(lambda self: self.tokenizer.decode)
+    batch_decode = property(lambda self: self.tokenizer.batch_decode)
+
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder_or_hub_id: str | os.PathLike,
-        *,
-        local_files_only: bool = False,
-        **overrides: Any,
+        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, **settings: Any
     ) -> "CLIPSegProcessor":
-        """Read both parts from a checkpoint; `overrides` are settings of either.
+        """Read both parts from a checkpoint; `settings` are settings of either.
 
         Raises FileNotFoundError where a file is missing, InputError where one cannot be used.
         """
         source = {"folder_or_hub_id": folder_or_hub_id, "local_files_only": local_files_only}
-        image_settings = {name: overrides.pop(name) for name in DEFAULTS if name in overrides}
+        image_settings = {name: settings.pop(name) for name in DEFAULTS if name in settings}
         return cls(
             ViTImageProcessor.from_pretrained(**source, **image_settings),
-            CLIPTokenizer.from_pretrained(**source, **overrides),
+            CLIPTokenizer.from_pretrained(**source, **settings),
         )
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write both parts' files; transformers can read them."""
         self.image_processor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["pixel_values", "input_ids", "attention_mask"]
 
     def __call__(
         self,
@@ -76,10 +72,9 @@ class CLIPSegProcessor:
             raise InputError("nothing to process: give images, text or visual_prompt")
         if text is not None and visual_prompt is not None:
             raise InputError("both text and visual_prompt are given; expected one kind of prompt")
-        unknown = sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS)
+        unknown = ", ".join(sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS))
         if unknown:
-            names = ", ".join(unknown)
-            warnings.warn(f"CLIPSegProcessor does not know {names}: not used.", stacklevel=2)
+            warnings.warn(f"CLIPSegProcessor does not know {unknown}: not used.", stacklevel=2)
 
         def known(names: set[str], more: dict | None) -> dict:
             chosen = {name: options[name] for name in options if name in names}
@@ -94,11 +89,3 @@ class CLIPSegProcessor:
             prompts = self.image_processor(visual_prompt, **image_options)
             features["conditional_pixel_values"] = prompts["pixel_values"]
         return features
-
-    def decode(self, ids: Any, **options: Any) -> str | list[str]:
-        """The tokenizer's decode."""
-        return self.tokenizer.decode(ids, **options)
-
-    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
-        """The tokenizer's batch_decode."""
-        return self.tokenizer.batch_decode(rows, **options)

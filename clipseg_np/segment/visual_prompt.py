@@ -105,8 +105,7 @@ def engineer(
 
     background: a factor for the background's pixels. blur: sigma of the background's Gaussian blur,
     in pixels. context: crop to the mask's box, extended by this share of its sides, and pad it to a
-    square with 0. outline: draw the mask's edge in the color `ink`. Raises InputError for a mask of
-    another size or an empty one.
+    square with 0. outline: draw the edge in the color `ink`. Raises InputError as `prepared` does.
     """
     if mask.shape != pixels.shape[:2]:
         sizes = [f"{height} by {width}" for height, width in (mask.shape, pixels.shape[:2])]

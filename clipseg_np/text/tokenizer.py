@@ -130,23 +130,18 @@ class CLIPTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder_or_hub_id: str | os.PathLike,
-        *,
-        local_files_only: bool = False,
-        **overrides: Any,
+        cls, folder_or_hub_id: str | os.PathLike, *, local_files_only: bool = False, **settings: Any
     ) -> "CLIPTokenizer":
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
-        overrides: bos_token, eos_token, unk_token, pad_token (texts) and model_max_length.
+        settings: bos_token, eos_token, unk_token, pad_token (texts) and model_max_length.
         Raises FileNotFoundError if the files are missing, InputError if they cannot be used.
         """
-        _warn_of_unknown(overrides.keys() - {*SPECIAL_NAMES, "model_max_length"})
-        folder = checkpoint_folder(
-            folder_or_hub_id, local_files_only=local_files_only, needed=(TEXTS,)
-        )
+        _warn_of_unknown(settings.keys() - {*SPECIAL_NAMES, "model_max_length"})
+        options = {"local_files_only": local_files_only, "needed": (TEXTS,)}
+        folder = checkpoint_folder(folder_or_hub_id, **options)
         with naming(folder):
-            return cls(**tokenizer_files.read(folder, overrides))
+            return cls(**tokenizer_files.read(folder, settings))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.
@@ -307,29 +302,15 @@ class CLIPTokenizer:
         return len(self._vocab)
 
     @property
-    def bos_token_id(self) -> int:
-        return self._vocab[self.bos_token]
-
-    @property
-    def eos_token_id(self) -> int:
-        return self._vocab[self.eos_token]
-
-    @property
-    def unk_token_id(self) -> int:
-        return self._vocab[self.unk_token]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._vocab[self.pad_token]
-
-    @property
     def all_special_tokens(self) -> list[str]:
         """The bos, eos, unk and pad token, each text once."""
         return list(dict.fromkeys(getattr(self, name) for name in SPECIAL_NAMES))
 
-    @property
-    def all_special_ids(self) -> list[int]:
-        return self.convert_tokens_to_ids(self.all_special_tokens)
+    all_special_ids = property(lambda self: self.convert_tokens_to_ids(self.all_special_tokens))
+    bos_token_id = property(lambda self: self._vocab[self.bos_token])
+    eos_token_id = property(lambda self: self._vocab[self.eos_token])
+    unk_token_id = property(lambda self: self._vocab[self.unk_token])
+    pad_token_id = property(lambda self: self._vocab[self.pad_token])
 
     def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
         """Cut at the added tokens: (token, True), and (normalized text, False) between them."""
@@ -366,8 +347,9 @@ class CLIPTokenizer:
 def _check_length(name: str, length: Any, least: int) -> None:
     if not isinstance(length, int) or length < least:
         ends = " (the start and the end token)" if least else ""
-        expected = f"a whole number of at least {least}{ends}"
-        raise InputError(f"{name} is {length!r}; expected {expected}.")
+        raise InputError(
+            f"{name} is {length!r}; expected a whole number of at least {least}{ends}."
+        )
 
 
 def _splitter(tokens: Iterable[str]) -> regex.Pattern:
@@ -396,6 +378,5 @@ def _list_of_texts(text: Any) -> list[str]:
 
 def _warn_of_unknown(names: Iterable[str]) -> None:
     if names:
-        warnings.warn(
-            f"The tokenizer does not know {', '.join(sorted(names))}: ignored.", stacklevel=3
-        )
+        listed = ", ".join(sorted(names))
+        warnings.warn(f"The tokenizer does not know {listed}: ignored.", stacklevel=3)

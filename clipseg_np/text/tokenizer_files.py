@@ -87,9 +87,7 @@ def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> No
         raise InputError(f"The vocabulary has {fault}; expected {expected}. Fetch it again.")
     for i, merge in enumerate(merges):
         if len(merge) != 2 or not all(isinstance(part, str) for part in merge):
-            raise InputError(
-                f"Merge {i} is {merge!r}; expected a pair of tokens. Fetch the file again."
-            )
+            raise InputError(f"Merge {i} is {merge!r}; expected a pair of tokens. Fetch it again.")
         for token in (*merge, "".join(merge)):
             if token not in vocab:
                 raise InputError(
@@ -160,12 +158,10 @@ def _read_optional(path: Path) -> dict:
 
 def _expect(kind: type, config: dict, name: str, folder: Path) -> Any:
     value = config.get(name, kind())
-    if not isinstance(value, kind):
-        found = type(value).__name__
-        raise InputError(
-            f"{name} in {folder} is a {found}; expected a {kind.__name__}. Fetch it again."
-        )
-    return value
+    if isinstance(value, kind):
+        return value
+    found, expected = type(value).__name__, kind.__name__
+    raise InputError(f"{name} in {folder} is a {found}; expected a {expected}. Fetch it again.")
 
 
 def _entry(value: Any) -> dict:
