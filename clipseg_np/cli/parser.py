@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # any terminal can print any prompt and name
         sys.stdout.reconfigure(errors=NOT_UTF8)
     top = parser()
+    if any("\0" in argument for argument in arguments or ()):
+        top.error("an argument holds the character NUL; no text and no file name may hold it")
     options, unknown = top.parse_known_args(arguments)
     prompts = [word for word in unknown if not word.startswith("-")]  # those after an option
     if prompts != unknown or (prompts and "prompts" not in options):
@@ -51,11 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
 class Parser(argparse.ArgumentParser):
     """Reports errors in one line, as the commands do."""
 
-    def parse_known_args(self, args=None, namespace=None):
-        if any("\0" in argument for argument in args or ()):
-            self.error("an argument holds the character NUL; no text and no file name may hold it")
-        return super().parse_known_args(args, namespace)
-
     def error(self, message: str) -> NoReturn:
         commands.say("error", f"{message}. See {self.prog} --help.")
         self.exit(2)
@@ -76,8 +73,7 @@ def parser() -> argparse.ArgumentParser:
     segment("image", metavar="IMAGE", help="a file; - is standard input")
     batch = command("batch", commands.run_batch_command, "segment all images in a folder")
     batch("folder", metavar="FOLDER", help="its subfolders are searched, too")
-    default = "default: all files that Pillow can read"
-    text = f"file names to read, such as '*.jpg'; may be repeated; {default}"
+    text = "file names to read, such as '*.jpg'; may be repeated; default: all that Pillow can read"
     batch("--glob", metavar="PATTERN", **REPEATED, help=text)
     batch("--workers", metavar="N", type=int, help="processes; default: one for each core")
     for add in (segment, batch):
@@ -89,11 +85,9 @@ def parser() -> argparse.ArgumentParser:
     trace("prompts", metavar="PROMPT", nargs="+", help="texts")
     trace("--output", metavar="FILE", required=True, help="a .safetensors file")
     trace("--names", metavar="PATTERN", default="*", help="layers to write, such as 'decoder.*'")
-    dtypes = ("float32", "float64")
-    trace("--dtype", choices=dtypes, default="float64", help="default: %(default)s")
+    trace("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
     for add in (segment, batch, info, trace):
-        default = "default: the demonstration checkpoint"
-        text = f"a checkpoint's folder, its one .safetensors file or its hub id; {default}"
+        text = "a checkpoint's folder, .safetensors file or hub id; default: the demonstration's"
         add("--model", metavar="FOLDER_OR_ID", help=text)
         text = "use no network: a hub id must be in the hub's cache"
         add("--offline", action="store_true", help=text)
@@ -102,8 +96,7 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", commands.run_compare, "find the first layer where a port deviates")
     compare("golden", metavar="GOLDEN", help="a file that `trace` wrote")
     compare("other", metavar="OTHER", help="a .safetensors or .npz file with the same names")
-    default = "default: by the files' types"
-    text = f"maximum difference, relative to a layer's largest number; {default}"
+    text = "maximum difference, relative to a layer's largest number; default: by the files' types"
     compare("--tolerance", metavar="T", type=float, help=text)
 
     text = "download a checkpoint from the Hugging Face hub"

@@ -57,9 +57,7 @@ def checked_texts(
         if attention_mask.ndim == 1:
             attention_mask = attention_mask[None]
         shape = attention_mask.shape
-        require(
-            shape == (P, T), f"attention_mask has shape {shape}; expected {(P, T)}, as input_ids"
-        )
+        require(shape == (P, T), f"attention_mask has shape {shape}; expected the ids', {(P, T)}")
     if position_ids is not None:
         position_ids = in_main_memory(position_ids)
         shape = position_ids.shape

@@ -81,9 +81,8 @@ class PretrainedModel(Layer):
         those of the backend "numpy", by default one for each core. `ops` is the arithmetic itself,
         in place of a backend's name: Ops(jax.numpy) runs the readable code on JAX.
 
-        Raises FileNotFoundError or InputError for a folder without a whole, fitting checkpoint (see
-        checkpoints/weights.py), InputError for an unknown backend or dtype, and as
-        checkpoint_folder for a hub id.
+        Raises FileNotFoundError or InputError as checkpoint_path does and where the checkpoint does
+        not fit (see checkpoints/weights.py), and InputError for an unknown backend or dtype.
         """
         ops = ops or ops_for(backend, threads)
         dtype = float_type(dtype, ops)
