@@ -19,6 +19,11 @@ def in_parallel(ops: Ops, tasks: Sequence[Callable[[], T]]) -> list[T]:
     return [task() for task in tasks] if is_traced() else ops.parallel_for(tasks)
 
 
+def unless_traced(passes: T | None) -> T | None:
+    """Recorded passes, or None in a trace, which must see every layer of the eager pass."""
+    return None if is_traced() else passes
+
+
 def in_slices(ops: Ops, work: Callable[[slice], T], length: int, size: int) -> list[T]:
     """Apply `work` to consecutive slices of range(length), each at most `size` long.
 

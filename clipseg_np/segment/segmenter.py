@@ -19,13 +19,12 @@ from ..backends.cupy_ops import CupyOps
 from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError, naming
 from ..image.load_image import load_image
-from ..model.batched import in_parallel
+from ..model.batched import in_parallel, unless_traced
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import LEGACY_EOS_TOKEN_ID
 from ..model.outputs import Features
 from ..model.recorded import RecordedPasses
 from ..nn.ops import Array
-from ..nn.trace import is_traced
 from .processor import CLIPSegProcessor
 from .prompt_algebra import Expression, parse
 from .segmentation import Segmentation
@@ -178,7 +177,7 @@ class Segmenter:
     def _logits(self, image: np.ndarray, query: Query) -> Array:
         """The decoder's logits of an image or a window: (L,h,w)."""
         # A trace must see every layer. Another thread may set `graphs` to None.
-        passes = None if is_traced() else self.graphs
+        passes = unless_traced(self.graphs)
         if passes is not None:
             pixels = self._pixel_values([image])
             try:
