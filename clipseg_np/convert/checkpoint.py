@@ -7,7 +7,6 @@ NumPy has no bfloat16. It is the upper half of a float32, rounded to nearest, ti
 PyTorch; float64 is rounded to float32 first.
 """
 
-import json
 import math
 import os
 import shutil
@@ -28,6 +27,7 @@ from ..checkpoints.weights import (
     give_back,
     require_float,
     stored_tensors,
+    write_tensors,
 )
 from ..errors import InputError
 from ..model.config import CONFIG_NAME
@@ -102,11 +102,12 @@ def write_checkpoint(
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(STORED_AS)}")
     if shard_size is not None and not shard_size > 0:
         raise InputError(f"the shard size is {shard_size} MB; expected more than 0")
-    types, sizes = {}, {}
+    parts, sizes = {}, {}
     for name, raw in tensors.items():
         require_float(name, raw.stored_type)
-        types[name] = STORED_AS[dtype] if dtype else raw.stored_type
-        sizes[name] = raw.array.size * _item_size(types[name])
+        stored_type = STORED_AS[dtype] if dtype else raw.stored_type
+        sizes[name] = raw.array.size * STORED_TYPES[stored_type].itemsize
+        parts[name] = stored_type, raw.array.shape, _blocks(raw, stored_type, name)
     total = sum(sizes.values())
     shards = _shards(sizes, (shard_size or math.inf) * 10**6)
     count, files = len(shards), [WEIGHTS_NAME]
@@ -115,13 +116,9 @@ def write_checkpoint(
         file_of = {name: file for file, names in zip(files, shards) for name in names}
         write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": file_of})
     for file, names in zip(files, shards):
-        _write_file(folder / file, {name: (tensors[name], types[name]) for name in names})
+        write_tensors(folder / file, {name: parts[name] for name in names}, {"format": "pt"})
     write_json(folder / CONFIG_NAME, _with_dtype(config, dtype) if dtype else config)
     return Written(len(tensors), total, tuple(files))
-
-
-def _item_size(stored_type: str) -> int:
-    return np.dtype(STORED_TYPES[stored_type]).itemsize
 
 
 def _shards(sizes: dict[str, int], max_bytes: float) -> list[list[str]]:
@@ -147,35 +144,12 @@ def _with_dtype(config: dict, dtype: str) -> dict:
     return changed
 
 
-def _write_file(path: Path, tensors: dict[str, tuple[Raw, str]]) -> None:
-    """Write one safetensors file; each tensor stands with the type to store it in.
-
-    The library's writer takes all arrays at once, in types that NumPy has. As there, wide types
-    come first, so that every number lies at a multiple of its size.
-    """
-    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name][1]), name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in order:
-        raw, stored_type = tensors[name]
-        start, end = end, end + raw.array.size * _item_size(stored_type)
-        shape = list(raw.array.shape)
-        header[name] = {"dtype": stored_type, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            raw, stored_type = tensors[name]
-            for block in _blocks(raw):
-                file.write(stored_as(block, stored_type, name).data)
-            give_back([raw.array])
-
-
-def _blocks(raw: Raw) -> Iterator[Raw]:
-    """The numbers in order, at most BLOCK_SIZE at a time."""
+def _blocks(raw: Raw, stored_type: str, name: str) -> Iterator[np.ndarray]:
+    """The numbers of a tensor in order, BLOCK_SIZE at a time, in another stored type."""
     flat = np.ascontiguousarray(raw.array).reshape(-1)
     for start in range(0, flat.size, BLOCK_SIZE):
-        yield Raw(flat[start : start + BLOCK_SIZE], raw.stored_type)
+        yield stored_as(Raw(flat[start : start + BLOCK_SIZE], raw.stored_type), stored_type, name)
+    give_back([raw.array])
 
 
 def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
