@@ -15,17 +15,18 @@ import os
 import re
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from ..atomic_files import folder_written_whole
-from ..backends.select import ops_for
 from ..checkpoints.locate import what_to_do
 from ..checkpoints.weights import Raw
 from ..errors import InputError
 from ..image.image_processor import ViTImageProcessor
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import CLIPSegConfig
+from ..nn.ops import Ops
 from ..nn.scope import Scope
 from ..text.bpe import BYTE_SYMBOLS, END_OF_WORD
 from ..text.tokenizer import CLIPTokenizer
@@ -101,9 +102,7 @@ def convert_original(
     """
     tensors = renamed(_read(Path(decoder), clip))
     config = config_of(tensors, extract_layers)
-    source = _Shapes(tensors)
-    CLIPSegForImageSegmentation(config, Scope(source, ops_for("numpy-reference"), np.float32))
-    source.finish()
+    _require_shapes(tensors, config)
     processor = ViTImageProcessor(
         size=IMAGE_SIZE, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
@@ -219,26 +218,21 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
     )
 
 
-class _Shapes:
-    """A Source (see nn/scope.py) of zeros that compares the shapes of `tensors` with a model's."""
-
-    def __init__(self, tensors: dict[str, Raw]):
-        self.left = {name: raw.array.shape for name, raw in tensors.items()}
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if self.left.get(name) != shape:
-            state = f"of shape {self.left[name]}" if name in self.left else "missing"
-            raise InputError(f"{name} is {state}; the other tensors make it {shape}.")
-        del self.left[name]
-        return np.broadcast_to(np.float32(0), shape)
-
-    def finish(self) -> None:
-        if self.left:
-            names = ", ".join(sorted(self.left)[:3]) + (", ..." if len(self.left) > 3 else "")
-            raise InputError(
-                f"The files hold {len(self.left)} tensor(s) that the model has no place for: "
-                f"{names}."
-            )
+def _require_shapes(tensors: dict[str, Raw], config: CLIPSegConfig) -> None:
+    """Compare with the shapes of a model, which is made of zeros that take no memory."""
+    zeros = SimpleNamespace(take=lambda name, shape: np.broadcast_to(np.float32(0), shape))
+    model = CLIPSegForImageSegmentation(config, Scope(zeros, Ops(), np.float32))
+    shapes = {name: raw.array.shape for name, raw in tensors.items()}
+    for name, array in model.state_dict().items():
+        stored = shapes.pop(name, None)
+        if stored != array.shape:
+            state = f"of shape {stored}" if stored is not None else "missing"
+            raise InputError(f"{name} is {state}; the other tensors make it {array.shape}.")
+    if shapes:
+        names = ", ".join(sorted(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
+        raise InputError(
+            f"The files hold {len(shapes)} tensor(s) that the model has no place for: {names}."
+        )
 
 
 def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
