@@ -12,7 +12,7 @@ method that it replaces, and left out where they differ.
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import RLock
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..nn.ops import MAX_MEMOIZED, Array, Ops, T
+from ..nn.ops import Array, Ops, T
 from .cublas import Cublas, address
 from .cupy_kernels import ACTIVATIONS, EXPRESSIONS, HEAD_SIZES, THREADS, TYPES, WARP, source
 from .cupy_layers import WHOLE_LAYERS
@@ -32,13 +32,14 @@ class CupyOps(Ops):
     """Overrides for CuPy arrays; no input is changed."""
 
     FLOAT_TYPES = (*TYPES,)
+    max_memoized = 8
 
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
+        self.whole_layers = WHOLE_LAYERS
         has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
         self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
         self.activations = {*ACTIVATIONS}
-        self.whole_layers = WHOLE_LAYERS
         self.packed: WeakKeyDictionary = WeakKeyDictionary()
         # Held by whoever records or launches on `streams`.
         self.lock = RLock()
@@ -74,8 +75,6 @@ class CupyOps(Ops):
         """The two streams that all passes are recorded on: cuBLAS has a workspace for each."""
         return tuple(self.xp.cuda.Stream(non_blocking=True) for _ in range(2))
 
-    memoize = staticmethod(lru_cache(MAX_MEMOIZED))
-
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """While a pass is recorded, the tasks after the first are recorded on the second stream."""
         first, second = self.streams
@@ -89,21 +88,14 @@ class CupyOps(Ops):
         first.wait_event(done)
         return [result, *others]
 
-    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(layer) in self.whole_layers:
-            return self.whole_layers[type(layer)](self, layer, *args, **kwargs)
-        return layer.forward(*args, **kwargs)
-
     def packed_projections(self, layer: Any) -> tuple[Array, Array]:
         """An Attention's projections as one: weight (3D,D) and bias (3D). Computed once a layer."""
         if layer not in self.packed:
-            pairs = [
-                (each.weight, each.bias) for each in (layer.q_proj, layer.k_proj, layer.v_proj)
-            ]
+            parts = layer.q_proj, layer.k_proj, layer.v_proj
+            weights, biases = [part.weight for part in parts], [part.bias for part in parts]
             # Not from the pool of a pass that is being recorded: the pass may go before the layer.
             with self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
-                weights = [weight for weight, _ in pairs]
-                biases = [self.xp.zeros(len(w), w.dtype) if b is None else b for w, b in pairs]
+                biases = [self.xp.zeros_like(weights[0][0]) if b is None else b for b in biases]
                 self.packed[layer] = self.xp.concatenate(weights), self.xp.concatenate(biases)
         return self.packed[layer]
 

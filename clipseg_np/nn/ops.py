@@ -21,7 +21,6 @@ import numpy as np
 
 Array = Any  # an array of `xp`, such as numpy.ndarray
 T = TypeVar("T")
-MAX_MEMOIZED = 8  # results of one function: position embeddings of 1.5 MB for the official size
 
 
 class Ops:
@@ -33,9 +32,13 @@ class Ops:
     images_per_slice = prompts_per_slice = 64
     # parallel_for runs so many tasks at a time.
     workers = 1
+    # A fast backend keeps so many position embeddings, of 1.5 MB for the official size.
+    max_memoized = 0
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
+        # A fast backend's functions in place of `forward`, by the class of the layer.
+        self.whole_layers: dict[type, Callable] = {}
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """An array on this backend's device; no copy where it is one already."""
@@ -47,16 +50,14 @@ class Ops:
         return in_main_memory(x)
 
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        """`layer.forward`. A fast backend may compute a whole layer in another way."""
+        """`layer.forward`, or the fast backend's function in its place."""
+        if type(layer) in self.whole_layers:
+            return self.whole_layers[type(layer)](self, layer, *args, **kwargs)
         return layer.forward(*args, **kwargs)
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """The results of independent tasks, in order. A fast backend runs several at a time."""
         return [task() for task in tasks]
-
-    def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """The function itself. A fast backend keeps its last results."""
-        return function
 
     # Linear maps
 
