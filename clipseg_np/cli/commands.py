@@ -202,9 +202,8 @@ def run_trace(options: argparse.Namespace) -> None:
     about = {"checkpoint": options.model or "demonstration", "image": Path(options.image).name}
     about["prompts"] = options.prompts
     write_golden(options.output, model, inputs, options.names, about, rough)
-    arrays = Golden(options.output)
     size = os.path.getsize(options.output) / 1e6
-    print(f"{len(arrays)} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
+    print(f"{len(Golden(options.output))} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
 
 
 def run_compare(options: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     if prompts != unknown or (prompts and "prompts" not in options):
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if prompts:
-        options.prompts = [*options.prompts, *prompts]
+        options.prompts += prompts
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: commands.say("warning", message)
         try:
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except MemoryError as error:
-            advice = error or "give a smaller image"
-            commands.say("error", f"there is not enough memory: {advice}")
+            reason = str(error) or "give a smaller image"
+            commands.say("error", f"there is not enough memory: {reason}")
         except (InputError, MissingExtra, OSError) as error:
             commands.say("error", error)
         return 2
@@ -89,8 +89,7 @@ def parser() -> argparse.ArgumentParser:
     for add in (segment, batch, info, trace):
         text = "a checkpoint's folder, .safetensors file or hub id; default: the demonstration's"
         add("--model", metavar="FOLDER_OR_ID", help=text)
-        text = "use no network: a hub id must be in the hub's cache"
-        add("--offline", action="store_true", help=text)
+        add("--offline", action="store_true", help="use no network, only the hub's cache")
         add("--backend", choices=NAMES, default="numpy", help="default: %(default)s")
 
     compare = command("compare", commands.run_compare, "find the first layer where a port deviates")
@@ -99,8 +98,7 @@ def parser() -> argparse.ArgumentParser:
     text = "maximum difference, relative to a layer's largest number; default: by the files' types"
     compare("--tolerance", metavar="T", type=float, help=text)
 
-    text = "download a checkpoint from the Hugging Face hub"
-    download = command("download", commands.run_download, text)
+    download = command("download", commands.run_download, "download from the Hugging Face hub")
     download("hub_id", metavar="HUB_ID", help="such as CIDAS/clipseg-rd64-refined")
     download("folder", metavar="FOLDER", nargs="?", help="default: the name after the slash")
 
@@ -110,10 +108,8 @@ def parser() -> argparse.ArgumentParser:
     text = f"a checkpoint's folder, .safetensors file or hub id, or {authors} (rd64-uni.pth)"
     convert("source", metavar="SOURCE", help=text)
     convert("output", metavar="OUTPUT", help="a new or empty folder")
-    text = "default: unchanged; of the authors' files, float32"
-    convert("--dtype", choices=tuple(STORED_AS), help=text)
-    text = "maximum size of a file; default: one file"
-    convert("--shard-size", metavar="MB", type=float, help=text)
+    convert("--dtype", choices=tuple(STORED_AS), help="default: unchanged; of a .pth, float32")
+    convert("--shard-size", metavar="MB", type=float, help="maximum of a file; default: one file")
     convert("--clip", metavar="FILE", help=f"OpenAI's ViT-B-16.pt, needed for {authors}")
     text = f"for {authors}: a folder with CLIP's tokenizer, or bpe_simple_vocab_16e6.txt.gz"
     convert("--tokenizer", metavar="PATH", help=text)
@@ -136,14 +132,11 @@ def add_segment_options(add: Callable) -> None:
     text = "a mask holds the pixels whose probability, 0 to 1, is above T; default: %(default)s"
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
     text = f"images to write for each prompt: {', '.join(KINDS)}; default: mask"
-    kinds = {"nargs": "+", "choices": tuple(KINDS), "default": ["mask"]}
-    add("--write", metavar="KIND", **kinds, help=text)
+    add("--write", metavar="KIND", nargs="+", choices=tuple(KINDS), default=["mask"], help=text)
     text = "write a label map of all prompts, too: an indexed PNG, JSON, and an image with a legend"
     add("--labels", action="store_true", help=text)
-    text = "remove connected components of fewer than N pixels"
-    add("--smallest", metavar="N", type=int, default=0, help=text)
-    text = "dilate masks by N pixels; -N erodes"
-    add("--grow", metavar="N", type=float, default=0, help=text)
+    add("--smallest", metavar="N", type=int, default=0, help="remove components below N pixels")
+    add("--grow", metavar="N", type=float, default=0, help="dilate masks by N pixels; -N erodes")
     add("--feather", metavar="N", type=float, default=0, help="soften mask edges by N pixels")
     text = "1: the whole image; S: its windows of 1/S of its sides; several: their mean"
     add("--scales", metavar="S", type=int, nargs="+", default=[1], help=text)
