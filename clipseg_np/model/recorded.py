@@ -69,10 +69,7 @@ recorded = RecordedPass
 
 
 class RecordedPasses:
-    """A model's passes, one for each combination of shapes: the MAX_GRAPHS last used, in `kept`.
-
-    Threads may share them.
-    """
+    """A model's passes for the MAX_GRAPHS shapes last used, in `kept`; threads may share them."""
 
     def __init__(self, model: CLIPSegForImageSegmentation):
         self.model = model
