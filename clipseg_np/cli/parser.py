@@ -123,8 +123,7 @@ def add_segment_options(add: Callable) -> None:
     examples = '"a cat - a collar", "a cat + a dog", "a & b", "!a"'
     text = f'a text, such as "a red circle", or several combined: {examples}'
     add("prompts", metavar="PROMPT", nargs="*", help=text)
-    text = "an image of what to look for; may be repeated"
-    add("--image-prompt", metavar="FILE", **REPEATED, help=text)
+    add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
     add("--prompt-mask", metavar="FILE", **REPEATED, help=text)
     text = "default: %(default)s; for one image and one prompt, - writes to standard output"
@@ -133,8 +132,7 @@ def add_segment_options(add: Callable) -> None:
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
     text = f"images to write for each prompt: {', '.join(KINDS)}; default: mask"
     add("--write", metavar="KIND", nargs="+", choices=tuple(KINDS), default=["mask"], help=text)
-    text = "write a label map of all prompts, too: an indexed PNG, JSON, and an image with a legend"
-    add("--labels", action="store_true", help=text)
+    add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")
     add("--smallest", metavar="N", type=int, default=0, help="remove components below N pixels")
     add("--grow", metavar="N", type=float, default=0, help="dilate masks by N pixels; -N erodes")
     add("--feather", metavar="N", type=float, default=0, help="soften mask edges by N pixels")

@@ -176,8 +176,7 @@ class Segmenter:
 
     def _logits(self, image: np.ndarray, query: Query) -> Array:
         """The decoder's logits of an image or a window: (L,h,w)."""
-        # A trace must see every layer. Another thread may set `graphs` to None.
-        passes = unless_traced(self.graphs)
+        passes = unless_traced(self.graphs)  # another thread may set `graphs` to None
         if passes is not None:
             pixels = self._pixel_values([image])
             try:
