@@ -12,7 +12,7 @@ method that it replaces, and left out where they differ.
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import RLock
 from types import ModuleType
 from typing import Any
@@ -32,7 +32,6 @@ class CupyOps(Ops):
     """Overrides for CuPy arrays; no input is changed."""
 
     FLOAT_TYPES = (*TYPES,)
-    max_memoized = 8
 
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
@@ -74,6 +73,9 @@ class CupyOps(Ops):
     def streams(self) -> tuple:
         """The two streams that all passes are recorded on: cuBLAS has a workspace for each."""
         return tuple(self.xp.cuda.Stream(non_blocking=True) for _ in range(2))
+
+    # The results are tables on the GPU: position embeddings of 1.5 MB for the official size.
+    memoize = staticmethod(lru_cache(maxsize=8))
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """While a pass is recorded, the tasks after the first are recorded on the second stream."""

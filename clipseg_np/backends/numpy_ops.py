@@ -24,12 +24,11 @@ class NumpyOps(Ops):
 
     # The widest arrays then fit a last cache.
     images_per_slice, prompts_per_slice = 2, 5
-    max_memoized = 8
+    whole_layers = WHOLE_LAYERS
 
     def __init__(self, threads: int | None = None):
         """`threads`: how many threads share out the work; by default, one for each core."""
         super().__init__()
-        self.whole_layers = WHOLE_LAYERS
         self.threads = Threads(threads)
         self.workers = self.threads.count
 

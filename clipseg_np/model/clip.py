@@ -8,7 +8,6 @@ projected array; hidden states are returned only on request.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from ..nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
@@ -59,7 +58,7 @@ class VisionEmbeddings(Layer):
         self.patch_embedding = PatchEmbedding(scope / "patch_embedding", config.num_channels, D, p)
         side = config.image_size // p
         self.position_embedding = GridPositions(scope / "position_embedding", side, D)
-        self.positions = lru_cache(self.ops.max_memoized)(self.position_embedding.forward)
+        self.positions = self.ops.memoize(self.position_embedding.forward)
 
     def forward(self, pixel_values: Array) -> Array:
         patches = self.patch_embedding(pixel_values)

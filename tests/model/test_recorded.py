@@ -100,6 +100,18 @@ def test_a_recorded_pass_keeps_the_model_alive_and_no_longer_than_itself(ops):
     assert kept() is None
 
 
+def test_position_embeddings_are_resized_once_for_each_grid(ops):
+    """To bring a table of weights to a GPU takes longer than to use it, and cannot be recorded."""
+    model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
+    readable = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="numpy-reference")
+    embeddings, expected = (m.clip.vision_model.embeddings for m in (model, readable))
+    for h, w in ((3, 5), (5, 3)):
+        positions = embeddings.positions(h, w)
+        assert positions.shape[0] == 1 + h * w and embeddings.positions(h, w) is positions
+        assert of_largest(positions.get(), expected.positions(h, w)) <= OF_ROUNDING["float32"]
+        assert expected.positions(h, w) is not expected.positions(h, w)
+
+
 def test_a_table_that_the_graph_reads_outlasts_the_models_cache(ops):
     model = CLIPSegForImageSegmentation.from_pretrained(REFINED, backend="cupy")
     pixels, ids = inputs(model, np.random.default_rng(0))
