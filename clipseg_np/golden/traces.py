@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,8 @@ class GoldenWriter:
 @contextmanager
 def golden_file(path: str | os.PathLike, about: dict[str, Any]) -> Iterator[GoldenWriter]:
     """Yield a writer. The file appears when the block ends, and not at all if it fails."""
-    with written_whole(path) as temporary:
-        writer = GoldenWriter(temporary.parent)
+    with written_whole(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
+        writer = GoldenWriter(Path(folder))
         yield writer
         metadata = {"about": json.dumps(about), "order": json.dumps(list(writer.tensors))}
         write_tensors(temporary, writer.tensors, metadata)
