@@ -154,14 +154,12 @@ class CupyOps(Ops):
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """Neighbors are a view of the padded array, copied once: two launches instead of five."""
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
-        margin = k // 2
-        padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
-        padded[:, :, margin : margin + h, margin : margin + w] = x.transpose(1, 0, 2, 3)
-        c, b, row, column = padded.strides
-        neighbors = self.xp.lib.stride_tricks.as_strided(
-            padded, (C, k, k, B, h, w), (c, row, column, b, row, column)
-        )
-        neighbors = neighbors.reshape(C * k * k, B, h, w).transpose(1, 2, 3, 0)
+        padded = self.xp.zeros((B, C, h + k - 1, w + k - 1), dtype=x.dtype)
+        padded[:, :, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = x
+        b, c, row, column = padded.strides
+        shape, strides = (B, h, w, C, k, k), (b, row, column, c, row, column)
+        neighbors = self.xp.lib.stride_tricks.as_strided(padded, shape, strides)
+        neighbors = neighbors.reshape(B, h, w, C * k * k)
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def softmax(self, x: Array) -> Array:
@@ -205,10 +203,8 @@ class CupyOps(Ops):
     def flash_attention(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attention in float16 whose scores never leave the chip; d must be one of HEAD_SIZES."""
         B, N, T, d = q.shape
-        strides = q.strides
-        is_readable = k.strides == v.strides == strides and strides[3] == 2
-        is_readable = is_readable and not any(stride % 16 for stride in strides[:3])
-        if not is_readable or not _are_aligned(q, k, v):
+        is_alike = k.strides == v.strides == q.strides and q.strides[3] == 2
+        if not is_alike or any(s % 16 for s in q.strides[:3]) or not _are_aligned(q, k, v):
             q, k, v = map(self.xp.ascontiguousarray, (q, k, v))
         steps = [np.int64(stride // 2) for stride in q.strides[:3]]
         context = self.xp.empty((B, T, N, d), q.dtype)
