@@ -4,8 +4,7 @@ Loading is strict: each key is taken exactly once, in the expected shape; a miss
 is an error that names it, where transformers only warns.
 
 Files are mapped, not read: an array whose stored type is the wanted one costs no memory until it is
-used. The safetensors library reads and checks the header. NumPy has no bfloat16, so its arrays are
-made here.
+used. The safetensors library reads and checks the header; it makes no arrays of bfloat16.
 """
 
 import difflib
@@ -155,8 +154,7 @@ def tensors_of_file(path: Path) -> dict[str, Raw]:
         raise InputError(
             f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
         ) from error
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
+    start = 8 + int(np.fromfile(path, "<u8", 1)[0])
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     rest = np.memmap(path, np.uint8, "r", start).view(np.ndarray) if headers else None
     tensors = {}

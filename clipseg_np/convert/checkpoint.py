@@ -2,9 +2,6 @@
 
 Tensors are mapped and written in blocks, so that a checkpoint of any size needs little memory. The
 output is safetensors, with the hub's index for shards; transformers loads it too.
-
-NumPy has no bfloat16. It is the upper half of a float32, rounded to nearest, ties to even, as in
-PyTorch; float64 is rounded to float32 first.
 """
 
 import math
@@ -76,11 +73,10 @@ def convert(
     path = checkpoint_path(source)
     folder = path.parent if path.is_file() else path
     config = read_json(folder / CONFIG_NAME)
-    safetensors = [name for name in (WEIGHTS_NAME, INDEX_NAME) if (path / name).exists()]
-    if not safetensors and (path / PYTORCH_NAME).is_file():
-        tensors = read_archive(path / PYTORCH_NAME)
-    else:
-        tensors = stored_tensors(path)
+    is_safetensors = any((path / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
+    pytorch = path / PYTORCH_NAME
+    is_pytorch = pytorch.is_file() and not is_safetensors
+    tensors = read_archive(pytorch) if is_pytorch else stored_tensors(path)
     kept = {name: raw for name, raw in tensors.items() if not name.endswith(IGNORED_ENDINGS)}
     with folder_written_whole(output) as temporary:
         copy_files(folder, temporary, OTHER_FILES)
@@ -153,7 +149,7 @@ def _blocks(raw: Raw, stored_type: str, name: str) -> Iterator[np.ndarray]:
 
 
 def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
-    """The numbers in another stored type (bfloat16 as uint16), rounded to nearest, ties to even.
+    """The numbers in another stored type, rounded to nearest, ties to even.
 
     Raises InputError with the tensor's name where a finite number would become infinite.
     """
@@ -162,6 +158,7 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
     floats = raw.floats()
     with np.errstate(over="ignore"):
         if stored_type == "BF16":
+            # As in PyTorch, float64 is rounded to float32 first.
             stored = _bfloat16(floats.astype(np.float32))
         else:
             stored = floats.astype(STORED_TYPES[stored_type])
@@ -176,7 +173,7 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
 
 
 def _bfloat16(floats: np.ndarray) -> np.ndarray:
-    """float32 as bfloat16, held in uint16. A NaN becomes the quiet NaN of its sign."""
+    """Upper halves of float32, rounded as in PyTorch. A NaN becomes the quiet NaN of its sign."""
     bits = floats.view(np.uint32)
     odd = (bits >> 16) & 1
     rounded = (bits + (0x7FFF + odd)) >> 16

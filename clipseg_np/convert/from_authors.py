@@ -37,8 +37,7 @@ from .torch_archive import read_archive
 EXTRACT_LAYERS = (3, 6, 9)
 HEAD_FEATURES = 64
 DECODER_HEADS = 4
-IMAGE_SIZE = 352  # pixels, of the published models
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGES = {"size": 352, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 # The beginnings of names in the files and in a checkpoint.
 PREFIXES = {
@@ -63,15 +62,10 @@ PREFIXES = {
 }
 # The parts of a transformer layer in the files (CLIP's, the decoder's) and in a checkpoint.
 PARTS = {
-    ".ln_1.": ".layer_norm1.",
-    ".ln_2.": ".layer_norm2.",
-    ".mlp.c_fc.": ".mlp.fc1.",
-    ".mlp.c_proj.": ".mlp.fc2.",
-    ".attn.": ".self_attn.",
-    ".linear1.": ".mlp.fc1.",
-    ".linear2.": ".mlp.fc2.",
-    ".norm1.": ".layer_norm1.",
-    ".norm2.": ".layer_norm2.",
+    r"\.(ln_|norm)(?=[12]\.)": ".layer_norm",
+    r"\.(mlp\.c_fc|linear1)\.": ".mlp.fc1.",
+    r"\.(mlp\.c_proj|linear2)\.": ".mlp.fc2.",
+    r"\.attn\.": ".self_attn.",
 }
 TRANSPOSED = ("clip.visual_projection.weight", "clip.text_projection.weight")
 # Unused: a layer of earlier models, CLIP's settings, masks, and the vision tower a second time.
@@ -103,13 +97,10 @@ def convert_original(
     tensors = renamed(_read(Path(decoder), clip))
     config = config_of(tensors, extract_layers)
     _require_shapes(tensors, config)
-    processor = ViTImageProcessor(
-        size=IMAGE_SIZE, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
-    )
     with folder_written_whole(output) as folder:
         if tokenizer is not None:
             _write_tokenizer(Path(tokenizer), folder, config.text_config.vocab_size)
-        processor.save_pretrained(folder)
+        ViTImageProcessor(**IMAGES).save_pretrained(folder)
         return write_checkpoint(folder, config.to_dict(), tensors, dtype or "float32", shard_size)
 
 
@@ -143,7 +134,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
             )
         key = PREFIXES[prefix] + name[len(prefix) :]
         for old, new in PARTS.items():
-            key = key.replace(old, new)
+            key = re.sub(old, new, key)
         array = raw.array
         if ".in_proj_" not in key:
             converted[key] = Raw(array.T if key in TRANSPOSED else array, raw.stored_type)
