@@ -22,18 +22,11 @@ def write_json(path: Path, value: dict) -> None:
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path in a temporary folder beside `path`; move the file there on success only."""
+    """Yield a path in a temporary folder; move the file from there to `path` on success only."""
     path = Path(path)
     _require_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as part:
-        temporary = Path(part, path.name)
-        yield temporary
-        # safetensors makes files that only their owner can read.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+    with written_together(path.parent) as part:
+        yield part / path.name
 
 
 @contextmanager

@@ -31,8 +31,11 @@ PAIR = Keyword((None,), "write one text or a list of texts; there are no pairs")
 ALONE = Keyword(OFF, "the result has input_ids and attention_mask alone", False)
 UPLOAD = "save_pretrained(FOLDER), then on the command line: hf upload OWNER/NAME FOLDER"
 
-# Of from_pretrained
-LOADING = {
+# Of from_pretrained. A text is the keyword's name here.
+LOADING: dict[str, Keyword | str] = {
+    "pretrained_model_name_or_path": "folder_or_hub_id",
+    "use_auth_token": "token",
+    "torch_dtype": "dtype",
     **dict.fromkeys(("trust_remote_code", "low_cpu_mem_usage", "weights_only"), NO_EFFECT),
     **dict.fromkeys(("resume_download", "_fast_init", "mirror", "disable_mmap"), NO_EFFECT),
     **dict.fromkeys(("max_memory", "offload_folder", "offload_state_dict"), MAPPED),
@@ -51,14 +54,17 @@ LOADING = {
     "return_dict": Keyword((None, True), "write model(..., return_dict=False)"),
 }
 # Of save_pretrained
-SAVING = {
+SAVING: dict[str, Keyword | str] = {
+    "save_directory": "folder",
     "safe_serialization": Keyword((None, True), "only safetensors are written"),
     "max_shard_size": Keyword((None,), "clipseg-np convert --shard-size writes shards", False),
     "push_to_hub": Keyword(OFF, f"write {UPLOAD}"),
     **dict.fromkeys(("is_main_process", "save_function", "token"), NO_EFFECT),
 }
 # Of the tokenizer's methods
-TEXT = {
+TEXT: dict[str, Keyword | str] = {
+    "token_ids": "ids",
+    "sequences": "rows",
     **dict.fromkeys(("text_pair", "text_target", "text_pair_target", "pair"), PAIR),
     **dict.fromkeys(("return_token_type_ids", "return_overflowing_tokens"), ALONE),
     **dict.fromkeys(("return_special_tokens_mask", "return_offsets_mapping"), ALONE),
@@ -71,7 +77,7 @@ TEXT = {
     "clean_up_tokenization_spaces": Keyword(OFF, "transformers ignores it for CLIP, too", False),
 }
 # Of get_text_features and get_image_features
-FEATURES = {
+FEATURES: dict[str, Keyword | str] = {
     name: Keyword(OFF, "write model.text_model(...) or model.vision_model(...)", False)
     for name in ("output_attentions", "output_hidden_states")
 } | {"return_dict": NO_EFFECT}
@@ -92,11 +98,11 @@ ATTRIBUTES = {
 }
 
 
-def understands(table: dict[str, Keyword], **names: str) -> Callable[[F], F]:
-    """Let a function be called as in transformers: by the `names` there for its own arguments.
+def understands(table: dict[str, Keyword | str]) -> Callable[[F], F]:
+    """Let a function be called with transformers' keywords.
 
-    A keyword of the table that the function lacks is left out, with a warning unless its value is
-    harmless. Raises InputError for a value that the table refuses.
+    A keyword of the table that the function lacks is renamed, or left out, with a warning unless
+    its value is harmless. Raises InputError for a value that the table refuses.
     """
 
     def decorate(function: F) -> F:
@@ -104,11 +110,12 @@ def understands(table: dict[str, Keyword], **names: str) -> Callable[[F], F]:
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            for name in [*kwargs]:
-                if name in names and (value := kwargs.pop(name)) is not None:
-                    kwargs.setdefault(names[name], value)
-                elif name in table and name not in own:
-                    _judge(name, kwargs.pop(name), table[name])
+            for name in [name for name in kwargs if name in table and name not in own]:
+                value, keyword = kwargs.pop(name), table[name]
+                if isinstance(keyword, Keyword):
+                    _judge(name, value, keyword)
+                elif value is not None:
+                    kwargs.setdefault(keyword, value)
             return function(*args, **kwargs)
 
         return cast(F, call)

@@ -51,3 +51,10 @@ def test_the_imports_are_found():
     assert sum(len(imported(path)) for path in FILES) > 150
     assert "nn" in imported(PACKAGE / "model" / "clip.py")
     assert "masks" in imported(PACKAGE / "segment" / "results.py")
+
+
+def test_a_trace_is_asked_for_in_three_places():
+    """Speed and meaning meet in Layer.__call__ and in model/batched.py, and nowhere else."""
+    sources = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in FILES}
+    askers = {name for name, source in sources.items() if "is_traced()" in source}
+    assert askers == {"nn/trace.py", "nn/layers.py", "model/batched.py"}

@@ -59,34 +59,30 @@ class CudaGraph:
     def __init__(self, ops: Ops, function: Callable[..., Array], *examples: Array):
         if not hasattr(ops, "streams"):
             raise CannotRecord("only a model on a GPU can be recorded: load it with backend='cupy'")
-        self.ops, self.function = ops, function
-        self.memory = GraphMemory(ops.xp.cuda)
-        self.stream = ops.streams[0]
+        self.ops, self.function, cuda = ops, function, ops.xp.cuda
+        self.memory, self.stream = GraphMemory(cuda), ops.streams[0]
         with ops.lock:
-            self._record(*examples)
-
-    def _record(self, *examples: Array) -> None:
-        cuda = self.ops.xp.cuda
-        self.stream.wait_event(cuda.get_current_stream().record())
-        with cuda.using_allocator(self.memory.malloc), self.stream:
-            self.inputs = [self.ops.xp.array(example) for example in examples]
-            # The first run compiles, and creates what the backend keeps; the second is replayed.
-            self.function(*self.inputs)
-            self.memory.allocations.clear()
-            self.function(*self.inputs)
-            self.memory.replay()
-            self.stream.synchronize()
-            self.stream.begin_capture()
-            try:
-                self.output = self.function(*self.inputs)
-                self.graph = self.stream.end_capture()
-            except BaseException as error:
-                # CUDA raises once more for a recording that has become invalid.
-                with suppress(Exception):
-                    self.stream.end_capture()
-                if not isinstance(error, Exception):
-                    raise
-                raise CannotRecord(f"CUDA cannot record this pass as a graph: {error}") from error
+            self.stream.wait_event(cuda.get_current_stream().record())
+            with cuda.using_allocator(self.memory.malloc), self.stream:
+                self.inputs = [ops.xp.array(example) for example in examples]
+                # The first run compiles, and creates what the backend keeps; the next is replayed.
+                function(*self.inputs)
+                self.memory.allocations.clear()
+                function(*self.inputs)
+                self.memory.replay()
+                self.stream.synchronize()
+                self.stream.begin_capture()
+                try:
+                    self.output = function(*self.inputs)
+                    self.graph = self.stream.end_capture()
+                except BaseException as error:
+                    # CUDA raises once more for a recording that has become invalid.
+                    with suppress(Exception):
+                        self.stream.end_capture()
+                    if not isinstance(error, Exception):
+                        raise
+                    message = f"CUDA cannot record this pass as a graph: {error}"
+                    raise CannotRecord(message) from error
 
     def __call__(self, *arrays: Any) -> Array:
         """The function's result for arrays of the examples' shapes, in an array of its own.

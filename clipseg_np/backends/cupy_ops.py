@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..nn.ops import MAX_MEMOIZED, Array, Ops, T
+from ..nn.ops import Array, Ops, T
 from .cublas import Cublas, address
 from .cupy_kernels import ACTIVATIONS, EXPRESSIONS, HEAD_SIZES, THREADS, TYPES, WARP, source
 from .cupy_layers import WHOLE_LAYERS
@@ -35,10 +35,10 @@ class CupyOps(Ops):
 
     def __init__(self, cupy: ModuleType):
         super().__init__(cupy)
+        self.whole_layers = WHOLE_LAYERS
         has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
         self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
         self.activations = {*ACTIVATIONS}
-        self.whole_layers = WHOLE_LAYERS
         self.packed: WeakKeyDictionary = WeakKeyDictionary()
         # Held by whoever records or launches on `streams`.
         self.lock = RLock()
@@ -74,7 +74,8 @@ class CupyOps(Ops):
         """The two streams that all passes are recorded on: cuBLAS has a workspace for each."""
         return tuple(self.xp.cuda.Stream(non_blocking=True) for _ in range(2))
 
-    memoize = staticmethod(lru_cache(MAX_MEMOIZED))
+    # The results are tables on the GPU: position embeddings of 1.5 MB for the official size.
+    memoize = staticmethod(lru_cache(maxsize=8))
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """While a pass is recorded, the tasks after the first are recorded on the second stream."""
@@ -89,21 +90,14 @@ class CupyOps(Ops):
         first.wait_event(done)
         return [result, *others]
 
-    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(layer) in self.whole_layers:
-            return self.whole_layers[type(layer)](self, layer, *args, **kwargs)
-        return layer.forward(*args, **kwargs)
-
     def packed_projections(self, layer: Any) -> tuple[Array, Array]:
         """An Attention's projections as one: weight (3D,D) and bias (3D). Computed once a layer."""
         if layer not in self.packed:
-            pairs = [
-                (each.weight, each.bias) for each in (layer.q_proj, layer.k_proj, layer.v_proj)
-            ]
+            parts = layer.q_proj, layer.k_proj, layer.v_proj
+            weights, biases = [part.weight for part in parts], [part.bias for part in parts]
             # Not from the pool of a pass that is being recorded: the pass may go before the layer.
             with self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
-                weights = [weight for weight, _ in pairs]
-                biases = [self.xp.zeros(len(w), w.dtype) if b is None else b for w, b in pairs]
+                biases = [self.xp.zeros_like(weights[0][0]) if b is None else b for b in biases]
                 self.packed[layer] = self.xp.concatenate(weights), self.xp.concatenate(biases)
         return self.packed[layer]
 
@@ -160,14 +154,12 @@ class CupyOps(Ops):
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """Neighbors are a view of the padded array, copied once: two launches instead of five."""
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
-        margin = k // 2
-        padded = self.xp.zeros((C, B, h + 2 * margin, w + 2 * margin), dtype=x.dtype)
-        padded[:, :, margin : margin + h, margin : margin + w] = x.transpose(1, 0, 2, 3)
-        c, b, row, column = padded.strides
-        neighbors = self.xp.lib.stride_tricks.as_strided(
-            padded, (C, k, k, B, h, w), (c, row, column, b, row, column)
-        )
-        neighbors = neighbors.reshape(C * k * k, B, h, w).transpose(1, 2, 3, 0)
+        padded = self.xp.zeros((B, C, h + k - 1, w + k - 1), dtype=x.dtype)
+        padded[:, :, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = x
+        b, c, row, column = padded.strides
+        shape, strides = (B, h, w, C, k, k), (b, row, column, c, row, column)
+        neighbors = self.xp.lib.stride_tricks.as_strided(padded, shape, strides)
+        neighbors = neighbors.reshape(B, h, w, C * k * k)
         return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
 
     def softmax(self, x: Array) -> Array:
@@ -211,10 +203,8 @@ class CupyOps(Ops):
     def flash_attention(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attention in float16 whose scores never leave the chip; d must be one of HEAD_SIZES."""
         B, N, T, d = q.shape
-        strides = q.strides
-        is_readable = k.strides == v.strides == strides and strides[3] == 2
-        is_readable = is_readable and not any(stride % 16 for stride in strides[:3])
-        if not is_readable or not _are_aligned(q, k, v):
+        is_alike = k.strides == v.strides == q.strides and q.strides[3] == 2
+        if not is_alike or any(s % 16 for s in q.strides[:3]) or not _are_aligned(q, k, v):
             q, k, v = map(self.xp.ascontiguousarray, (q, k, v))
         steps = [np.int64(stride // 2) for stride in q.strides[:3]]
         context = self.xp.empty((B, T, N, d), q.dtype)

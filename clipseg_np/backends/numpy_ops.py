@@ -10,12 +10,10 @@ pass's at 352 x 352, with and without AVX-512 (benchmarks/tricks.md).
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from ..nn.ops import MAX_MEMOIZED, Array, Ops, T
+from ..nn.ops import Array, Ops, T
 from .numpy_kernels import MIN_MULTIPLIES_PER_THREAD, Elementwise, project
 from .numpy_layers import WHOLE_LAYERS
 from .threads import Threads, one_blas_thread
@@ -26,6 +24,7 @@ class NumpyOps(Ops):
 
     # The widest arrays then fit a last cache.
     images_per_slice, prompts_per_slice = 2, 5
+    whole_layers = WHOLE_LAYERS
 
     def __init__(self, threads: int | None = None):
         """`threads`: how many threads share out the work; by default, one for each core."""
@@ -33,19 +32,10 @@ class NumpyOps(Ops):
         self.threads = Threads(threads)
         self.workers = self.threads.count
 
-    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        whole_layer = WHOLE_LAYERS.get(type(layer))
-        if whole_layer is None:
-            return layer.forward(*args, **kwargs)
-        return whole_layer(self, layer, *args, **kwargs)
-
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         # Limits BLAS once for all that the tasks share out.
         with one_blas_thread:
             return self.threads.run(tasks) if len(tasks) > 1 else super().parallel_for(tasks)
-
-    def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        return lru_cache(MAX_MEMOIZED)(function)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return self.activated_linear(x, weight, bias)

@@ -140,12 +140,11 @@ def lacking(folder: Path, needed: tuple = WHOLE) -> str:
 
     The library knows only a snapshot that it fetched itself, not one that was fetched file by file.
     """
-    absent = [
+    return ", ".join(
         " or ".join(" and ".join(files) for files in alternatives)
         for alternatives in needed
         if not any(all(_is_whole(folder / file) for file in files) for files in alternatives)
-    ]
-    return ", ".join(absent)
+    )
 
 
 def _is_whole(file: Path) -> bool:

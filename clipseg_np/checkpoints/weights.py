@@ -4,11 +4,11 @@ Loading is strict: each key is taken exactly once, in the expected shape; a miss
 is an error that names it, where transformers only warns.
 
 Files are mapped, not read: an array whose stored type is the wanted one costs no memory until it is
-used. The safetensors library reads and checks the header. NumPy has no bfloat16, so its arrays are
-made here.
+used. The safetensors library reads and checks the header; it makes no arrays of bfloat16.
 """
 
 import difflib
+import json
 import math
 import mmap
 import os
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..atomic_files import written_whole
 from ..errors import InputError
@@ -35,17 +34,19 @@ IGNORED_ENDINGS = ("position_ids",)
 
 # The types of safetensors, and the NumPy types that hold their bytes.
 STORED_TYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-    "F8_E4M3": np.uint8,
-    "F8_E5M2": np.uint8,
-    "BOOL": np.bool_,
+    "F64": np.dtype("float64"),
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype("uint16"),
+    "F8_E4M3": np.dtype("uint8"),
+    "F8_E5M2": np.dtype("uint8"),
+    "BOOL": np.dtype("bool"),
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+# By NumPy's names; U8 and U16 come last, and so replace the types that NumPy has not.
+SHORT_NAMES = {dtype.name: name for name, dtype in STORED_TYPES.items()}
 
 
 def require_float(name: str, stored_type: str) -> None:
@@ -153,15 +154,14 @@ def tensors_of_file(path: Path) -> dict[str, Raw]:
         raise InputError(
             f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
         ) from error
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
+    start = 8 + int(np.fromfile(path, "<u8", 1)[0])
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     rest = np.memmap(path, np.uint8, "r", start).view(np.ndarray) if headers else None
     tensors = {}
     for name, (stored_type, shape) in headers.items():  # in the order of their bytes, without gaps
         if stored_type not in STORED_TYPES:
             raise InputError(f"{path}: {name} is stored as {stored_type}, which is not supported.")
-        dtype = np.dtype(STORED_TYPES[stored_type])
+        dtype = STORED_TYPES[stored_type]
         size = math.prod(shape) * dtype.itemsize
         tensors[name] = Raw(rest[:size].view(dtype).reshape(shape), stored_type)
         rest = rest[size:]
@@ -170,11 +170,31 @@ def tensors_of_file(path: Path) -> dict[str, Raw]:
 
 def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as one safetensors file that transformers loads too; whole, or not at all."""
-    contiguous = {
-        name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
-    }
+    tensors = {name: (SHORT_NAMES[x.dtype.name], x.shape, [x]) for name, x in arrays.items()}
     with written_whole(path) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt"})
+        write_tensors(temporary, tensors, {"format": "pt"})
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, tuple[str, tuple, Iterable[np.ndarray]]], metadata: dict
+) -> None:
+    """Write one safetensors file: for each tensor its stored type, shape, and numbers in blocks.
+
+    The library's writer takes all arrays at once, in types that NumPy has. As there, wide types
+    come first, so that every number lies at a multiple of its size.
+    """
+    order = sorted(tensors, key=lambda name: (-STORED_TYPES[tensors[name][0]].itemsize, name))
+    header, end = {"__metadata__": metadata}, 0
+    for name in order:
+        stored_type, shape, _ = tensors[name]
+        start, end = end, end + math.prod(shape) * STORED_TYPES[stored_type].itemsize
+        header[name] = {"dtype": stored_type, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for block in (block for name in order for block in tensors[name][2]):
+            file.write(np.ascontiguousarray(block).data)
 
 
 class Checkpoint:

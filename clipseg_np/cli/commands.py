@@ -105,10 +105,8 @@ def job_of(options: argparse.Namespace, folder: Path) -> Job:
     """The job that the options describe; its results go to `folder`."""
     images, masks = options.image_prompt, options.prompt_mask
     if masks and len(masks) != len(images):
-        raise InputError(
-            f"got {len(images)} --image-prompt and {len(masks)} --prompt-mask; expected a mask "
-            f"for each, or none"
-        )
+        given = f"got {len(images)} --image-prompt and {len(masks)} --prompt-mask"
+        raise InputError(f"{given}; expected a mask for each, or none")
     for name, lowest in {"smallest": 0, "feather": 0, "grow": -MAX_PIXELS}.items():
         pixels = getattr(options, name)
         if not lowest <= pixels <= MAX_PIXELS:  # NaN is not
@@ -203,18 +201,12 @@ def run_trace(options: argparse.Namespace) -> None:
     processor = CLIPSegProcessor.from_pretrained(path)
     image = load_image(options.image, white_level=options.white_level)
     images = [image] * len(options.prompts)
-    inputs = processor(
-        text=options.prompts, images=images, padding=True, input_data_format="channels_last"
-    )
-    about = {
-        "checkpoint": str(options.model or "demonstration"),
-        "image": Path(options.image).name,
-        "prompts": options.prompts,
-    }
+    inputs = processor(options.prompts, images, padding=True, input_data_format="channels_last")
+    about = {"checkpoint": options.model or "demonstration", "image": Path(options.image).name}
+    about["prompts"] = options.prompts
     write_golden(options.output, model, inputs, options.names, about, rough)
-    arrays = Golden(options.output)
     size = os.path.getsize(options.output) / 1e6
-    print(f"{len(arrays)} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
+    print(f"{len(Golden(options.output))} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
 
 
 def run_compare(options: argparse.Namespace) -> int:

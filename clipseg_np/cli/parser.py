@@ -27,12 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # any terminal can print any prompt and name
         sys.stdout.reconfigure(errors=NOT_UTF8)
     top = parser()
+    if any("\0" in argument for argument in arguments or ()):
+        top.error("an argument holds the character NUL; no text and no file name may hold it")
     options, unknown = top.parse_known_args(arguments)
     prompts = [word for word in unknown if not word.startswith("-")]  # those after an option
     if prompts != unknown or (prompts and "prompts" not in options):
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if prompts:
-        options.prompts = [*options.prompts, *prompts]
+        options.prompts += prompts
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: commands.say("warning", message)
         try:
@@ -41,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except MemoryError as error:
-            advice = error or "give a smaller image"
-            commands.say("error", f"there is not enough memory: {advice}")
+            reason = str(error) or "give a smaller image"
+            commands.say("error", f"there is not enough memory: {reason}")
         except (InputError, MissingExtra, OSError) as error:
             commands.say("error", error)
         return 2
@@ -50,11 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """Reports errors in one line, as the commands do."""
-
-    def parse_known_args(self, args=None, namespace=None):
-        if any("\0" in argument for argument in args or ()):
-            self.error("an argument holds the character NUL; no text and no file name may hold it")
-        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         commands.say("error", f"{message}. See {self.prog} --help.")
@@ -76,8 +73,7 @@ def parser() -> argparse.ArgumentParser:
     segment("image", metavar="IMAGE", help="a file; - is standard input")
     batch = command("batch", commands.run_batch_command, "segment all images in a folder")
     batch("folder", metavar="FOLDER", help="its subfolders are searched, too")
-    default = "default: all files that Pillow can read"
-    text = f"file names to read, such as '*.jpg'; may be repeated; {default}"
+    text = "file names to read, such as '*.jpg'; may be repeated; default: all that Pillow can read"
     batch("--glob", metavar="PATTERN", **REPEATED, help=text)
     batch("--workers", metavar="N", type=int, help="processes; default: one for each core")
     for add in (segment, batch):
@@ -89,28 +85,23 @@ def parser() -> argparse.ArgumentParser:
     trace("prompts", metavar="PROMPT", nargs="+", help="texts")
     trace("--output", metavar="FILE", required=True, help="a .safetensors file")
     trace("--names", metavar="PATTERN", default="*", help="layers to write, such as 'decoder.*'")
-    dtypes = ("float32", "float64")
-    trace("--dtype", choices=dtypes, default="float64", help="default: %(default)s")
+    trace("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
     for add in (segment, batch, trace):
         text = "the number that is white, such as 4095 for 12 bits in 16; not for images of 8 bits"
         add("--white-level", metavar="N", type=float, help=text)
     for add in (segment, batch, info, trace):
-        default = "default: the demonstration checkpoint"
-        text = f"a checkpoint's folder, its one .safetensors file or its hub id; {default}"
+        text = "a checkpoint's folder, .safetensors file or hub id; default: the demonstration's"
         add("--model", metavar="FOLDER_OR_ID", help=text)
-        text = "use no network: a hub id must be in the hub's cache"
-        add("--offline", action="store_true", help=text)
+        add("--offline", action="store_true", help="use no network, only the hub's cache")
         add("--backend", choices=NAMES, default="numpy", help="default: %(default)s")
 
     compare = command("compare", commands.run_compare, "find the first layer where a port deviates")
     compare("golden", metavar="GOLDEN", help="a file that `trace` wrote")
     compare("other", metavar="OTHER", help="a .safetensors or .npz file with the same names")
-    default = "default: by the files' types"
-    text = f"maximum difference, relative to a layer's largest number; {default}"
+    text = "maximum difference, relative to a layer's largest number; default: by the files' types"
     compare("--tolerance", metavar="T", type=float, help=text)
 
-    text = "download a checkpoint from the Hugging Face hub"
-    download = command("download", commands.run_download, text)
+    download = command("download", commands.run_download, "download from the Hugging Face hub")
     download("hub_id", metavar="HUB_ID", help="such as CIDAS/clipseg-rd64-refined")
     download("folder", metavar="FOLDER", nargs="?", help="default: the name after the slash")
 
@@ -120,10 +111,8 @@ def parser() -> argparse.ArgumentParser:
     text = f"a checkpoint's folder, .safetensors file or hub id, or {authors} (rd64-uni.pth)"
     convert("source", metavar="SOURCE", help=text)
     convert("output", metavar="OUTPUT", help="a new or empty folder")
-    text = "default: unchanged; of the authors' files, float32"
-    convert("--dtype", choices=tuple(STORED_AS), help=text)
-    text = "maximum size of a file; default: one file"
-    convert("--shard-size", metavar="MB", type=float, help=text)
+    convert("--dtype", choices=tuple(STORED_AS), help="default: unchanged; of a .pth, float32")
+    convert("--shard-size", metavar="MB", type=float, help="maximum of a file; default: one file")
     convert("--clip", metavar="FILE", help=f"OpenAI's ViT-B-16.pt, needed for {authors}")
     text = f"for {authors}: a folder with CLIP's tokenizer, or bpe_simple_vocab_16e6.txt.gz"
     convert("--tokenizer", metavar="PATH", help=text)
@@ -137,8 +126,7 @@ def add_segment_options(add: Callable) -> None:
     examples = '"a cat - a collar", "a cat + a dog", "a & b", "!a"'
     text = f'a text, such as "a red circle", or several combined: {examples}'
     add("prompts", metavar="PROMPT", nargs="*", help=text)
-    text = "an image of what to look for; may be repeated"
-    add("--image-prompt", metavar="FILE", **REPEATED, help=text)
+    add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
     add("--prompt-mask", metavar="FILE", **REPEATED, help=text)
     text = "default: %(default)s; for one image and one prompt, - writes to standard output"
@@ -146,14 +134,10 @@ def add_segment_options(add: Callable) -> None:
     text = "a mask holds the pixels whose probability, 0 to 1, is above T; default: %(default)s"
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
     text = f"images to write for each prompt: {', '.join(KINDS)}; default: mask"
-    kinds = {"nargs": "+", "choices": tuple(KINDS), "default": ["mask"]}
-    add("--write", metavar="KIND", **kinds, help=text)
-    text = "write a label map of all prompts, too: an indexed PNG, JSON, and an image with a legend"
-    add("--labels", action="store_true", help=text)
-    text = "remove connected components of fewer than N pixels"
-    add("--smallest", metavar="N", type=int, default=0, help=text)
-    text = "dilate masks by N pixels; -N erodes"
-    add("--grow", metavar="N", type=float, default=0, help=text)
+    add("--write", metavar="KIND", nargs="+", choices=tuple(KINDS), default=["mask"], help=text)
+    add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")
+    add("--smallest", metavar="N", type=int, default=0, help="remove components below N pixels")
+    add("--grow", metavar="N", type=float, default=0, help="dilate masks by N pixels; -N erodes")
     add("--feather", metavar="N", type=float, default=0, help="soften mask edges by N pixels")
     text = "1: the whole image; S: its windows of 1/S of its sides; several: their mean"
     add("--scales", metavar="S", type=int, nargs="+", default=[1], help=text)

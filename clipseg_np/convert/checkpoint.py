@@ -2,12 +2,8 @@
 
 Tensors are mapped and written in blocks, so that a checkpoint of any size needs little memory. The
 output is safetensors, with the hub's index for shards; transformers loads it too.
-
-NumPy has no bfloat16. It is the upper half of a float32, rounded to nearest, ties to even, as in
-PyTorch; float64 is rounded to float32 first.
 """
 
-import json
 import math
 import os
 import shutil
@@ -28,6 +24,7 @@ from ..checkpoints.weights import (
     give_back,
     require_float,
     stored_tensors,
+    write_tensors,
 )
 from ..errors import InputError
 from ..model.config import CONFIG_NAME
@@ -76,11 +73,10 @@ def convert(
     path = checkpoint_path(source)
     folder = path.parent if path.is_file() else path
     config = read_json(folder / CONFIG_NAME)
-    safetensors = [name for name in (WEIGHTS_NAME, INDEX_NAME) if (path / name).exists()]
-    if not safetensors and (path / PYTORCH_NAME).is_file():
-        tensors = read_archive(path / PYTORCH_NAME)
-    else:
-        tensors = stored_tensors(path)
+    is_safetensors = any((path / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
+    pytorch = path / PYTORCH_NAME
+    is_pytorch = pytorch.is_file() and not is_safetensors
+    tensors = read_archive(pytorch) if is_pytorch else stored_tensors(path)
     kept = {name: raw for name, raw in tensors.items() if not name.endswith(IGNORED_ENDINGS)}
     with folder_written_whole(output) as temporary:
         copy_files(folder, temporary, OTHER_FILES)
@@ -102,11 +98,12 @@ def write_checkpoint(
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(STORED_AS)}")
     if shard_size is not None and not shard_size > 0:
         raise InputError(f"the shard size is {shard_size} MB; expected more than 0")
-    types, sizes = {}, {}
+    parts, sizes = {}, {}
     for name, raw in tensors.items():
         require_float(name, raw.stored_type)
-        types[name] = STORED_AS[dtype] if dtype else raw.stored_type
-        sizes[name] = raw.array.size * _item_size(types[name])
+        stored_type = STORED_AS[dtype] if dtype else raw.stored_type
+        sizes[name] = raw.array.size * STORED_TYPES[stored_type].itemsize
+        parts[name] = stored_type, raw.array.shape, _blocks(raw, stored_type, name)
     total = sum(sizes.values())
     shards = _shards(sizes, (shard_size or math.inf) * 10**6)
     count, files = len(shards), [WEIGHTS_NAME]
@@ -115,13 +112,9 @@ def write_checkpoint(
         file_of = {name: file for file, names in zip(files, shards) for name in names}
         write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": file_of})
     for file, names in zip(files, shards):
-        _write_file(folder / file, {name: (tensors[name], types[name]) for name in names})
+        write_tensors(folder / file, {name: parts[name] for name in names}, {"format": "pt"})
     write_json(folder / CONFIG_NAME, _with_dtype(config, dtype) if dtype else config)
     return Written(len(tensors), total, tuple(files))
-
-
-def _item_size(stored_type: str) -> int:
-    return np.dtype(STORED_TYPES[stored_type]).itemsize
 
 
 def _shards(sizes: dict[str, int], max_bytes: float) -> list[list[str]]:
@@ -147,39 +140,16 @@ def _with_dtype(config: dict, dtype: str) -> dict:
     return changed
 
 
-def _write_file(path: Path, tensors: dict[str, tuple[Raw, str]]) -> None:
-    """Write one safetensors file; each tensor stands with the type to store it in.
-
-    The library's writer takes all arrays at once, in types that NumPy has. As there, wide types
-    come first, so that every number lies at a multiple of its size.
-    """
-    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name][1]), name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in order:
-        raw, stored_type = tensors[name]
-        start, end = end, end + raw.array.size * _item_size(stored_type)
-        shape = list(raw.array.shape)
-        header[name] = {"dtype": stored_type, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            raw, stored_type = tensors[name]
-            for block in _blocks(raw):
-                file.write(stored_as(block, stored_type, name).data)
-            give_back([raw.array])
-
-
-def _blocks(raw: Raw) -> Iterator[Raw]:
-    """The numbers in order, at most BLOCK_SIZE at a time."""
+def _blocks(raw: Raw, stored_type: str, name: str) -> Iterator[np.ndarray]:
+    """The numbers of a tensor in order, BLOCK_SIZE at a time, in another stored type."""
     flat = np.ascontiguousarray(raw.array).reshape(-1)
     for start in range(0, flat.size, BLOCK_SIZE):
-        yield Raw(flat[start : start + BLOCK_SIZE], raw.stored_type)
+        yield stored_as(Raw(flat[start : start + BLOCK_SIZE], raw.stored_type), stored_type, name)
+    give_back([raw.array])
 
 
 def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
-    """The numbers in another stored type (bfloat16 as uint16), rounded to nearest, ties to even.
+    """The numbers in another stored type, rounded to nearest, ties to even.
 
     Raises InputError with the tensor's name where a finite number would become infinite.
     """
@@ -188,6 +158,7 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
     floats = raw.floats()
     with np.errstate(over="ignore"):
         if stored_type == "BF16":
+            # As in PyTorch, float64 is rounded to float32 first.
             stored = _bfloat16(floats.astype(np.float32))
         else:
             stored = floats.astype(STORED_TYPES[stored_type])
@@ -202,7 +173,7 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
 
 
 def _bfloat16(floats: np.ndarray) -> np.ndarray:
-    """float32 as bfloat16, held in uint16. A NaN becomes the quiet NaN of its sign."""
+    """Upper halves of float32, rounded as in PyTorch. A NaN becomes the quiet NaN of its sign."""
     bits = floats.view(np.uint32)
     odd = (bits >> 16) & 1
     rounded = (bits + (0x7FFF + odd)) >> 16

@@ -15,17 +15,18 @@ import os
 import re
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from ..atomic_files import folder_written_whole
-from ..backends.select import ops_for
 from ..checkpoints.locate import what_to_do
 from ..checkpoints.weights import Raw
 from ..errors import InputError
 from ..image.image_processor import ViTImageProcessor
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import CLIPSegConfig
+from ..nn.ops import Ops
 from ..nn.scope import Scope
 from ..text.bpe import BYTE_SYMBOLS, END_OF_WORD
 from ..text.tokenizer import CLIPTokenizer
@@ -36,8 +37,7 @@ from .torch_archive import read_archive
 EXTRACT_LAYERS = (3, 6, 9)
 HEAD_FEATURES = 64
 DECODER_HEADS = 4
-IMAGE_SIZE = 352  # pixels, of the published models
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGES = {"size": 352, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 # The beginnings of names in the files and in a checkpoint.
 PREFIXES = {
@@ -62,15 +62,10 @@ PREFIXES = {
 }
 # The parts of a transformer layer in the files (CLIP's, the decoder's) and in a checkpoint.
 PARTS = {
-    ".ln_1.": ".layer_norm1.",
-    ".ln_2.": ".layer_norm2.",
-    ".mlp.c_fc.": ".mlp.fc1.",
-    ".mlp.c_proj.": ".mlp.fc2.",
-    ".attn.": ".self_attn.",
-    ".linear1.": ".mlp.fc1.",
-    ".linear2.": ".mlp.fc2.",
-    ".norm1.": ".layer_norm1.",
-    ".norm2.": ".layer_norm2.",
+    r"\.(ln_|norm)(?=[12]\.)": ".layer_norm",
+    r"\.(mlp\.c_fc|linear1)\.": ".mlp.fc1.",
+    r"\.(mlp\.c_proj|linear2)\.": ".mlp.fc2.",
+    r"\.attn\.": ".self_attn.",
 }
 TRANSPOSED = ("clip.visual_projection.weight", "clip.text_projection.weight")
 # Unused: a layer of earlier models, CLIP's settings, masks, and the vision tower a second time.
@@ -101,16 +96,11 @@ def convert_original(
     """
     tensors = renamed(_read(Path(decoder), clip))
     config = config_of(tensors, extract_layers)
-    source = _Shapes(tensors)
-    CLIPSegForImageSegmentation(config, Scope(source, ops_for("numpy-reference"), np.float32))
-    source.finish()
-    processor = ViTImageProcessor(
-        size=IMAGE_SIZE, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
-    )
+    _require_shapes(tensors, config)
     with folder_written_whole(output) as folder:
         if tokenizer is not None:
             _write_tokenizer(Path(tokenizer), folder, config.text_config.vocab_size)
-        processor.save_pretrained(folder)
+        ViTImageProcessor(**IMAGES).save_pretrained(folder)
         return write_checkpoint(folder, config.to_dict(), tensors, dtype or "float32", shard_size)
 
 
@@ -144,7 +134,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
             )
         key = PREFIXES[prefix] + name[len(prefix) :]
         for old, new in PARTS.items():
-            key = key.replace(old, new)
+            key = re.sub(old, new, key)
         array = raw.array
         if ".in_proj_" not in key:
             converted[key] = Raw(array.T if key in TRANSPOSED else array, raw.stored_type)
@@ -219,26 +209,21 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
     )
 
 
-class _Shapes:
-    """A Source (see nn/scope.py) of zeros that compares the shapes of `tensors` with a model's."""
-
-    def __init__(self, tensors: dict[str, Raw]):
-        self.left = {name: raw.array.shape for name, raw in tensors.items()}
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if self.left.get(name) != shape:
-            state = f"of shape {self.left[name]}" if name in self.left else "missing"
-            raise InputError(f"{name} is {state}; the other tensors make it {shape}.")
-        del self.left[name]
-        return np.broadcast_to(np.float32(0), shape)
-
-    def finish(self) -> None:
-        if self.left:
-            names = ", ".join(sorted(self.left)[:3]) + (", ..." if len(self.left) > 3 else "")
-            raise InputError(
-                f"The files hold {len(self.left)} tensor(s) that the model has no place for: "
-                f"{names}."
-            )
+def _require_shapes(tensors: dict[str, Raw], config: CLIPSegConfig) -> None:
+    """Compare with the shapes of a model, which is made of zeros that take no memory."""
+    zeros = SimpleNamespace(take=lambda name, shape: np.broadcast_to(np.float32(0), shape))
+    model = CLIPSegForImageSegmentation(config, Scope(zeros, Ops(), np.float32))
+    shapes = {name: raw.array.shape for name, raw in tensors.items()}
+    for name, array in model.state_dict().items():
+        stored = shapes.pop(name, None)
+        if stored != array.shape:
+            state = f"of shape {stored}" if stored is not None else "missing"
+            raise InputError(f"{name} is {state}; the other tensors make it {array.shape}.")
+    if shapes:
+        names = ", ".join(sorted(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
+        raise InputError(
+            f"The files hold {len(shapes)} tensor(s) that the model has no place for: {names}."
+        )
 
 
 def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:

@@ -24,20 +24,20 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.locate import what_to_do
-from ..checkpoints.weights import Raw
+from ..checkpoints.weights import STORED_TYPES, Raw
 from ..errors import InputError
 
 STORAGES = {
-    "DoubleStorage": ("F64", np.float64),
-    "FloatStorage": ("F32", np.float32),
-    "HalfStorage": ("F16", np.float16),
-    "BFloat16Storage": ("BF16", np.uint16),
-    "LongStorage": ("I64", np.int64),
-    "IntStorage": ("I32", np.int32),
-    "ShortStorage": ("I16", np.int16),
-    "CharStorage": ("I8", np.int8),
-    "ByteStorage": ("U8", np.uint8),
-    "BoolStorage": ("BOOL", np.bool_),
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
 }
 OPCODES = (
     "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
@@ -192,14 +192,24 @@ class _Unpickler(pickle.Unpickler):
         return STAND_INS[full_name]
 
     def persistent_load(self, description: Any) -> _Tensor:
-        """The numbers of one member: a flat view of the mapped file."""
+        """The numbers of one member, whose checksum is compared: a flat view of the mapped file."""
         match description:
             case ("storage", str(kind), str(key), _, int(count)) if kind in STORAGES:
-                stored_type, dtype = STORAGES[kind]
+                stored_type = STORAGES[kind]
             case _:
                 raise _Refusal("its pickle describes a storage in an unknown way")
         if key not in self.storages:
-            self.storages[key] = _Tensor(self.mapped(f"data/{key}", dtype), stored_type)
+            member, dtype = self.member(f"data/{key}"), STORED_TYPES[stored_type]
+            self.unread_bytes -= member.file_size
+            if self.unread_bytes < 0:
+                raise _Refusal("its members overlap: together they have more bytes than the file")
+            with self.archive.open(member) as content:
+                while content.read(READ_BYTES):  # zipfile compares the checksum at the end
+                    pass
+            header = self.content[member.header_offset :]
+            start = 30 + sum(header[26:30].view("<u2").tolist())  # the name and the extra field
+            size = member.file_size - member.file_size % dtype.itemsize
+            self.storages[key] = _Tensor(header[start : start + size].view(dtype), stored_type)
         storage = self.storages[key]
         if storage.stored_type != stored_type or count > storage.array.size:
             raise _Refusal(f"storage {key!a} is not {count} numbers of type {stored_type}")
@@ -213,20 +223,6 @@ class _Unpickler(pickle.Unpickler):
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise _Refusal(f"its member {member.filename!a} is compressed or encrypted")
         return member
-
-    def mapped(self, name: str, dtype: type[np.generic]) -> np.ndarray:
-        """A member's bytes as numbers, after its checksum was compared."""
-        member = self.member(name)
-        self.unread_bytes -= member.file_size
-        if self.unread_bytes < 0:
-            raise _Refusal("its members overlap: together they have more bytes than the file")
-        with self.archive.open(member) as content:
-            while content.read(READ_BYTES):  # zipfile compares the checksum at the end
-                pass
-        header = self.content[member.header_offset :]
-        start = 30 + sum(header[26:30].view("<u2").tolist())  # the name and the extra field
-        size = member.file_size // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize
-        return header[start : start + size].view(dtype)
 
 
 def _scanned(program: bytes) -> bytes:

@@ -162,9 +162,8 @@ def reshaping(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str
 
 def permutations(actual: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The orders of up to 5 axes, other than the present one, that give this shape."""
-    orders = itertools.permutations(range(actual.ndim)) if actual.ndim <= 5 else ()
-    others = itertools.islice(orders, 1, None)
-    return [axes for axes in others if actual.transpose(axes).shape == shape]
+    orders = [*itertools.permutations(range(actual.ndim))][1:] if actual.ndim <= 5 else []
+    return [axes for axes in orders if actual.transpose(axes).shape == shape]
 
 
 def report(rows: list[Row], table: bool = True) -> str:

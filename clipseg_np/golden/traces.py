@@ -14,30 +14,27 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
 from ..atomic_files import written_whole
+from ..checkpoints.weights import SHORT_NAMES, write_tensors
 from ..errors import InputError
 from ..model.config import is_number
 from ..model.pretrained import PretrainedModel
+from ..nn.ops import in_main_memory
 from ..nn.trace import trace
 from ..version import __version__
 from .compare import compare, report, scale
 
 INPUT = "input."
-# The types of NumPy that safetensors has, by its names for them.
-TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
-TYPES |= {"U8": "uint8", "BOOL": "bool"}
-STORED_TYPES = {name: stored for stored, name in TYPES.items()}
 
 
 class Golden(Mapping):
@@ -114,46 +111,28 @@ class Recorder:
 
 
 class GoldenWriter:
-    """Writes each array to disk at once, so that memory never holds a whole trace."""
+    """Keeps each array in a file of its own, so that memory never holds a whole trace."""
 
-    def __init__(self, data: Any, about: dict[str, Any]):
-        """data: a binary file for the arrays. about: becomes the golden file's metadata."""
-        self.data, self.about = data, about
-        self.header: dict[str, dict] = {}
-
-    def read(self, name: str) -> np.ndarray:
-        """An array that was added."""
-        entry = self.header[name]
-        start, end = entry["data_offsets"]
-        self.data.flush()
-        raw = os.pread(self.data.fileno(), end - start, start)
-        return np.frombuffer(raw, TYPES[entry["dtype"]]).reshape(entry["shape"])
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        self.tensors: dict[str, tuple] = {}
 
     def add(self, name: str, value: Any) -> None:
-        array = np.ascontiguousarray(value.get() if hasattr(value, "get") else value)
-        start = self.data.tell()
-        self.data.write(array.reshape(-1).view(np.uint8))
-        self.header[name] = {
-            "dtype": STORED_TYPES[array.dtype.name],
-            "shape": list(np.shape(value)),
-            "data_offsets": [start, self.data.tell()],
-        }
+        array = in_main_memory(value)
+        self.files[name] = file = self.folder / f"{len(self.files)}.npy"
+        np.save(file, array)
+        self.tensors[name] = SHORT_NAMES[array.dtype.name], array.shape, map(np.load, [file])
 
 
 @contextmanager
 def golden_file(path: str | os.PathLike, about: dict[str, Any]) -> Iterator[GoldenWriter]:
     """Yield a writer. The file appears when the block ends, and not at all if it fails."""
-    with tempfile.TemporaryFile(dir=Path(path).absolute().parent) as data:
-        writer = GoldenWriter(data, about)
+    with written_whole(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
+        writer = GoldenWriter(Path(folder))
         yield writer
-        metadata = {"about": json.dumps(writer.about), "order": json.dumps(list(writer.header))}
-        header = json.dumps({"__metadata__": metadata, **writer.header}).encode()
-        # Safetensors wants the arrays at a multiple of 8 bytes.
-        header += b" " * (-len(header) % 8)
-        data.seek(0)
-        with written_whole(path) as temporary, temporary.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            shutil.copyfileobj(data, file, 1 << 22)
+        metadata = {"about": json.dumps(about), "order": json.dumps(list(writer.tensors))}
+        write_tensors(temporary, writer.tensors, metadata)
 
 
 def write_golden(
@@ -183,19 +162,18 @@ def write_golden(
         "sha256": {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in inputs.items()},
         **(about or {}),
     }
-    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     with golden_file(path, about) as writer:
         for name, array in inputs.items():
             writer.add(INPUT + name, array)
         with trace(Recorder(writer.add, wanted)):
             model(**inputs)
-        if len(writer.header) == len(inputs):
+        if len(writer.tensors) == len(inputs):
             raise InputError(f"no layer is called like {wanted!r}; expected, say, 'decoder.*'")
         if in_float32 is not None:
             errors = about["float32_error"] = {}
 
             def measure(name: str, value: Any) -> None:
-                expected = writer.read(name)
+                expected = np.load(writer.files[name])
                 error = np.abs(in_float32.ops.to_numpy(value) - expected).max()
                 errors[name] = float(error) / scale(expected)
 

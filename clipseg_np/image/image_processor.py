@@ -224,7 +224,7 @@ class ViTImageProcessor:
         return pixels
 
     @classmethod
-    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id", use_auth_token="token")
+    @understands(LOADING)
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike, **options) -> "ViTImageProcessor":
         """Read a checkpoint's preprocessor_config.json, or its part in processor_config.json.
 
@@ -244,7 +244,7 @@ class ViTImageProcessor:
     def from_dict(cls, settings: dict, **overrides) -> "ViTImageProcessor":
         return cls(**{**settings, **overrides})
 
-    @understands(SAVING, save_directory="folder")
+    @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
         """Write preprocessor_config.json into `folder`, made if missing; return [its path].
 

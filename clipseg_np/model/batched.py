@@ -20,15 +20,17 @@ def in_parallel(ops: Ops, tasks: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def unless_traced(passes: T | None) -> T | None:
-    """Recorded passes, or None under a trace, which must see every layer of the eager pass."""
+    """Recorded passes, or None in a trace, which must see every layer of the eager pass."""
     return None if is_traced() else passes
 
 
-def in_slices(ops: Ops, work: Callable[[slice], T], length: int, size: int) -> list[T]:
+def joined_slices(
+    ops: Ops, work: Callable[[slice], Sequence[Array]], length: int, size: int
+) -> list[Array]:
     """Apply `work` to consecutive slices of range(length), each at most `size` long.
 
-    Returns the results in order. The lengths of slices differ by at most 1, and each of the
-    `ops.workers` gets as many slices. In a trace, all slices but the last are `size` long.
+    Returns the arrays of all slices, concatenated in order. The lengths of slices differ by at most
+    1, and each of the `ops.workers` gets as many. In a trace, all but the last are `size` long.
     """
     if is_traced():
         ends = [*range(0, length, size), length]
@@ -36,15 +38,8 @@ def in_slices(ops: Ops, work: Callable[[slice], T], length: int, size: int) -> l
         rounds = -(-length // (size * ops.workers))
         count = min(length, rounds * ops.workers)
         ends = [*(-(-length * number // count) for number in range(count)), length]
-    return in_parallel(ops, [partial(work, slice(*pair)) for pair in pairwise(ends)])
-
-
-def joined_slices(
-    ops: Ops, work: Callable[[slice], Sequence[Array]], length: int, size: int
-) -> list[Array]:
-    """As in_slices; the arrays that `work` returns for all slices are concatenated."""
-    arrays = zip(*in_slices(ops, work, length, size))
-    return [parts[0] if len(parts) == 1 else ops.xp.concatenate(parts) for parts in arrays]
+    results = in_parallel(ops, [partial(work, slice(*pair)) for pair in pairwise(ends)])
+    return [parts[0] if len(parts) == 1 else ops.xp.concatenate(parts) for parts in zip(*results)]
 
 
 def encode(model: Any, pixel_values: Array, **prompts: Any) -> tuple[Any, Array]:

@@ -37,21 +37,16 @@ def is_number(value: Any) -> bool:
     return is_whole(value) or isinstance(value, float)
 
 
+def within(low: float, high: float, is_kind: Callable = is_number) -> Callable[[Any], bool]:
+    return lambda value: is_kind(value) and low <= value <= high
+
+
 # Each rule: a test of a field's value, and what the error says was expected.
 Rule = tuple[Callable[[Any], bool], str]
-COUNT = (
-    lambda value: is_whole(value) and 1 <= value <= MAX_COUNT,
-    f"a whole number of at least 1 and at most {MAX_COUNT}",
-)
-SIZE = (
-    lambda value: is_number(value) and 0 <= value <= MAX_NUMBER,
-    f"a number that is not negative and at most {MAX_NUMBER:g}",
-)
+COUNT = (within(1, MAX_COUNT, is_whole), f"a whole number of at least 1 and at most {MAX_COUNT}")
+SIZE = (within(0, MAX_NUMBER), f"a number that is not negative and at most {MAX_NUMBER:g}")
 NUMBER = (is_number, "a number")
-DROPOUT = (
-    lambda value: is_number(value) and 0 <= value <= 1,
-    "a probability, from 0 to 1 (it plays no part here: nothing is trained)",
-)
+DROPOUT = (within(0, 1), "a probability, from 0 to 1 (it plays no part here: nothing is trained)")
 ACTIVATION = (lambda value: value in Ops.ACTIVATIONS, f"one of {', '.join(Ops.ACTIVATIONS)}")
 TOKEN_ID = (is_whole, "a whole number: one token's id")
 ANY_TOKEN_ID = (lambda value: value is None or is_whole(value), TOKEN_ID[1])
@@ -70,6 +65,8 @@ class _Config:
     """
 
     model_type = clip_type = ""
+    # Two fields: a width, and a number of heads that divides it.
+    width_and_heads = ("hidden_size", "num_attention_heads")
 
     def __init__(self, /, *values: Any, **named: Any):
         names = [each.name for each in fields(self)]
@@ -79,6 +76,15 @@ class _Config:
         for each in fields(self):
             object.__setattr__(self, each.name, named.get(each.name, each.default))
         self.__post_init__()
+
+    def __post_init__(self):
+        for each in fields(self):
+            is_right, expected = each.metadata.get("rule", (lambda value: True, ""))
+            if not is_right(getattr(self, each.name)):
+                self._refuse(each.name, expected)
+        width, heads = self.width_and_heads
+        if getattr(self, width) % getattr(self, heads):
+            self._refuse(width, f"a multiple of {heads}, which is {getattr(self, heads)}")
 
     if not TYPE_CHECKING:
 
@@ -132,7 +138,7 @@ class _Config:
             return cls.from_dict(read_json(Path(path)))
 
     @classmethod
-    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id")
+    @understands(LOADING)
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike, **options: Any) -> "Self":
         """From a checkpoint's config.json; a tower's config is found inside a whole model's.
 
@@ -150,24 +156,13 @@ class _Config:
             )
         return replace(self, **values)
 
-    @understands(SAVING, save_directory="folder")
+    @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
     def _refuse(self, name: str, expected: str) -> None:
-        raise InputError(
-            f"{type(self).__name__}: {name} is {getattr(self, name)!r}; expected {expected}"
-        )
-
-    def _require_rules(self) -> None:
-        for each in fields(self):
-            is_right, expected = each.metadata.get("rule", (lambda value: True, ""))
-            if not is_right(getattr(self, each.name)):
-                self._refuse(each.name, expected)
-
-    def _require_heads(self, width: str, heads: str) -> None:
-        if getattr(self, width) % getattr(self, heads):
-            self._refuse(width, f"a multiple of {heads}, which is {getattr(self, heads)}")
+        value = getattr(self, name)
+        raise InputError(f"{type(self).__name__}: {name} is {value!r}; expected {expected}")
 
 
 @dataclass(init=False)
@@ -193,10 +188,6 @@ class CLIPSegTextConfig(_Config):
     eos_token_id: int = ruled(49407, TOKEN_ID)
     other: dict = field(default_factory=dict, repr=False)
 
-    def __post_init__(self):
-        self._require_rules()
-        self._require_heads("hidden_size", "num_attention_heads")
-
 
 @dataclass(init=False)
 class CLIPSegVisionConfig(_Config):
@@ -220,8 +211,7 @@ class CLIPSegVisionConfig(_Config):
     other: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        self._require_rules()
-        self._require_heads("hidden_size", "num_attention_heads")
+        super().__post_init__()
         if self.patch_size > self.image_size:
             self._refuse("patch_size", f"at most image_size, which is {self.image_size}")
 
@@ -236,6 +226,7 @@ class CLIPSegConfig(_Config):
     """
 
     model_type, clip_type = "clipseg", "clip"
+    width_and_heads = ("reduce_dim", "decoder_num_attention_heads")
 
     # Configs; they may be given as dictionaries, or left out.
     text_config: Any = None
@@ -284,22 +275,17 @@ class CLIPSegConfig(_Config):
             value = getattr(self, name)
             if not isinstance(value, tower):
                 object.__setattr__(self, name, tower.from_dict(value or {}))
-        self._require_rules()
-        self._require_heads("reduce_dim", "decoder_num_attention_heads")
+        super().__post_init__()
         layers, last = self.extract_layers, self.vision_config.num_hidden_layers - 1
-        if not isinstance(layers, (list, tuple)) or not layers:
-            self._refuse("extract_layers", "a list of at least one layer's number")
-        if not all(is_whole(layer) and 0 <= layer <= last for layer in layers):
-            expected = f"whole numbers from 0 to {last}, the vision tower's layers"
+        is_list = isinstance(layers, (list, tuple)) and len(layers) > 0
+        if not is_list or not all(is_whole(layer) and 0 <= layer <= last for layer in layers):
+            expected = f"a list of the vision tower's layers, at least one, from 0 to {last}"
             self._refuse("extract_layers", expected)
         object.__setattr__(self, "extract_layers", tuple(layers))
         depth = len(layers)
         if not is_whole(self.conditional_layer) or self.conditional_layer not in range(depth):
-            self._refuse(
-                "conditional_layer",
-                f"one of the {depth} decoder layers, 0 to {depth - 1}: the prompt "
-                f"would otherwise never be heard",
-            )
+            expected = f"one of the decoder's layers, 0 to {depth - 1}, or no prompt would be heard"
+            self._refuse("conditional_layer", expected)
         if self.use_complex_transposed_convolution:
             if self.vision_config.patch_size < 4:
                 self._refuse(

@@ -54,12 +54,9 @@ def checked_texts(
         )
     if attention_mask is not None:
         attention_mask = in_main_memory(attention_mask)
-        if attention_mask.ndim == 1:
-            attention_mask = attention_mask[None]
+        attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
         shape = attention_mask.shape
-        require(
-            shape == (P, T), f"attention_mask has shape {shape}; expected {(P, T)}, as input_ids"
-        )
+        require(shape == (P, T), f"attention_mask has shape {shape}; expected the ids', {(P, T)}")
     if position_ids is not None:
         position_ids = in_main_memory(position_ids)
         shape = position_ids.shape

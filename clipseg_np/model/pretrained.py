@@ -120,12 +120,7 @@ class PretrainedModel(Layer):
         return cls(config, **start)
 
     @classmethod
-    @understands(
-        LOADING,
-        pretrained_model_name_or_path="folder_or_hub_id",
-        torch_dtype="dtype",
-        use_auth_token="token",
-    )
+    @understands(LOADING)
     def from_pretrained(
         cls,
         folder_or_hub_id: str | os.PathLike,
@@ -146,9 +141,8 @@ class PretrainedModel(Layer):
         of checkpoint_path, such as local_files_only, and fields of the config, which win over
         config.json's; `config` takes that file's place.
 
-        Raises FileNotFoundError or InputError for a folder without a whole, fitting checkpoint (see
-        checkpoints/weights.py), InputError for an unknown backend or dtype, and as
-        checkpoint_folder for a hub id.
+        Raises FileNotFoundError or InputError as checkpoint_path does and where the checkpoint does
+        not fit (see checkpoints/weights.py), and InputError for an unknown backend or dtype.
         """
         ops = ops or ops_for(backend, threads)
         is_auto = isinstance(dtype, str) and dtype == "auto"
@@ -165,7 +159,7 @@ class PretrainedModel(Layer):
         checkpoint.finish()
         return model
 
-    @understands(SAVING, save_directory="folder")
+    @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write config.json and model.safetensors, both or neither. transformers loads them too."""
         folder = Path(folder)

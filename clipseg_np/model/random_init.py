@@ -36,27 +36,21 @@ def deviation(name: str, config: Config) -> float:
     """The standard deviation of an array."""
     factor = config.initializer_factor
     if isinstance(config, CLIPSegConfig):
-        text, vision = config.text_config, config.vision_config
-        if "text_model." in name:
-            return deviation(name, text)
-        if "vision_model." in name:
-            return deviation(name, vision)
-        if name.endswith("text_projection.weight"):
-            return text.hidden_size**-0.5 * factor
-        if name.endswith("visual_projection.weight"):
-            return vision.hidden_size**-0.5 * factor
+        tower = config.text_config if "text_" in name else config.vision_config
+        if "_model." in name:
+            return deviation(name, tower)
+        if name.endswith("_projection.weight"):
+            return tower.hidden_size**-0.5 * factor
         if ".layers." not in name:
             return factor
         # The depth is the vision tower's, not the decoder's own.
-        width, depth = config.reduce_dim, vision.num_hidden_layers
+        width, depth = config.reduce_dim, config.vision_config.num_hidden_layers
     else:
         width, depth = config.hidden_size, config.num_hidden_layers
-        if name.endswith("class_embedding"):
-            return width**-0.5 * factor
-        if "embedding" in name:
+        if "embedding" in name and "class" not in name:
             is_text = isinstance(config, CLIPSegTextConfig)
             return (0.02 if is_text else config.initializer_range) * factor
-    if "out_proj" in name:
+    if "out_proj" in name or "class_embedding" in name:
         return width**-0.5 * factor
     if "fc1" in name:
         return (2 * width) ** -0.5 * factor

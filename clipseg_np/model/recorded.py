@@ -18,7 +18,7 @@ from ..nn.ops import Array
 from .clipseg import CLIPSegForImageSegmentation
 from .input_checks import checked_pixels, checked_texts
 
-MAX_GRAPHS = 4  # kept by RecordedPasses
+MAX_GRAPHS = 4
 
 
 class RecordedPass:
@@ -69,17 +69,11 @@ recorded = RecordedPass
 
 
 class RecordedPasses:
-    """A model's passes, recorded once for each combination of shapes. Threads may share them.
-
-    The MAX_GRAPHS last used are kept.
-    """
+    """A model's passes for the MAX_GRAPHS shapes last used, in `kept`; threads may share them."""
 
     def __init__(self, model: CLIPSegForImageSegmentation):
         self.model = model
         self.kept: dict[tuple, RecordedPass] = {}
-
-    def __len__(self) -> int:
-        return len(self.kept)
 
     def __call__(self, pixel_values: Array, prompts: Array) -> Array:
         key = pixel_values.shape, prompts.shape, prompts.dtype.kind

@@ -13,7 +13,7 @@ These letters stand for axes everywhere in this package:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ import numpy as np
 
 Array = Any  # an array of `xp`, such as numpy.ndarray
 T = TypeVar("T")
-MAX_MEMOIZED = 8  # results of one function: position embeddings of 1.5 MB for the official size
 
 
 class Ops:
@@ -29,10 +28,10 @@ class Ops:
 
     FLOAT_TYPES = ("float32", "float64")  # in float16, a sum of many numbers loses the small ones
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
-    # A model computes so many at a time: each image, and each prompt, takes 10 MB or more.
-    images_per_slice = prompts_per_slice = 64
-    # parallel_for runs so many tasks at a time.
-    workers = 1
+    # A model computes so many at a time, each 10 MB or more, by so many workers.
+    images_per_slice, prompts_per_slice, workers = 64, 64, 1
+    # A fast backend's functions in place of `forward`, by the layer's class.
+    whole_layers: Mapping[type, Callable] = {}
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
@@ -47,7 +46,9 @@ class Ops:
         return in_main_memory(x)
 
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        """`layer.forward`. A fast backend may compute a whole layer in another way."""
+        """`layer.forward`, or a fast backend's function in its place."""
+        if type(layer) in self.whole_layers:
+            return self.whole_layers[type(layer)](self, layer, *args, **kwargs)
         return layer.forward(*args, **kwargs)
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
@@ -55,7 +56,7 @@ class Ops:
         return [task() for task in tasks]
 
     def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """The function itself. A fast backend keeps its last results."""
+        """The function itself. A GPU's backend keeps the last results."""
         return function
 
     # Linear maps

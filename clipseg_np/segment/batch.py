@@ -49,18 +49,16 @@ def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[P
         raise InputError(f"{folder} is not a folder; expected one with images in it")
     Image.init()  # registers the suffixes of all formats
     suffixes = {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
-
-    def is_image(path: Path) -> bool:
-        if not patterns:
-            return path.suffix.lower() in suffixes
-        try:
-            return any(path.match(pattern) for pattern in patterns)
-        except ValueError as error:
-            problem = f"--glob {' '.join(map(repr, patterns))}: {error}"
-            raise InputError(f"{problem}; expected patterns such as '*.jpg'") from error
-
     files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    images = sorted(path for path in files if not path.name.startswith(".") and is_image(path))
+    images = sorted(path for path in files if not path.name.startswith("."))
+    try:
+        if patterns:
+            images = [path for path in images if any(map(path.match, patterns))]
+        else:
+            images = [path for path in images if path.suffix.lower() in suffixes]
+    except ValueError as error:
+        problem = f"--glob {' '.join(map(repr, patterns))}: {error}"
+        raise InputError(f"{problem}; expected patterns such as '*.jpg'") from error
     if not images:
         expected = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
         raise InputError(f"{folder} and its subfolders hold no image {expected}")
@@ -118,18 +116,18 @@ def job_mark(job: Job) -> str:
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
     path = checkpoint_or_demo(job.model)
     folder = path.parent if path.is_file() else path
-    files = {f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file()}
+    files = sorted(f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file())
     if path.is_file():
-        files = {file for file in files if file.suffix != ".safetensors"} | {path}
-    hashes += [f"{file.name} {file_hash(file)}" for file in sorted(files)]
+        files = [file for file in files if file.suffix != ".safetensors" or file == path]
+    hashes += [f"{file.name} {file_hash(file)}" for file in files]
     return hashlib.sha256(json.dumps([options, hashes], sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: str | os.PathLike) -> str:
     """A file's SHA-256 in hexadecimal. Raises InputError for a folder, a device or a pipe."""
-    sha256 = hashlib.sha256()
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path} is a folder, a device or a pipe; expected a file")
+    sha256 = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             sha256.update(block)

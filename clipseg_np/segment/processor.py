@@ -1,14 +1,13 @@
 """`CLIPSegProcessor`: the tokenizer and the image processor in one call.
 
 Reference: the class of the same name in transformers. Deviation: a keyword goes only to the part
-that knows it, so that `padding=True` never reaches the image processor. One that neither knows is
-not used, with a warning.
+that knows it, such as `padding` to the tokenizer; one that neither knows is warned of.
 """
 
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..atomic_files import written_together
 from ..checkpoints.hub import hub_options
@@ -26,6 +25,11 @@ IMAGE_OPTIONS = {*RULES, *IGNORED, "white_level"}
 class CLIPSegProcessor:
     """Texts and images to a model's inputs, and ids to texts."""
 
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "input_ids", "attention_mask"]
+    # The tokenizer's methods.
+    decode = property(lambda self: self.tokenizer.decode)
+    batch_decode = property(lambda self: self.tokenizer.batch_decode)
+
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
@@ -34,7 +38,7 @@ class CLIPSegProcessor:
         __getattr__ = explain_absence
 
     @classmethod
-    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id", use_auth_token="token")
+    @understands(LOADING)
     def from_pretrained(
         cls, folder_or_hub_id: str | os.PathLike, **options: Any
     ) -> "CLIPSegProcessor":
@@ -50,16 +54,12 @@ class CLIPSegProcessor:
             CLIPTokenizer.from_pretrained(folder_or_hub_id, **hub, **options),
         )
 
-    @understands(SAVING, save_directory="folder")
+    @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write both parts' files, all or none; transformers can read them."""
         with written_together(Path(folder)) as part:
             self.image_processor.write(part, Path(folder))
             self.tokenizer.write(part, Path(folder))
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["pixel_values", "input_ids", "attention_mask"]
 
     @understands(TEXT)
     def __call__(
@@ -89,10 +89,9 @@ class CLIPSegProcessor:
             for name in more.keys() & options.keys():
                 raise InputError(f"{name} is given twice; write it as an argument or in the kwargs")
         options = {**(common_kwargs or {}), **options}
-        unknown = sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS)
+        unknown = ", ".join(sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS))
         if unknown:
-            names = ", ".join(unknown)
-            warnings.warn(f"CLIPSegProcessor does not know {names}: not used.", stacklevel=3)
+            warnings.warn(f"CLIPSegProcessor does not know {unknown}: not used.", stacklevel=3)
 
         def known(names: set[str], more: dict | None) -> dict:
             return {**{name: options[name] for name in names & options.keys()}, **(more or {})}
@@ -106,11 +105,3 @@ class CLIPSegProcessor:
             prompts = self.image_processor(visual_prompt, **image_options)
             features["conditional_pixel_values"] = prompts["pixel_values"]
         return features
-
-    def decode(self, *ids: Any, **options: Any) -> str | list[str]:
-        """The tokenizer's decode."""
-        return self.tokenizer.decode(*ids, **options)
-
-    def batch_decode(self, *rows: Any, **options: Any) -> list[str]:
-        """The tokenizer's batch_decode."""
-        return self.tokenizer.batch_decode(*rows, **options)

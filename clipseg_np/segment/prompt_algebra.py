@@ -60,7 +60,11 @@ class Expression:
 
 def parse(text: str) -> Expression:
     """Read an expression; a text without operators is a prompt. Raises InputError if it cannot."""
-    return _Parser(text).whole()
+    parser = _Parser(text)
+    expression = parser.joined()
+    if parser.tokens:
+        raise parser.error(f"{parser.tokens[0][1]!r} is not expected there")
+    return expression
 
 
 class _Parser:
@@ -96,12 +100,6 @@ class _Parser:
         if self.tokens and self.tokens[0][0] == "sign" and self.tokens[0][1] in signs:
             return self.tokens.pop(0)[1]
         return ""
-
-    def whole(self) -> Expression:
-        expression = self.joined()
-        if self.tokens:
-            raise self.error(f"{self.tokens[0][1]!r} is not expected there")
-        return expression
 
     def joined(self, rank: int = 0) -> Expression:
         """Operands joined by operators of this rank, from left to right."""

@@ -77,10 +77,9 @@ def write_results(
 
 def mask_statistics(mask: np.ndarray) -> dict:
     """A mask's area, share of the image, and box (left, top, right, bottom; the ends excluded)."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else ()
-    box = [int(end) for end in ends] or None
-    return {"area": int(mask.sum()), "share": round(float(mask.mean()), 6), "box": box}
+    box = Image.fromarray(mask.view(np.uint8)).getbbox()
+    share = round(float(mask.mean()), 6)
+    return {"area": int(mask.sum()), "share": share, "box": box and list(box)}
 
 
 def write_labels(

@@ -50,8 +50,7 @@ class Segmentation:
     def masks(self, threshold: float = 0.5) -> np.ndarray:
         """Where the probability is above `threshold`, 0 to 1.  (P,height,width), bool
 
-        A lower threshold gives larger masks; the paper used 0.1 to 0.3. Raises InputError for one
-        outside 0 to 1.
+        A lower one gives larger masks; the paper used 0.1 to 0.3. Raises InputError outside 0 to 1.
         """
         return self.probabilities > checked_threshold(threshold)
 

@@ -20,7 +20,7 @@ from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError, naming
 from ..image.load_image import load_image
 from ..model.batched import in_parallel, unless_traced
-from ..model.clipseg import CLIPSegForImageSegmentation, ImageFeatures
+from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import LEGACY_EOS_TOKEN_ID
 from ..model.outputs import Features
 from ..model.recorded import RecordedPasses
@@ -36,11 +36,9 @@ TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts that are read, for any number of images.
+    """Prompts whose expressions combine L texts and images; a name is a text or a prompt's number.
 
-    Their expressions combine L texts and images, whose names are a text or a prompt's number.
-    `embed` returns the embeddings (L,projection_dim). `token_ids` (L,T) are for a recorded pass,
-    which embeds them itself.
+    `embed` returns the embeddings (L,projection_dim); a recorded pass embeds `token_ids` (L,T).
     """
 
     prompts: tuple[Any, ...]
@@ -90,9 +88,7 @@ class Segmenter:
     ) -> "Segmenter":
         """Load a checkpoint: a folder, one .safetensors file or a hub id; None is the demo's.
 
-        The other files lie beside one file. A hub id is fetched if the hub's cache lacks it and not
-        `local_files_only`. `threads` is for the backend "numpy", by default one for each core.
-        Raises as the model's and the processor's from_pretrained do.
+        For the options and errors see the model's from_pretrained; for `record`, the class.
         """
         path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only)
         model = CLIPSegForImageSegmentation.from_pretrained(
@@ -165,7 +161,11 @@ class Segmenter:
         maps = [self._scale_logits(s, image, query) for s in checked_scales(scales, size)]
         logits = mean_of_scales(maps, ops) if len(maps) > 1 else maps[0]
         if bool(ops.xp.isnan(logits).any()):
-            self._warn_of_nan()
+            # Loading does not look for NaN: it reads no weights.
+            weights = self.model.scope.arrays.items()
+            damaged = [name for name, weight in weights if bool(ops.xp.isnan(weight).any())]
+            cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
+            warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=3)
         return Segmentation(query.prompts, logits, size, query.names, query.expressions, ops)
 
     def _scale_logits(self, scale: int, image: np.ndarray, query: Query) -> Array:
@@ -189,18 +189,8 @@ class Segmenter:
             except CannotRecord as error:
                 warnings.warn(f"passes are not recorded: {error}", stacklevel=6)
                 self.graphs = None
-
-        def features() -> ImageFeatures:
-            return self.model.encode_image(self._pixel_values([image]))
-
-        return self.model.decode(*in_parallel(self.model.ops, [features, query.embed]))
-
-    def _warn_of_nan(self) -> None:
-        """Name the first weight that holds NaN. Loading does not look: it reads no weights."""
-        isnan, weights = self.model.ops.xp.isnan, self.model.scope.arrays
-        damaged = [name for name, weight in weights.items() if bool(isnan(weight).any())]
-        cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
-        warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=4)
+        tasks = [lambda: self.model.encode_image(self._pixel_values([image])), query.embed]
+        return self.model.decode(*in_parallel(self.model.ops, tasks))
 
     def embed(self, prompts: list) -> Array:
         """Texts and images, in any mix, to conditional embeddings.  -> (P,projection_dim)"""
@@ -234,8 +224,7 @@ class Segmenter:
 
     def _pixel_values(self, images: list[np.ndarray]) -> np.ndarray:
         """Images (height,width,3) to (B,3,H,W). An image 3 pixels high could be (C,H,W), too."""
-        preprocess = self.processor.image_processor
-        return preprocess(images, input_data_format="channels_last")["pixel_values"]
+        return self.processor(images=images, input_data_format="channels_last")["pixel_values"]
 
     def _token_ids(self, texts: list[str]) -> Features:
         """Token ids and their mask, (P,T) each; a text that is too long is cut, with a warning.
@@ -252,12 +241,10 @@ class Segmenter:
                     f"and the rest is not used",
                     stacklevel=5,
                 )
-        max_length = limit
-        if self.on_gpu:
-            longest = min(max(lengths), limit)
-            max_length = min(n for n in (*TEXT_LENGTHS, limit) if longest <= n <= limit)
-        options = {"padding": "max_length" if self.on_gpu else True, "max_length": max_length}
-        return tokenizer(texts, truncation=True, return_tensors="np", **options)
+        longest = min(max(lengths), limit)
+        steps = (*TEXT_LENGTHS, limit) if self.on_gpu else (longest,)
+        max_length = min(n for n in steps if longest <= n <= limit)
+        return tokenizer(texts, "max_length", True, max_length, return_tensors="np")
 
 
 def checkpoint_or_demo(name: str | os.PathLike | None, **options: Any) -> Path:

@@ -144,13 +144,11 @@ def engineer(
 
     background: a factor for the background's pixels. blur: sigma of the background's Gaussian blur,
     in pixels. context: crop to the mask's box, extended by this share of its sides, and pad it to a
-    square with 0. outline: draw the mask's edge in the color `ink`. Raises InputError for a mask of
-    another size or an empty one.
+    square with 0. outline: draw the edge in the color `ink`. Raises InputError as `prepared` does.
     """
     if mask.shape != pixels.shape[:2]:
-        sizes = [f"{height} by {width}" for height, width in (mask.shape, pixels.shape[:2])]
-        expected = "expected the same height and width"
-        raise InputError(f"the prompt's mask is {sizes[0]} and its image {sizes[1]}; {expected}")
+        sizes = " and its image ".join(f"{h} by {w}" for h, w in (mask.shape, pixels.shape[:2]))
+        raise InputError(f"the prompt's mask is {sizes}; expected the same height and width")
     if not mask.any():
         raise InputError("the prompt's mask is empty: mark the object in white on black")
     blurred = gaussian_blur(pixels, blur) if blur else pixels

@@ -157,7 +157,7 @@ class CLIPTokenizer:
         super().__setattr__(name, value)
 
     @classmethod
-    @understands(LOADING, pretrained_model_name_or_path="folder_or_hub_id", use_auth_token="token")
+    @understands(LOADING)
     def from_pretrained(
         cls, folder_or_hub_id: str | os.PathLike, **options: Any
     ) -> "CLIPTokenizer":
@@ -173,7 +173,7 @@ class CLIPTokenizer:
         with naming(folder):
             return cls(**tokenizer_files.read(folder, options))
 
-    @understands(SAVING, save_directory="folder")
+    @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json; transformers reads them too.
 
@@ -281,7 +281,7 @@ class CLIPTokenizer:
         tokens = self.convert_ids_to_tokens(self._ids(text))
         return [self.bos_token, *tokens, self.eos_token] if add_special_tokens else tokens
 
-    @understands(TEXT, token_ids="ids")
+    @understands(TEXT)
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str | list[str]:
         """The text of a row of ids, or a list of texts of rows. Bytes that are not UTF-8: U+FFFD.
 
@@ -300,7 +300,7 @@ class CLIPTokenizer:
         text = b"".join(map(bytes_of, tokens)).decode("utf-8", errors="replace")
         return text.replace(END_OF_WORD, " ").strip()
 
-    @understands(TEXT, sequences="rows")
+    @understands(TEXT)
     def batch_decode(self, rows: Ids, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids; a single row gives a list of one text."""
         texts = self.decode(rows, skip_special_tokens)
@@ -355,30 +355,16 @@ class CLIPTokenizer:
         return len(self._vocab)
 
     @property
-    def bos_token_id(self) -> int:
-        return self._vocab[self.bos_token]
-
-    @property
-    def eos_token_id(self) -> int:
-        return self._vocab[self.eos_token]
-
-    @property
-    def unk_token_id(self) -> int:
-        return self._vocab[self.unk_token]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._vocab[self.pad_token]
-
-    @property
     def all_special_tokens(self) -> list[str]:
         """The bos, eos, unk and pad token and the extra ones, each text once."""
         named = (getattr(self, name) for name in SPECIAL_NAMES)
         return list(dict.fromkeys((*named, *self.extra_special_tokens)))
 
-    @property
-    def all_special_ids(self) -> list[int]:
-        return self.convert_tokens_to_ids(self.all_special_tokens)
+    all_special_ids = property(lambda self: self.convert_tokens_to_ids(self.all_special_tokens))
+    bos_token_id = property(lambda self: self._vocab[self.bos_token])
+    eos_token_id = property(lambda self: self._vocab[self.eos_token])
+    unk_token_id = property(lambda self: self._vocab[self.unk_token])
+    pad_token_id = property(lambda self: self._vocab[self.pad_token])
 
     def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
         """Cut at the added tokens: (token, True), and (normalized text, False) between them."""
@@ -424,8 +410,9 @@ def _check_choice(name: str, value: Any) -> None:
 def _check_length(name: str, length: Any, least: int) -> None:
     if not isinstance(length, int) or length < least:
         ends = " (the start and the end token)" if least else ""
-        expected = f"a whole number of at least {least}{ends}"
-        raise InputError(f"{name} is {length!r}; expected {expected}.")
+        raise InputError(
+            f"{name} is {length!r}; expected a whole number of at least {least}{ends}."
+        )
 
 
 def _splitter(tokens: Iterable[str]) -> regex.Pattern:
@@ -454,6 +441,5 @@ def _list_of_texts(text: Any) -> list[str]:
 
 def _warn_of_unknown(names: Iterable[str]) -> None:
     if names:
-        warnings.warn(
-            f"The tokenizer does not know {', '.join(sorted(names))}: ignored.", stacklevel=3
-        )
+        listed = ", ".join(sorted(names))
+        warnings.warn(f"The tokenizer does not know {listed}: ignored.", stacklevel=3)

@@ -106,17 +106,14 @@ def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> No
     """Raise InputError unless ids are 0, 1, 2, ... and each merge makes a token of two tokens."""
     if not vocab or any(type(number) is not int for number in vocab.values()):
         raise InputError("The vocabulary is no mapping of tokens to ids; expected whole numbers.")
-    ids = sorted(vocab.values())
-    wrong = next((i for i, number in enumerate(ids) if number != i), None)
-    if wrong is not None:
-        fault = f"id {ids[wrong]} twice" if ids[wrong] == wrong - 1 else f"no id {wrong}"
-        expected = f"each id from 0 to {len(ids) - 1} once"
-        raise InputError(f"The vocabulary has {fault}; expected {expected}. Fetch it again.")
+    for i, number in enumerate(sorted(vocab.values())):
+        if number != i:
+            fault = f"id {number} twice" if number == i - 1 else f"no id {i}"
+            expected = f"each id from 0 to {len(vocab) - 1} once"
+            raise InputError(f"The vocabulary has {fault}; expected {expected}. Fetch it again.")
     for i, merge in enumerate(merges):
         if len(merge) != 2 or not all(isinstance(part, str) for part in merge):
-            raise InputError(
-                f"Merge {i} is {merge!r}; expected a pair of tokens. Fetch the file again."
-            )
+            raise InputError(f"Merge {i} is {merge!r}; expected a pair of tokens. Fetch it again.")
         for token in (*merge, "".join(merge)):
             if token not in vocab:
                 raise InputError(
@@ -141,8 +138,7 @@ def write(
     (folder / "vocab.json").write_text(json.dumps(by_id, ensure_ascii=False, indent=0), "utf-8")
     lines = ["#version: 0.2", *map(" ".join, merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
-    flags = dict.fromkeys(REFUSED_FLAGS, False)
-    entries = [asdict(token) | flags for token in added_tokens]
+    entries = [asdict(token) | dict.fromkeys(REFUSED_FLAGS, False) for token in added_tokens]
     config = config | {
         "tokenizer_class": "CLIPTokenizer",
         "added_tokens_decoder": {str(entry.pop("id")): entry for entry in entries},
@@ -189,12 +185,10 @@ def _read_optional(path: Path) -> dict:
 
 def _expect(kind: type, config: dict, name: str, folder: Path) -> Any:
     value = config.get(name, kind())
-    if not isinstance(value, kind):
-        found = type(value).__name__
-        raise InputError(
-            f"{name} in {folder} is a {found}; expected a {kind.__name__}. Fetch it again."
-        )
-    return value
+    if isinstance(value, kind):
+        return value
+    found, expected = type(value).__name__, kind.__name__
+    raise InputError(f"{name} in {folder} is a {found}; expected a {expected}. Fetch it again.")
 
 
 def _extra_tokens(config: dict, folder: Path) -> list[dict]:

@@ -164,7 +164,7 @@ def test_a_linear_map_and_what_follows_it(activation, dtype, on_cpu):
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
     # The others are tested below, in model/test_recorded.py and in model/test_models.py.
-    others = {"conv2d", "flash_attention", "linear_and_norm", "packed_projections", "run"}
+    others = {"conv2d", "flash_attention", "linear_and_norm", "packed_projections"}
     expected = {"activation"} | {*OVERRIDES} - {*ACTIVATIONS}
     assert public - others - {"parallel_for", "memoize"} == expected
 

@@ -13,7 +13,7 @@ from clipseg_np.nn.ops import Ops
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
-ORDERS = ("run", "parallel_for", "memoize")  # of work, whatever it is
+ORDERS = ("parallel_for",)  # of work, whatever it is
 OVERRIDES = [
     name
     for name, part in vars(NumpyOps).items()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 import clipseg_np
 from clipseg_np import Segmenter, __version__
+from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment.results import slug
 
@@ -146,6 +148,13 @@ def test_warnings_are_one_line_and_do_not_stop_the_work(checkpoint, tmp_path, ca
     assert code == 0
     error = capsys.readouterr().err
     assert error.startswith("clipseg-np: warning: the prompt") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("give a smaller image")])
+def test_too_little_memory_comes_with_advice(error, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "run_info", Mock(side_effect=error))
+    assert run("info") == 2
+    assert "not enough memory: give a smaller image\n" in capsys.readouterr().err
 
 
 def test_version_and_unknown_backend(capsys):

@@ -4,10 +4,11 @@ import contextvars
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from clipseg_np.backends.numpy_ops import NumpyOps
-from clipseg_np.model.batched import in_parallel, in_slices
+from clipseg_np.model.batched import in_parallel, joined_slices
 from clipseg_np.nn.ops import Ops
 from clipseg_np.nn.trace import Activations, record, trace
 
@@ -16,16 +17,23 @@ from clipseg_np.nn.trace import Activations, record, trace
 @pytest.mark.parametrize("length", (0, 1, 2, 5, 6, 17))
 @pytest.mark.parametrize("threads", (None, 1, 2, 3))
 def test_each_part_is_done_once_and_the_results_are_in_order(threads, length, size):
-    parts = in_slices(NumpyOps(threads) if threads else Ops(), lambda part: part, length, size)
-    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(length))
-    assert all(part.stop - part.start <= size for part in parts)
-    lengths = [part.stop - part.start for part in parts]
-    assert not lengths or max(lengths) - min(lengths) <= 1
+    lengths = []
+
+    def work(part):
+        lengths.append(part.stop - part.start)
+        return [np.arange(length)[part], np.full(1, len(lengths))]
+
+    results = joined_slices(NumpyOps(threads) if threads else Ops(), work, length, size)
+    if length == 0:
+        assert results == lengths == []
+        return
+    assert results[0].tolist() == list(range(length)) and len(results[1]) == len(lengths)
+    assert max(lengths) <= size and max(lengths) - min(lengths) <= 1
 
 
 def test_parts_are_done_at_the_same_time():
     meeting = threading.Barrier(3, timeout=20)  # breaks if one waits for another to end
-    in_slices(NumpyOps(3), lambda part: meeting.wait(), 6, 2)
+    joined_slices(NumpyOps(3), lambda part: [np.full(1, meeting.wait())], 6, 2)
 
 
 def test_who_is_done_with_fewer_parts_helps_with_more():
@@ -42,9 +50,10 @@ def test_who_is_done_with_fewer_parts_helps_with_more():
             time.sleep(0.001)
         if length == mine[-1] == 2:
             fast.threads.for_slices(lambda _: meeting.wait(), 2)
+        return []
 
     for _ in range(5):
-        in_slices(fast, work, 3, 2)
+        joined_slices(fast, work, 3, 2)
     assert 2 in mine
 
 
@@ -58,15 +67,16 @@ def test_a_thread_that_is_done_takes_slices_of_a_task_that_has_begun():
         end = time.monotonic() + 20
         while len(takers) < 2 and time.monotonic() < end:
             time.sleep(0.001)
+        return []
 
-    fast.parallel_for([lambda: in_slices(fast, work, 8, 1), lambda: begun.wait(20)])
+    fast.parallel_for([lambda: joined_slices(fast, work, 8, 1), lambda: begun.wait(20)])
     assert len(takers) == 2
 
 
 def test_a_trace_sees_parts_and_tasks_in_their_order():
     fast, seen = NumpyOps(2), Activations()
     with trace(seen):
-        in_slices(fast, lambda part: record("part", part.start), 6, 2)
+        joined_slices(fast, lambda part: record("part", part.start) or [], 6, 2)
         here = threading.get_ident()
         for _ in range(5):
             in_parallel(
