@@ -9,8 +9,8 @@ from ..image.resize import resize_bilinear
 from ..image.row_blocks import map_row_blocks
 from .morphology import contour, dilate
 
-# A hue that images rarely hold.
-OUTLINE = (255, 0, 200)
+# The two lines of a rim, the first beside the mask: no color that a mask holds hides both.
+RIM = (255, 255, 255), (255, 0, 200)
 GLOW = (255, 120, 0)
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 # Pixels: a panel's longer side, the space around a panel, and the height of its caption.
@@ -62,8 +62,9 @@ def highlight(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         grey = image.mean(axis=2, keepdims=True)
         return np.where(mask[:, :, None], image, 0.35 * grey).astype(np.uint8)
 
-    drawn = map_row_blocks(dim, image, mask)
-    drawn[dilate(mask, max(1, round(max(mask.shape) / 160))) & ~mask] = OUTLINE
+    drawn, width = map_row_blocks(dim, image, mask), max(1, round(max(mask.shape) / 160))
+    for lines, color in zip((2, 1), RIM[::-1]):
+        drawn[dilate(mask, lines * width) & ~mask] = color
     return drawn
 
 
@@ -72,8 +73,9 @@ highlighted = highlight  # its name in 0.1
 
 def draw_contour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The image with the mask's contour: (height,width,3), uint8."""
-    drawn = image.copy()
-    drawn[contour(mask, max(1, round(max(mask.shape) / 160)))] = OUTLINE
+    drawn, width = image.copy(), max(1, round(max(mask.shape) / 160))
+    for lines, color in zip((2, 1), RIM[::-1]):
+        drawn[contour(mask, lines * width)] = color
     return drawn
 
 

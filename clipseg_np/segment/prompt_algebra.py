@@ -9,10 +9,12 @@
 
 Above 0.5 these are the set operations on the masks. `!` binds most, then `&`, then `+` and `-` from
 left to right; parentheses group. An operator between two prompts stands between spaces, so that "a
-half-open door" is one prompt. Text in double quotes is one prompt, whatever it holds.
+half-open door" is one prompt. Text in double quotes is one prompt, whatever it holds; a quote inside
+a prompt is part of it, as in '12" ring'.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
@@ -32,8 +34,17 @@ OPERATORS: dict[str, Callable[..., Array]] = {
 }
 RANKS = ("+-", "&")  # operators between operands; the last binds most
 
-# Quoted text; a sign; or a prompt, up to the next of these.
-_TOKEN = re.compile(r'\s*(?:"([^"]*)"|([()!]|(?<=\s)[-+&](?=\s))|((?:(?!\s[-+&]\s)[^()!"])+))')
+# Quoted text, up to a quote at which a prompt may end; a sign; or a prompt, up to the next sign.
+_TOKEN = re.compile(
+    r'\s*(?:"(.*?)"(?=\s*\)|\s*$|\s+[-+&]\s)|([()!]|(?<=\s)[-+&](?=\s))|((?:(?!\s[-+&]\s)[^()!])+))',
+    re.DOTALL,
+)
+# What a text may hold that is meant as operators: in combined prompts, and in one text.
+_LIKE_OPERATORS = re.compile(
+    r"[|,;，、；｜]|&&|\s[–—−]\s|\b(AND|OR|NOT)\b"  # other signs, other dashes, words
+    r"|\s[-+&](?=\w)|(?<=[^\W\d_]{2})([-+&]\s|[+&](?=[^\W\d_]))"  # a space is missing
+)
+_OPERATORS_IN_TEXT = re.compile(r"\s[-+&]\s|^\s*!")
 
 
 @dataclass(frozen=True)
@@ -59,12 +70,29 @@ class Expression:
 
 
 def parse(text: str) -> Expression:
-    """Read an expression; a text without operators is a prompt. Raises InputError if it cannot."""
+    """Read an expression; a text without operators is a prompt. Raises InputError if it cannot.
+
+    Warns of a prompt that holds something like an operator, unless it is in quotes.
+    """
     parser = _Parser(text)
     expression = parser.joined()
     if parser.tokens:
         raise parser.error(f"{parser.tokens[0][1]!r} is not expected there")
     return expression
+
+
+def one_prompt(text: str, name: Hashable) -> Expression:
+    """The expression of a text that is one prompt. Warns if `parse` would read operators in it."""
+    if _OPERATORS_IN_TEXT.search(text):
+        warnings.warn(
+            f"the prompt {_shortened(text)!r} is one text here; Segmenter.combine reads operators",
+            stacklevel=2,
+        )
+    return Expression("", name)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
 class _Parser:
@@ -83,16 +111,29 @@ class _Parser:
                 self.tokens.append(("sign", sign))
             elif prompt is None or prompt.strip():
                 self.tokens.append(("prompt", (quoted if prompt is None else prompt).strip()))
+                if prompt is not None:
+                    self.check(prompt.strip())
             start = match.end()
         if sum(kind == "sign" for kind, _ in self.tokens) > MAX_SIGNS:
             raise self.error(f"it holds more than {MAX_SIGNS} operators and parentheses")
 
+    def check(self, prompt: str) -> None:
+        """Raise InputError for an open quote; warn of what may be meant as an operator."""
+        if prompt.startswith('"') and prompt.count('"') % 2:
+            raise self.error("a quote is not closed")
+        if _LIKE_OPERATORS.search(prompt):
+            warnings.warn(
+                f"the prompt {_shortened(prompt)!r} is read as one text. Operators are +, -, & "
+                f"(between spaces) and !; several prompts are given one by one. Double quotes "
+                f"say that it is one: '\"{_shortened(prompt)}\"'",
+                stacklevel=2,
+            )
+
     def error(self, reason: str) -> InputError:
-        shown = self.text if len(self.text) <= MAX_SHOWN else self.text[:MAX_SHOWN] + "..."
         return InputError(
-            f"the prompt {shown!r} cannot be read: {reason}. Operators are +, -, & (between "
-            f"spaces), ! and parentheses; put a prompt that holds such signs in double quotes, "
-            f"as in '\"rock & roll\"'"
+            f"the prompt {_shortened(self.text)!r} cannot be read: {reason}. Operators are +, -, & "
+            f"(between spaces), ! and parentheses; put a prompt that holds such signs in double "
+            f"quotes, as in '\"rock & roll\"'"
         )
 
     def take(self, signs: str) -> str:

@@ -26,7 +26,7 @@ from ..model.outputs import Features
 from ..model.recorded import RecordedPasses
 from ..nn.ops import Array
 from .processor import CLIPSegProcessor
-from .prompt_algebra import Expression, parse
+from .prompt_algebra import Expression, one_prompt, parse
 from .segmentation import Segmentation
 from .sliding_window import checked_scales, join, mean_of_scales, windows
 from .visual_prompt import VisualPrompt
@@ -263,7 +263,10 @@ def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expres
     for number, prompt in enumerate(prompts, start=1):
         if isinstance(prompt, str) and not prompt.strip():
             raise InputError(f"prompt {number} is empty: name what to look for, such as 'a cat'")
-    return prompts, [
-        parse(prompt) if combined and isinstance(prompt, str) else Expression("", number)
-        for number, prompt in enumerate(prompts)
-    ]
+
+    def read(number: int, prompt: Any) -> Expression:
+        if not isinstance(prompt, str):
+            return Expression("", number)
+        return parse(prompt) if combined else one_prompt(prompt, number)
+
+    return prompts, [read(number, prompt) for number, prompt in enumerate(prompts)]

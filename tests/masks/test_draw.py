@@ -1,12 +1,15 @@
 """Sheets of panels: the mask in color, the rest in grey, and captions and sizes that fit."""
 
+import itertools
+
 import numpy as np
 from PIL import ImageFont
 
 from clipseg_np.masks.draw import (
     LINE_HEIGHT,
     MARGIN,
-    OUTLINE,
+    RIM,
+    draw_contour,
     highlight,
     label_colors,
     legend,
@@ -15,6 +18,7 @@ from clipseg_np.masks.draw import (
     shorten,
     subsample,
 )
+from clipseg_np.masks.morphology import contour, dilate
 
 
 def test_the_mask_keeps_its_color_and_the_rest_turns_dark_grey():
@@ -25,7 +29,26 @@ def test_the_mask_keeps_its_color_and_the_rest_turns_dark_grey():
     shown = highlight(image, mask)
     assert (shown[mask] == (120, 0, 0)).all()
     assert (shown[0, 0] == int(0.35 * 40)).all()
-    assert (shown[9, 15] == OUTLINE).all() and (shown[8, 15] != OUTLINE).any()
+    assert (shown[9, 15] == RIM[0]).all() and (shown[8, 15] == RIM[1]).all()
+    assert (shown[7, 15] == shown[0, 0]).all()
+
+
+def test_a_rim_is_seen_on_every_color():
+    """It has two lines, and no color is like both."""
+    mask = np.zeros((24, 24), bool)
+    mask[8:16, 8:16] = True
+    for color in [
+        (255, 0, 200),
+        (128, 0, 160),
+        *itertools.product((0, 64, 128, 192, 255), repeat=3),
+    ]:
+        image = np.broadcast_to(np.array(color, np.uint8), (24, 24, 3))
+        for drawn, rim in (
+            (highlight(image, mask), dilate(mask, 2) & ~mask),
+            (draw_contour(image, mask), contour(mask, 2)),
+        ):
+            assert np.abs(np.subtract(drawn[rim], color, dtype=int)).max() > 120, color
+            assert (drawn[mask & ~rim] == color).all()
 
 
 def test_one_panel_for_the_image_and_one_for_each_mask_in_rows_of_four():
