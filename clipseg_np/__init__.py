@@ -43,8 +43,22 @@ __all__ = [
 ]
 
 
+# Names of transformers' classes that stand for these when the checkpoint is CLIPSeg's.
+ALIASES = {
+    "AutoConfig": CLIPSegConfig,
+    "AutoImageProcessor": ViTImageProcessor,
+    "AutoModel": CLIPSegModel,
+    "AutoModelForZeroShotImageClassification": CLIPSegModel,
+    "AutoProcessor": CLIPSegProcessor,
+    "AutoTokenizer": CLIPTokenizer,
+    "CLIPTokenizerFast": CLIPTokenizer,
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import Job and run_batch on first use: their modules take 20 ms and 8 MB."""
+    """Other names of classes; and Job and run_batch, which take 20 ms and 8 MB to load."""
+    if name in ALIASES:
+        return ALIASES[name]
     if name not in ("Job", "run_batch"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .segment import batch

@@ -4,6 +4,7 @@ docs/TRANSFORMERS.md shows these tables to users, and the tests run each of its 
 """
 
 import inspect
+import reprlib
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -127,9 +128,10 @@ def _judge(name: str, value: Any, keyword: Keyword) -> None:
     harmless = keyword.harmless
     if harmless is None or any(value is one or str(value) == str(one) for one in harmless):
         return
+    given = f"{name}={' '.join(reprlib.repr(value).split())}"
     if keyword.is_refused:
-        raise InputError(f"{name}={value!r} is not possible here: {keyword.advice}")
-    warnings.warn(f"{name}={value!r} has no effect here: {keyword.advice}", stacklevel=3)
+        raise InputError(f"{given} is not possible here: {keyword.advice}")
+    warnings.warn(f"{given} has no effect here: {keyword.advice}", stacklevel=3)
 
 
 def explain_absence(self: Any, name: str) -> NoReturn:

@@ -54,5 +54,13 @@ def test_what_a_batch_needs_is_loaded_when_it_is_asked_for():
         clipseg_np.nothing  # noqa: B018
 
 
+def test_transformers_automatic_classes_are_clipsegs():
+    from clipseg_np import AutoModel, AutoProcessor, CLIPSegModel, CLIPSegProcessor
+
+    assert (AutoModel, AutoProcessor) == (CLIPSegModel, CLIPSegProcessor)
+    with pytest.raises(ImportError, match="cannot import name 'pipeline'"):
+        from clipseg_np import pipeline  # noqa: F401
+
+
 def test_the_test_sees_an_import():
     assert imported("sys.modules['tqdm'] = sys") == ["tqdm"]

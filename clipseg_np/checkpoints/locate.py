@@ -35,15 +35,19 @@ def checkpoint_path(
     folder_or_hub_id: str | os.PathLike,
     *,
     needed: tuple = WHOLE,
+    local_files_only: bool = False,
     subfolder: str | None = None,
-    **hub: Any,
+    force_download: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Path:
     """The path of a checkpoint: a folder, or one .safetensors file beside its config.json.
 
     An existing path is returned as it is; of a folder, the `subfolder` in it. Any other name
     "owner/name" is a checkpoint of the Hugging Face hub. Its folder comes from the hub's cache if
-    all `needed` files are there; if not, it is fetched, unless `local_files_only`. The other
-    options of the hub are cache_dir, revision, token and force_download.
+    all `needed` files are there; if not, it is fetched, unless `local_files_only`. cache_dir,
+    revision, token and force_download are huggingface_hub's.
 
     Raises FileNotFoundError if the name is neither; MissingExtra without huggingface_hub;
     InputError if the name is empty, the path is another file, or the hub does not give the
@@ -81,7 +85,8 @@ def checkpoint_path(
             f"or a hub id such as CIDAS/clipseg-rd64-refined."
         )
     try:
-        return from_hub(name, needed=needed, subfolder=subfolder, **hub)
+        options = {"cache_dir": cache_dir, "revision": revision, "token": token}
+        return from_hub(name, local_files_only, needed, subfolder, force_download, **options)
     except (InputError, MissingExtra) as error:
         raise type(error)(f"There is no folder {name}; as a hub id: {error}") from error
 

@@ -82,6 +82,8 @@ class _Config:
             is_right, expected = each.metadata.get("rule", (lambda value: True, ""))
             if not is_right(getattr(self, each.name)):
                 self._refuse(each.name, expected)
+        if self.other.get("return_dict") is False:
+            self._refuse("return_dict", "true; write model(..., return_dict=False)")
         width, heads = self.width_and_heads
         if getattr(self, width) % getattr(self, heads):
             self._refuse(width, f"a multiple of {heads}, which is {getattr(self, heads)}")

@@ -81,16 +81,18 @@ class Segmenter:
         folder_or_hub_id: str | os.PathLike | None = None,
         *,
         backend: str = "numpy",
-        dtype: str = "float32",
+        dtype: Any = "float32",
         threads: int | None = None,
         local_files_only: bool = False,
         record: bool = True,
+        **hub: Any,
     ) -> "Segmenter":
         """Load a checkpoint: a folder, one .safetensors file or a hub id; None is the demo's.
 
-        For the options and errors see the model's from_pretrained; for `record`, the class.
+        For the options and errors see the model's from_pretrained; for `record`, the class. `hub`
+        are further options of checkpoint_path, such as revision.
         """
-        path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only)
+        path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only, **hub)
         model = CLIPSegForImageSegmentation.from_pretrained(
             path, backend=backend, dtype=dtype, threads=threads
         )

@@ -149,7 +149,7 @@ class CLIPTokenizer:
             _check_length(name, value, 2)
         if name in CHOICES:
             _check_choice(name, value)
-        if name in SPECIAL_NAMES and value not in self._vocab:
+        if name in SPECIAL_NAMES and not (isinstance(value, str) and value in self._vocab):
             raise InputError(
                 f"{name} is {value!r} and the vocabulary's {len(self)} tokens lack it. "
                 f"Name a token of the vocabulary, or fetch the vocabulary again."
@@ -227,7 +227,7 @@ class CLIPTokenizer:
             warnings.warn(
                 "max_length has no effect with padding=True and no truncation: pad to it with "
                 "padding='max_length', or cut to it with truncation=True.",
-                stacklevel=2,
+                stacklevel=3,
             )
         length = self.model_max_length if max_length is None else max_length
         reserved = 2 if truncates and add_special_tokens else 0
@@ -243,7 +243,7 @@ class CLIPTokenizer:
             warnings.warn(
                 f"A text has {longest} tokens, more than the {self.model_max_length} that the model"
                 f" has positions for: the model will refuse it. Cut it with truncation=True.",
-                stacklevel=2,
+                stacklevel=3,
             )
         width = {False: 0, "do_not_pad": 0, "max_length": length}.get(padding, longest)
 
@@ -442,4 +442,4 @@ def _list_of_texts(text: Any) -> list[str]:
 def _warn_of_unknown(names: Iterable[str]) -> None:
     if names:
         listed = ", ".join(sorted(names))
-        warnings.warn(f"The tokenizer does not know {listed}: ignored.", stacklevel=3)
+        warnings.warn(f"The tokenizer does not know {listed}: ignored.", stacklevel=4)

@@ -210,3 +210,35 @@ def test_what_a_hub_may_answer(machine, hub):
         assert message in line
     assert not [name for name in contents(machine.here) if name.endswith(WEIGHTS)]
     assert not any(path.endswith((".bin", f"old/{WEIGHTS}")) for path in done.asked)
+
+
+LOADS = """
+import sys
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter
+options = {"subfolder": "inner", "cache_dir": "own", "revision": "v1", "token": "hf_secret"}
+options |= dict.fromkeys(sys.argv[1:], True)
+for part in (CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter):
+    part.from_pretrained("owner/nested", **options)
+"""
+
+
+def test_options_of_from_pretrained(machine, hub):
+    """A subfolder of a revision, in another cache: fetched once, unless each time is asked for."""
+    nested = {f"inner/{name}": content for name, content in DEMO.items()}
+    hub.repositories["owner/nested"] = nested | EXTRAS | {"config.json": b"{}", WEIGHTS: b"no"}
+    first = machine.python("-c", LOADS)
+    assert first.code == 0, first.error
+    assert any(path.endswith("/api/models/owner/nested/revision/v1") for path in first.asked)
+    fetched = [path.partition("/resolve/")[2].partition("/")[2] for path in first.asked]
+    assert set(fetched) - {""} == set(nested)
+    assert (machine.here / "own" / "models--owner--nested").is_dir()
+    assert not (machine.folder / "cache" / "hub" / "models--owner--nested").exists()
+
+    for options in ([], ["local_files_only"]):
+        again = machine.python("-c", LOADS, *options)
+        assert (again.code, again.asked) == (0, []), again.error
+    forced = machine.python("-c", LOADS, "force_download")
+    assert forced.code == 0, forced.error
+    assert any(path.startswith("GET") and path.endswith(WEIGHTS) for path in forced.asked)
+    absent = machine.python("-c", LOADS.replace("v1", "v2"), "local_files_only")
+    assert "can only come from the cache own, which does not hold it" in absent.error

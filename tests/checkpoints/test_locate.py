@@ -28,6 +28,15 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     assert checkpoint_folder("owner/name").is_dir()  # a folder of that name comes before the hub
 
 
+def test_a_subfolder(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for subfolder in ("a/b", "/a/b/"):
+        assert checkpoint_folder(tmp_path, subfolder=subfolder) == tmp_path / "a" / "b"
+    assert checkpoint_folder(tmp_path, subfolder=None) == tmp_path
+    with pytest.raises(FileNotFoundError, match="There is no folder c in"):
+        checkpoint_folder(tmp_path, subfolder="c")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "./a/b", "../a/b", "/no/such/folder", "a/b/c", "~/x"])
 def test_a_folder_that_is_not_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -47,6 +48,22 @@ def checkpoint(folder: Path, arrays: dict, like: Path = PLAIN) -> Path:
     folder.mkdir(exist_ok=True)
     shutil.copy(like / "config.json", folder)
     write_file(folder / "model.safetensors", arrays)
+    return folder
+
+
+def clip_checkpoint(folder: Path, like: Path = PLAIN, **changes: Any) -> Path:
+    """A checkpoint of CLIP itself: the towers and projections of `like`, with CLIP's names."""
+    folder.mkdir(exist_ok=True)
+    whole = json.loads((like / "config.json").read_text())
+    towers = {f"{name}_config": whole[f"{name}_config"] for name in ("text", "vision")}
+    for name, tower in towers.items():
+        tower["model_type"] = f"clip_{name.removesuffix('_config')}_model"
+    config = {"model_type": "clip", "projection_dim": whole["projection_dim"], **towers, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays = stored_arrays(like).items()
+    start = "clip."
+    kept = {name.removeprefix(start): a for name, a in arrays if name.startswith(start)}
+    write_file(folder / "model.safetensors", kept)
     return folder
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README, COOKBOOK = ROOT / "README.md", ROOT / "docs" / "COOKBOOK.md"
+TRANSFORMERS = ROOT / "docs" / "TRANSFORMERS.md"
 HEAD = "| I want | on the command line | in Python |\n|---|---|---|\n"
 
 
@@ -20,6 +21,6 @@ def blocks(language: str) -> dict[str, str]:
     fence = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     return {
         f"{path.stem} {number}": block
-        for path in (README, COOKBOOK)
+        for path in (README, COOKBOOK, TRANSFORMERS)
         for number, block in enumerate(fence.findall(path.read_text("utf-8")), start=1)
     }

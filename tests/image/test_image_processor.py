@@ -303,6 +303,34 @@ def test_the_combined_file_comes_first_where_it_speaks_of_images(tmp_path):
     assert ViTImageProcessor.from_pretrained(tmp_path).size["height"] == 352
 
 
+def test_what_is_saved_is_what_is_read(tmp_path):
+    """Where transformers 5 has left a processor_config.json, which is read first."""
+    combined = tmp_path / "processor_config.json"
+    combined.write_text(json.dumps({**COMBINED, "processor_class": "CLIPSegProcessor"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(OLD))
+    saved = ViTImageProcessor(size=64, do_rescale=False)
+    saved.save_pretrained(tmp_path)
+    assert ViTImageProcessor.from_pretrained(tmp_path).to_dict() == saved.to_dict()
+    assert json.loads(combined.read_text())["processor_class"] == "CLIPSegProcessor"
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_rescale"] is False
+    combined.write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        ViTImageProcessor(size=9).save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert kept["size"] == {"height": 64, "width": 64} and combined.read_text() == "{"
+
+
+def test_an_assigned_setting_keeps_the_rules(image):
+    processor = ViTImageProcessor()
+    processor.size, processor.resample, processor.image_mean = 16, 3, None
+    assert processor.size == {"height": 16, "width": 16}
+    assert processor(image).pixel_values.shape == (1, 3, 16, 16)
+    assert processor.to_dict() == ViTImageProcessor(size=16, resample=3).to_dict()
+    for name, value in (("size", "large"), ("do_resize", 1), ("do_center_crop", True)):
+        with pytest.raises(InputError, match=f"{name} must be"):
+            setattr(processor, name, value)
+
+
 def test_a_folder_without_settings_and_one_with_impossible_settings(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
         ViTImageProcessor.from_pretrained(tmp_path)

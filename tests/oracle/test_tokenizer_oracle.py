@@ -275,9 +275,51 @@ LAYOUTS = {
         },
         "special_tokens_map.json": {"pad_token": "!"},
     },
+    "added_tokens.json": {"added_tokens.json": {"[X]": 516, "[Yy]": 517}},
+    "added_tokens.json, one in the vocabulary": {"added_tokens.json": {"th": 512, "[X]": 516}},
+    "added_tokens.json, one special": {
+        "added_tokens.json": {"[Yy]": 516, "[X]": 517},
+        "tokenizer_config.json": {"additional_special_tokens": ["[X]"]},
+    },
+    "added_tokens.json, listed in the map": {
+        "added_tokens.json": {"[Yy]": 516, "[X]": 517},
+        "special_tokens_map.json": {"additional_special_tokens": ["[X]"]},
+    },
+    "added_tokens.json beside tokenizer.json": {
+        "added": [added(START, 514, True), added(END, 515, False)],
+        "added_tokens.json": {"[X]": 516},
+    },
+    "added_tokens.json beside a decoder": {
+        "added_tokens.json": {"[X]": 516},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"514": added(START, 0, False), "515": added(END, 0, False)},
+            "extra_special_tokens": ["[Yy]"],
+        },
+    },
+    "extra tokens": {"tokenizer_config.json": {"extra_special_tokens": ["[X]", "th"]}},
+    "extra tokens beside tokenizer.json": {
+        "added": [added(START, 514, True), added(END, 515, False)],
+        "tokenizer_config.json": {"extra_special_tokens": ["[Yy]"]},
+    },
+    "extra tokens in the map": {
+        "tokenizer_config.json": {"extra_special_tokens": ["[X]"]},
+        "special_tokens_map.json": {"extra_special_tokens": ["[Yy]"]},
+    },
+    "additional tokens": {"tokenizer_config.json": {"additional_special_tokens": ["[X]", "[Yy]"]}},
+    "additional tokens in the map": {
+        "special_tokens_map.json": {"additional_special_tokens": ["[Yy]"]}
+    },
+    "additional tokens in both": {
+        "tokenizer_config.json": {"additional_special_tokens": ["[X]"]},
+        "special_tokens_map.json": {"additional_special_tokens": ["[Yy]"]},
+    },
+    "named tokens": {"tokenizer_config.json": {"image_token": "[X]", "mask_token": "[Yy]"}},
+    "named extra tokens": {"tokenizer_config.json": {"extra_special_tokens": {"x_token": "[X]"}}},
+    "sides": {"tokenizer_config.json": {"truncation_side": "left", "padding_side": "left"}},
 }
-for _entry in LAYOUTS["decoder"]["tokenizer_config.json"]["added_tokens_decoder"].values():
-    del _entry["id"]
+for _layout in ("decoder", "added_tokens.json beside a decoder"):
+    for _entry in LAYOUTS[_layout]["tokenizer_config.json"]["added_tokens_decoder"].values():
+        del _entry["id"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -318,7 +360,11 @@ def test_layouts_of_files(layout, tmp_path):
             for skip in (False, True):
                 expected = reference.decode(ids, skip_special_tokens=skip)
                 assert one.decode(ids, skip_special_tokens=skip) == expected
+    padded = reference(texts, padding=True)["input_ids"]
+    cut = reference(texts, truncation=True, max_length=4)["input_ids"]
     for one in same:
+        assert one(texts, padding=True)["input_ids"] == padded
+        assert one(texts, truncation=True, max_length=4)["input_ids"] == cut
         assert one.get_vocab() == reference.get_vocab() and len(one) == len(reference)
         assert one.all_special_ids == reference.all_special_ids
         assert one.pad_token_id == reference.pad_token_id and one.vocab_size == reference.vocab_size

@@ -1,5 +1,6 @@
 """CLIPSegProcessor: what it returns for each combination, and where each keyword goes."""
 
+import json
 import warnings
 
 import numpy as np
@@ -66,6 +67,63 @@ def test_nothing_and_two_kinds_of_prompt_are_refused(processor, image):
         processor()
     with pytest.raises(InputError, match="both text and visual_prompt"):
         processor(text="red", images=image, visual_prompt=image)
+
+
+def test_an_option_given_twice_is_refused(processor, image):
+    """As in transformers, whichever of the two ways would win."""
+    for given in (
+        {"do_rescale": False, "images_kwargs": {"do_rescale": True}},
+        {"padding": True, "text_kwargs": {"padding": True}},
+        {"return_tensors": "np", "images_kwargs": {"return_tensors": "np"}},
+    ):
+        with pytest.raises(InputError, match=f"{next(iter(given))} is given twice"):
+            processor(text="red", images=image, **given)
+
+
+def test_common_kwargs_are_used_where_nothing_else_is_given(processor, image):
+    common = {"return_tensors": "np", "padding": "max_length", "max_length": 9, "do_rescale": False}
+    inputs = processor(text="red", images=image, common_kwargs=common)
+    assert inputs.input_ids.shape == (1, 9) and inputs.pixel_values.max() > 100
+    inputs = processor(
+        text="red",
+        images=image,
+        common_kwargs=common,
+        max_length=8,
+        images_kwargs={"do_rescale": True},
+    )
+    assert inputs.input_ids.shape == (1, 8) and inputs.pixel_values.max() <= 1
+    with pytest.warns(UserWarning, match="does not know colour"):
+        processor(text="red", common_kwargs={"colour": 1})
+
+
+def test_settings_of_an_image_that_are_no_fields_reach_it_too(processor, image, tmp_path):
+    with pytest.raises(InputError, match="do_center_crop must be False"):
+        processor(images=image, do_center_crop=True)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="do_center_crop must be False"):
+        CLIPSegProcessor.from_pretrained(tmp_path, do_center_crop=True)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_center_crop": True}))
+    kept = CLIPSegProcessor.from_pretrained(tmp_path, do_center_crop=False, size=32)
+    assert kept(images=image).pixel_values.shape == (1, 3, 32, 32)
+
+
+def test_inputs_go_to_any_device_by_themselves(processor, image):
+    inputs = processor(text="red", images=image, return_tensors="np")
+    assert inputs.to("cuda") is inputs.to(device="cpu", dtype="float16") is inputs
+
+
+def test_all_of_a_processor_is_saved_or_nothing(processor, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    old = json.dumps({"image_processor": {"size": {"height": 9, "width": 9}}})
+    (tmp_path / "processor_config.json").write_text(old)
+    with pytest.raises(InputError, match=r"tokenizer\.json would be read in place"):
+        processor.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", "processor_config.json"}
+    assert (tmp_path / "processor_config.json").read_text() == old
+    (tmp_path / "tokenizer.json").unlink()
+    processor.save_pretrained(tmp_path)
+    again = CLIPSegProcessor.from_pretrained(tmp_path)
+    assert again.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
 def test_decode_and_batch_decode(processor):

@@ -284,6 +284,76 @@ def test_looking_up(toy):
     assert toy.all_special_ids == [516, 517]
 
 
+def test_the_keywords_of_transformers(toy):
+    ids = toy.encode("the cat", None)
+    assert toy.decode(
+        token_ids=ids, clean_up_tokenization_spaces=False, skip_special_tokens=True
+    ) == ("the cat")
+    assert toy.batch_decode(sequences=[ids], clean_up_tokenization_spaces=None) == [toy.decode(ids)]
+    assert toy.encode("the cat", text_pair=None, add_special_tokens=False) == ids[1:-1]
+    assert toy.encode("the cat", None, False) == ids[1:-1]
+    tokens = toy.tokenize("the cat", add_special_tokens=True, pair=None)
+    assert tokens == [START, "the</w>", "cat</w>", END]
+    assert toy("the cat", None, stride=0, verbose=False, return_length=False) == toy("the cat")
+    for method in (toy, toy.encode, toy.tokenize):
+        name = "pair" if method == toy.tokenize else "text_pair"
+        with pytest.raises(InputError, match=f"{name}='a' is not possible here: write one text"):
+            method("the cat", **{name: "a"})
+    for method in (toy.decode, toy.batch_decode):
+        with pytest.warns(UserWarning, match="clean_up_tokenization_spaces=True has no effect"):
+            method(ids, clean_up_tokenization_spaces=True)
+
+
+def test_ids_of_any_library(toy):
+    class Tensor:
+        """What numpy.asarray takes, as PyTorch's tensors."""
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([[516, 513, 517]])
+
+    assert toy.batch_decode(Tensor()) == toy.batch_decode([[516, 513, 517]])
+
+
+@pytest.fixture
+def changeable():
+    return CLIPTokenizer(whole_vocabulary(MERGES), MERGES)
+
+
+def test_an_assigned_setting_is_used(changeable):
+    a, t = changeable.encode("a t")[1:-1]
+    changeable.truncation_side = changeable.padding_side = "left"
+    assert changeable("the a t", truncation=True, max_length=4).input_ids == [516, a, t, 517]
+    assert changeable("the", truncation=True, max_length=2).input_ids == [516, 517]
+    padded = changeable(["a t", "a"], padding=True)
+    assert padded.input_ids[1] == [517, 516, a, 517] and padded.attention_mask[1] == [0, 1, 1, 1]
+    assert changeable(["a t", "a"], padding=True, padding_side="right").input_ids[1][-1] == 517
+    changeable.pad_token_id = 0
+    assert (changeable.pad_token, changeable.pad_token_id) == ("!", 0)
+    changeable.pad_token = changeable.eos_token
+    assert changeable.pad_token_id == 517
+    changeable.model_max_length = 5
+    assert changeable("a", padding="max_length").input_ids == [517, 517, 516, a, 517]
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("truncation_side", "middle", "truncation_side='middle' is not known"),
+        ("padding_side", None, "padding_side=None is not known"),
+        ("pad_token", "[PAD]", "pad_token is '.PAD.' and the vocabulary's 518 tokens lack it"),
+        ("bos_token", None, "bos_token is None"),
+        ("eos_token", ["</s>"], "eos_token is"),
+        ("pad_token_id", 600, "600 is not an id"),
+        ("model_max_length", "long", "model_max_length is 'long'"),
+        ("model_max_length", 1, "model_max_length is 1"),
+    ],
+)
+def test_an_impossible_setting_is_refused_at_once(changeable, name, value, message):
+    with pytest.raises(InputError, match=message):
+        setattr(changeable, name, value)
+    assert changeable("the cat", padding="max_length", max_length=5).input_ids[-1] == 517
+
+
 def test_explain(toy):
     shown = toy.explain("The<|endoftext|>CAT")
     assert shown.normalized == shown.normalised == "the<|endoftext|>cat"

@@ -153,6 +153,117 @@ def test_tokens_behind_the_vocabulary(load, tmp_path):
     assert again.encode("[x][y]<|STARTOFTEXT|>") == tokenizer.encode("[x][y]<|STARTOFTEXT|>")
 
 
+PLAIN_END = {"514": described(START, special=True), "515": described(END, special=True)}
+FURTHER = [
+    # files beside vocab.json and merges.txt, the ids that they add, the special ones of these
+    ({"added_tokens.json": {"<cat-toy>": 516, "[y]": 517}}, {"<cat-toy>": 516, "[y]": 517}, []),
+    ({"added_tokens.json": {"th": 512, "[y]": 516}}, {"[y]": 516}, []),
+    (
+        {
+            "added_tokens.json": {"[y]": 516},
+            "tokenizer_config.json": {"additional_special_tokens": ["[y]"]},
+        },
+        {"[y]": 516},
+        ["[y]"],
+    ),
+    (
+        {"tokenizer_config.json": {"extra_special_tokens": ["[y]", "th"]}},
+        {"[y]": 516},
+        ["[y]", "th"],
+    ),
+    (
+        {"tokenizer_config.json": {"additional_special_tokens": [described("[y]")]}},
+        {"[y]": 516},
+        ["[y]"],
+    ),
+    ({"special_tokens_map.json": {"additional_special_tokens": ["[y]"]}}, {"[y]": 516}, ["[y]"]),
+    (
+        {
+            "special_tokens_map.json": {"extra_special_tokens": [described("[q]")]},
+            "tokenizer_config.json": {"extra_special_tokens": ["[y]"]},
+        },
+        {"[y]": 516, "[q]": 517},
+        ["[y]", "[q]"],
+    ),
+    (
+        {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<img>"}}},
+        {"<img>": 516},
+        ["<img>"],
+    ),
+    (
+        {"tokenizer_config.json": {"image_token": "<img>", "mask_token": "[MASK]"}},
+        {"[MASK]": 516, "<img>": 517},
+        ["[MASK]", "<img>"],
+    ),
+    (
+        {
+            "added_tokens.json": {"[q]": 516},
+            "tokenizer_config.json": {
+                "added_tokens_decoder": PLAIN_END,
+                "extra_special_tokens": ["[y]"],
+            },
+        },
+        {"[y]": 516},
+        ["[y]"],
+    ),
+]
+
+
+@pytest.mark.parametrize("files, added, special", FURTHER)
+def test_further_tokens(load, tmp_path, files, added, special):
+    tokenizer = load(PLAIN | files)
+    tokenizer.save_pretrained(tmp_path / "again")
+    for each in (tokenizer, CLIPTokenizer.from_pretrained(tmp_path / "again")):
+        assert {token: n for token, n in each.get_vocab().items() if n > 515} == added
+        for token, number in added.items():
+            assert each.encode(f"a{token}a") == [514, VOCAB["a</w>"], number, VOCAB["a</w>"], 515]
+        assert each.all_special_tokens == [START, END, *special]
+        assert each.decode([*added.values()], skip_special_tokens=True) == "".join(
+            token for token in added if token not in special
+        )
+
+
+def test_further_tokens_by_an_argument(load):
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        tokenizer = load(PLAIN, **{name: ["[y]"]})
+        assert tokenizer.convert_tokens_to_ids("[y]") == 516 and len(tokenizer) == 517
+
+
+def test_a_token_that_is_no_token_is_refused(load):
+    with pytest.raises(InputError, match="extra_special_tokens in .* is a int; expected a list"):
+        load(PLAIN | {"tokenizer_config.json": {"extra_special_tokens": 5}})
+    with pytest.raises(InputError, match="'<x>' has id 520; expected 516"):
+        load(PLAIN | {"tokenizer_config.json": {}, "added_tokens.json": {"<x>": 520}})
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        PLAIN | {"tokenizer_config.json": {"truncation_side": "left", "padding_side": "left"}},
+        {
+            "tokenizer.json": whole(ADDED)
+            | {"truncation": {"direction": "Left"}, "padding": {"direction": "Left"}}
+        },
+    ],
+)
+def test_the_sides_of_a_file_are_obeyed(load, tmp_path, files):
+    tokenizer = load(files)
+    tokenizer.save_pretrained(tmp_path / "again")
+    for each in (tokenizer, CLIPTokenizer.from_pretrained(tmp_path / "again")):
+        a, t = VOCAB["a</w>"], VOCAB["t</w>"]
+        assert each("the t a", truncation=True, max_length=4).input_ids == [514, t, a, 515]
+        padded = each("a", padding="max_length", max_length=4)
+        assert padded == {"input_ids": [515, 514, a, 515], "attention_mask": [0, 1, 1, 1]}
+
+
+def test_the_names_of_inputs_in_a_file_are_obeyed(load):
+    tokenizer = load(PLAIN | {"tokenizer_config.json": {"model_input_names": ["input_ids"]}})
+    assert list(tokenizer("a")) == ["input_ids"]
+    assert list(tokenizer("a", return_attention_mask=True)) == ["input_ids", "attention_mask"]
+    with pytest.raises(InputError, match="model_input_names .* expected a list"):
+        load(PLAIN | {"tokenizer_config.json": {"model_input_names": 5}})
+
+
 def test_round_trip(load, tmp_path):
     tokenizer = load(PLAIN, pad_token="!", model_max_length=12)
     tokenizer.save_pretrained(tmp_path / "again")
