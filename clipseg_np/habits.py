@@ -30,6 +30,7 @@ MAPPED = Keyword(OFF, "weights are mapped from their file and take memory when u
 QUANTIZED = Keyword(OFF, "write dtype='float32'; clipseg-np convert --dtype float16 halves a file")
 PAIR = Keyword((None,), "write one text or a list of texts; there are no pairs")
 ALONE = Keyword(OFF, "the result has input_ids and attention_mask alone", False)
+FILES = Keyword((None,), "write CLIPTokenizer.from_pretrained(FOLDER)")
 UPLOAD = "save_pretrained(FOLDER), then on the command line: hf upload OWNER/NAME FOLDER"
 
 # Of from_pretrained. A text is the keyword's name here.
@@ -61,8 +62,11 @@ SAVING: dict[str, Keyword | str] = {
     "max_shard_size": Keyword((None,), "clipseg-np convert --shard-size writes shards", False),
     "push_to_hub": Keyword(OFF, f"write {UPLOAD}"),
     **dict.fromkeys(("is_main_process", "save_function", "token"), NO_EFFECT),
+    **dict.fromkeys(("variant", "filename_prefix"), Keyword((None,), "rename the saved files")),
+    "state_dict": Keyword((None,), "a model's own arrays are written"),
+    "legacy_format": Keyword((None, True), "vocab.json and merges.txt are written"),
 }
-# Of the tokenizer's methods
+# Of the tokenizer's methods and constructor
 TEXT: dict[str, Keyword | str] = {
     "token_ids": "ids",
     "sequences": "rows",
@@ -70,6 +74,7 @@ TEXT: dict[str, Keyword | str] = {
     **dict.fromkeys(("return_token_type_ids", "return_overflowing_tokens"), ALONE),
     **dict.fromkeys(("return_special_tokens_mask", "return_offsets_mapping"), ALONE),
     **dict.fromkeys(("verbose", "use_source_tokenizer"), NO_EFFECT),
+    **dict.fromkeys(("vocab_file", "merges_file"), FILES),
     "return_length": ALONE,
     "stride": Keyword((None, 0), "a long text is cut, not continued", False),
     "is_split_into_words": Keyword(OFF, "write whole texts: ' '.join(words)"),

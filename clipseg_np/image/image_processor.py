@@ -77,7 +77,7 @@ def _size(value) -> dict[str, int] | None:
         value = {"height": value[0], "width": value[1]}
     if not isinstance(value, dict) or " ".join(sorted(map(str, value))) not in SIZES:
         return None
-    lengths = {key: _whole(length) for key, length in value.items()}
+    lengths = Features({key: _whole(length) for key, length in value.items()})
     return lengths if all(lengths.values()) else None
 
 
@@ -258,7 +258,8 @@ class ViTImageProcessor:
     def write(self, part: Path, folder: Path) -> None:
         """Write the files into `part`, whose files will be moved to `folder`."""
         write_json(part / CONFIG_FILE, self.to_dict())
-        if combined := _combined(folder):
+        combined = _combined(folder)
+        if isinstance(combined.get("image_processor"), dict):
             write_json(part / COMBINED_FILE, {**combined, "image_processor": self.to_dict()})
 
     def to_dict(self) -> dict:

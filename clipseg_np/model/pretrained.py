@@ -105,7 +105,10 @@ class PretrainedModel(Layer):
             raise InputError("there are no gradients: training/ trains in PyTorch")
         return self
 
-    requires_grad_ = train
+    def requires_grad_(self, requires_grad: bool = True) -> "Self":
+        """As train."""
+        return self.train(requires_grad)
+
     cpu, cuda = partialmethod(to, "cpu"), partialmethod(to, "cuda")
     half, bfloat16 = partialmethod(to, "float16"), partialmethod(to, "bfloat16")
     float, double = partialmethod(to, "float32"), partialmethod(to, "float64")
@@ -183,7 +186,7 @@ class PretrainedModel(Layer):
 
 def type_name(value: Any) -> str:
     """The name of a type, NumPy's or PyTorch's, as "float32"; of a device, its own, as "cuda:0"."""
-    with suppress(TypeError):
+    with suppress(TypeError, ValueError):
         return np.dtype(value).name
     return f"cuda:{value}" if isinstance(value, int) else str(value).removeprefix("torch.")
 
@@ -193,4 +196,5 @@ def float_type(dtype: Any, ops: Ops) -> np.dtype:
     name = "float32" if dtype is None else type_name(dtype)
     if name in ops.FLOAT_TYPES:
         return np.dtype(name)
-    raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(ops.FLOAT_TYPES)}")
+    known = ", ".join(ops.FLOAT_TYPES)
+    raise InputError(f"dtype is {dtype!r}; expected one of {known}, in which this backend computes")

@@ -89,6 +89,7 @@ class CLIPSegProcessor:
             for name in more.keys() & options.keys():
                 raise InputError(f"{name} is given twice; write it as an argument or in the kwargs")
         options = {**(common_kwargs or {}), **options}
+        options = {name: value for name, value in options.items() if value is not None}
         unknown = ", ".join(sorted(set(options) - TEXT_OPTIONS - IMAGE_OPTIONS))
         if unknown:
             warnings.warn(f"CLIPSegProcessor does not know {unknown}: not used.", stacklevel=3)

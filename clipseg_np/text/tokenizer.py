@@ -94,6 +94,7 @@ class CLIPTokenizer:
     Raises InputError if vocabulary, merges and tokens do not fit together.
     """
 
+    @understands(TEXT)
     def __init__(
         self,
         vocab: dict[str, int],
@@ -215,7 +216,7 @@ class CLIPTokenizer:
         Raises InputError for a value that is no text, a lone surrogate, an empty list, an unknown
         choice, or an array of texts of unequal length. Warns of unknown keywords and ignores them.
         """
-        _warn_of_unknown(unknown)
+        _warn_of_unknown([name for name, value in unknown.items() if value is not None])
         texts = _list_of_texts(text)
         padding, side = padding or False, padding_side or self.padding_side
         if truncation is None:

@@ -104,7 +104,11 @@ def read(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def check_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
     """Raise InputError unless ids are 0, 1, 2, ... and each merge makes a token of two tokens."""
-    if not vocab or any(type(number) is not int for number in vocab.values()):
+    if (
+        not isinstance(vocab, dict)
+        or not vocab
+        or any(type(number) is not int for number in vocab.values())
+    ):
         raise InputError("The vocabulary is no mapping of tokens to ids; expected whole numbers.")
     for i, number in enumerate(sorted(vocab.values())):
         if number != i:

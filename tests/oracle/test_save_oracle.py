@@ -85,6 +85,24 @@ def test_transformers_loads_what_is_saved_and_the_other_way_round(name, refined,
     assert type(again.config).from_dict(again.config.to_dict()) == again.config
 
 
+@pytest.mark.parametrize("name", ["CLIPSegTextModel", "CLIPSegVisionModel", "CLIPSegModel"])
+def test_a_checkpoint_of_clip_gives_transformers_numbers(name, tmp_path):
+    """Saved by transformers' CLIPModel, with as many layers as CLIPSeg extracts by default."""
+    config = transformers.CLIPConfig(
+        text_config=TEXT, vision_config=VISION | {"num_hidden_layers": 10}, projection_dim=28
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).double().save_pretrained(tmp_path)
+    theirs = getattr(transformers, name).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    ours = getattr(clipseg_np, name).from_pretrained(tmp_path, torch_dtype=torch.float64)
+    assert ours.to(torch.device("cpu"), torch.float64) is ours
+    inputs = inputs_of(name)
+    with torch.no_grad():
+        expected = theirs(**{key: torch.from_numpy(array) for key, array in inputs.items()})
+    found = compare(ours(**inputs), expected)
+    assert found and all(share <= TOLERANCE for share in found.values()), found
+
+
 def assert_same_arrays(ours, expected: dict[str, np.ndarray]) -> None:
     arrays = ours.state_dict()
     assert set(arrays) == set(expected)

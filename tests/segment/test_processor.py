@@ -62,6 +62,13 @@ def test_unknown_keyword_is_named_in_a_warning(processor):
         processor(text="red", colour=1)
 
 
+def test_none_is_no_option(processor, image):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = processor(text="red", images=image, padding=None, size=None, videos=None)
+    assert given.input_ids == processor(text="red").input_ids
+
+
 def test_nothing_and_two_kinds_of_prompt_are_refused(processor, image):
     with pytest.raises(InputError, match="nothing to process"):
         processor()

@@ -304,6 +304,11 @@ def test_the_keywords_of_transformers(toy):
             method(ids, clean_up_tokenization_spaces=True)
 
 
+def test_files_are_no_vocabulary():
+    with pytest.raises(InputError, match="no mapping of tokens"):
+        CLIPTokenizer("vocab.json", "merges.txt")
+
+
 def test_ids_of_any_library(toy):
     class Tensor:
         """What numpy.asarray takes, as PyTorch's tensors."""
