@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -43,6 +44,11 @@ def say(kind: str, message: object) -> None:
     if len(line) > MAX_MESSAGE:
         line = f"{line[: MAX_MESSAGE - 3]}..."
     print(f"clipseg-np: {kind}: {line}", file=sys.stderr)
+
+
+def say_warnings() -> None:
+    """From now on, each warning of this process is one line."""
+    warnings.showwarning = lambda message, *_, **__: say("warning", message)
 
 
 def run_segment(options: argparse.Namespace) -> None:
@@ -136,7 +142,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         raise InputError(f"--workers is {workers}; expected 1 or more, at most {MAX_WORKERS}")
     if ops_for(options.backend).xp is np:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-        pool = ProcessPoolExecutor(workers, mp_context=context)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=say_warnings)
     else:  # one model on the GPU for all; threads read and write images beside it
         pool = ThreadPoolExecutor(workers)
     with pool as executor:

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     if prompts:
         options.prompts += prompts
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: commands.say("warning", message)
+        commands.say_warnings()
         try:
             return options.run(options) or 0
         except BrokenPipeError:  # the reader of the output has closed it
