@@ -1,0 +1,142 @@
+"""Batches that are really stopped: by a signal, a killed process, a full disk, a closed pipe.
+
+Each ends with one line, its report, no worker that lives on and nothing half written, and the same
+command goes on.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_np.segment.batch import NOT_DONE, REPORT
+from tests.segment.test_batch import content, finished
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals")
+IMAGES = 30
+MAX_SECONDS = 300  # for what takes a few, on any machine
+STOPPED = r"clipseg-np: stopped: (\d+) of 30 done; the same command goes on"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        pixels = rng.integers(0, 256, (300, 300 + number, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png", compress_level=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(folder, checkpoint):
+    command = [sys.executable, "-m", "clipseg_np", "batch", str(folder), "red", "a blue x"]
+    return [*command, "--model", str(checkpoint), "--write", "mask", "soft", "heat", "--output"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    done = subprocess.run([*command, output, "--workers", "2"], capture_output=True, check=True)
+    assert done.stdout.decode().startswith("30 of 30 (30 new, 0 already there)")
+    assert not said(done.stderr.decode())
+    return content(output)
+
+
+class Run:
+    """The command at work in a session of its own, some of whose images are done."""
+
+    def __init__(self, command, output, workers: int, images: int = 3, **options):
+        self.output = output
+        self.process = subprocess.Popen(
+            [*command, output, "--workers", str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        wait_until(lambda: finished(output) >= images or self.process.poll() is not None)
+        assert self.process.poll() is None, self.process.communicate()
+        self.members = session(self.process.pid)
+
+    @property
+    def workers(self) -> list[int]:
+        return [pid for pid, words in self.members.items() if "spawn_main" in words]
+
+    def end(self) -> tuple[int, str, list[str]]:
+        """The exit code, standard output and error, once all processes have ended."""
+        out, err = self.process.communicate(timeout=MAX_SECONDS)
+        wait_until(lambda: not session(self.process.pid))
+        assert not list(self.output.rglob(".*"))
+        return self.process.returncode, out, said(err)
+
+    def report(self) -> list[dict]:
+        lines = (self.output / REPORT).read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def session(leader: int) -> dict[int, str]:
+    """The process ids and command lines of a session; without those that only wait for a parent."""
+    columns = ["ps", "-Aww", "-o", "pid=,sess=,stat=,args="]
+    rows = subprocess.run(columns, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = (row.split(None, 3) for row in rows)
+    return {
+        int(pid): words
+        for pid, sess, state, *rest in found
+        if int(sess) == leader and state[0] != "Z"
+        for words in ["".join(rest)]
+    }
+
+
+def said(err: str) -> list[str]:
+    """Lines on standard error, without those of progress, which come where a batch takes long."""
+    return [line for line in err.splitlines() if not line.startswith("clipseg-np: progress: ")]
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + MAX_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_goes_on(command, output, undisturbed, stored: int) -> None:
+    """The same command does the rest, and only the rest."""
+    again = [*command, output, "--workers", "2"]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not said(done.stderr)
+    new, there = map(int, re.match(r"30 of 30 \((\d+) new, (\d+) already", done.stdout).groups())
+    assert new + there == IMAGES and there >= stored
+    assert content(output) == undisturbed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "target", "code"),
+    [
+        (signal.SIGINT, os.killpg, 130),  # Ctrl-C in a terminal
+        (signal.SIGINT, os.kill, 130),
+        (signal.SIGTERM, os.kill, 143),
+        (signal.SIGHUP, os.killpg, 129),  # the terminal is closed
+    ],
+)
+def test_a_signal(number, target, code, workers, command, tmp_path, undisturbed):
+    run = Run(command, tmp_path / "out", workers)
+    assert len(run.workers) == (workers if workers > 1 else 0)
+    target(run.process.pid, number)
+    returned, out, err = run.end()
+    assert returned == code and not out
+    (line,) = err
+    done = int(re.fullmatch(STOPPED, line)[1])
+    assert 0 < done < IMAGES
+    left = [record for record in run.report() if record.get("error") == NOT_DONE]
+    assert len(run.report()) == IMAGES and len(left) == IMAGES - done
+    assert_goes_on(command, tmp_path / "out", undisturbed, done)
