@@ -164,7 +164,8 @@ def run_batch_command(options: argparse.Namespace) -> int:
             say("error", error)
         done = f"{progress.done} of {progress.total}"
         counts = f"({progress.new} new, {progress.stored} already there)"
-        print(f"{done} {counts}  {Path(options.output, REPORT)}")
+        left = f", {len(errors)} left" if errors else ""
+        print(f"{done} {counts}{left}  {Path(options.output, REPORT)}")
     return 1 if errors else 0
 
 

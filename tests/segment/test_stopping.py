@@ -7,6 +7,7 @@ command goes on.
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -27,10 +28,12 @@ STOPPED = r"clipseg-np: stopped: (\d+) of 30 done; the same command goes on"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """Thirty images, one of which is larger."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
-        pixels = rng.integers(0, 256, (300, 300 + number, 3), np.uint8)
+        size = (300, 300 + number) if number != 20 else (800, 800)
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:02}.png", compress_level=1)
     return folder
 
@@ -140,3 +143,67 @@ def test_a_signal(number, target, code, workers, command, tmp_path, undisturbed)
     left = [record for record in run.report() if record.get("error") == NOT_DONE]
     assert len(run.report()) == IMAGES and len(left) == IMAGES - done
     assert_goes_on(command, tmp_path / "out", undisturbed, done)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_parent_is_killed(workers, command, tmp_path, undisturbed):
+    """It can say nothing more. Its workers see that it has gone, and the report has what was done."""
+    run = Run(command, tmp_path / "out", workers)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate(timeout=MAX_SECONDS)
+    wait_until(lambda: not session(run.process.pid))
+    if workers > 1:  # a process that is killed leaves what it was writing, and the next run removes it
+        assert not list(run.output.rglob(".*"))
+    assert all("prompts" in record for record in run.report())
+    assert_goes_on(command, run.output, undisturbed, len(run.report()))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_worker_is_killed(number, command, tmp_path, undisturbed):
+    """It costs the image that it was at."""
+    run = Run(command, tmp_path / "out", workers=2)
+    os.kill(run.workers[number], signal.SIGKILL)
+    code, out, err = run.end()
+    assert code == 1 and out.startswith("29 of 30 (29 new, 0 already there), 1 left")
+    (failed,) = (record for record in run.report() if "error" in record)
+    assert err == [f"clipseg-np: error: {failed['error']}"]
+    assert f"{failed['image']}: the worker process was killed (exit code -9)" in failed["error"]
+    assert_goes_on(command, run.output, undisturbed, IMAGES - 1)
+
+
+def test_every_worker_is_killed_again_and_again(command, tmp_path, undisturbed):
+    run, killed = Run(command, tmp_path / "out", workers=2, images=1), set()
+    while len(killed) < 5 and run.process.poll() is None:
+        alive = [pid for pid, words in session(run.process.pid).items() if "spawn_main" in words]
+        for pid in set(alive) - killed:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+    code, out, err = run.end()
+    failed = [record for record in run.report() if "error" in record]
+    assert code == 1 and len(run.report()) == IMAGES
+    assert 2 <= len(failed) == len(err) <= len(killed)
+    assert out.startswith(f"{IMAGES - len(failed)} of 30 (")
+    assert_goes_on(command, run.output, undisturbed, IMAGES - len(failed))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_room_for_a_file(workers, command, tmp_path, undisturbed):
+    """The process may write the files of all images but one."""
+    limit = max(len(data) for path, data in undisturbed.items() if not path.startswith("20"))
+    assert limit < max(map(len, undisturbed.values()))
+    output = tmp_path / "out"
+    done = subprocess.run(
+        [*command, output, "--workers", str(workers)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    (line,) = said(done.stderr)
+    number, reason = re.fullmatch(STOPPED + r" \((.*)\)", line).groups()
+    assert done.returncode == 1 and not done.stdout
+    assert reason == f"{output}/20.png: File too large"
+    assert 18 <= int(number) < IMAGES and not list(output.rglob(".*"))
+    report = [json.loads(line) for line in (output / REPORT).read_text("utf-8").splitlines()]
+    assert sum("prompts" in record for record in report) == int(number) and len(report) == IMAGES
+    assert_goes_on(command, output, undisturbed, int(number))
