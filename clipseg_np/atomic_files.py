@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,35 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
+
+
+@contextmanager
+def folder_replaced(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; put it in the place of `folder` on success only.
+
+    Raises InputError if `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; expected a folder, or nothing. Move it away.")
+    part = part_of(folder)
+    remove_folder(part)  # a killed run may have left one
+    part.mkdir(parents=True)
+    try:
+        yield part
+        remove_folder(folder)
+        os.replace(part, folder)
+    finally:
+        remove_folder(part)
+
+
+def part_of(folder: Path) -> Path:
+    """The folder that `folder_replaced` yields. It is left where the process is killed."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there and can be removed."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """The commands of `clipseg-np`: each takes the options that cli/parser.py read."""
 
 import argparse
-import multiprocessing
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +32,13 @@ from ..segment.processor import CLIPSegProcessor
 from ..segment.results import KINDS, json_lines, prompt_maps, text_lines, write_results
 from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
+from ..segment.workers import WorkerProcesses
 from ..version import __version__
+from .signals import exit_code
 
 MAX_MESSAGE = 2000  # characters
 MAX_PIXELS, MAX_WORKERS = 10**9, 1024
+PROGRESS_SECONDS = 5
 
 
 def say(kind: str, message: object) -> None:
@@ -134,35 +138,69 @@ def run_batch_command(options: argparse.Namespace) -> int:
     workers = usual_count() if options.workers is None else options.workers
     if not 1 <= workers <= MAX_WORKERS:
         raise InputError(f"--workers is {workers}; expected 1 or more, at most {MAX_WORKERS}")
-    if ops_for(options.backend).xp is np:
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-        pool = ProcessPoolExecutor(workers, mp_context=context)
+    on_gpu = ops_for(options.backend).xp is not np
+    if workers == 1:
+        pool = nullcontext()
     else:  # one model on the GPU for all; threads read and write images beside it
-        pool = ThreadPoolExecutor(workers)
-    with pool as executor:
-        try:
+        pool = ThreadPoolExecutor(workers) if on_gpu else WorkerProcesses(workers)
+    progress = Progress()
+    try:
+        with pool as executor:
             records = run_batch(job, options.folder, executor, options.glob, progress)
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)  # thousands may wait
+    except BrokenPipeError:
+        raise
+    except (KeyboardInterrupt, OSError) as stop:
+        if not progress.total:
             raise
+        reason = f" ({stop.filename}: {stop.strerror})" if isinstance(stop, OSError) else ""
+        done = f"{progress.done} of {progress.total} done"
+        say("stopped", f"{done}; the same command goes on{reason}")
+        return 1 if reason else exit_code(stop)
     errors = [record["error"] for record in records if "error" in record]
     if options.json:
         print(json_lines(records))
     else:
         for error in errors:
             say("error", error)
-        succeeded = len(records) - len(errors)
-        print(f"{succeeded} of {len(records)} images  {Path(options.output, REPORT)}")
+        done = f"{progress.done} of {progress.total}"
+        counts = f"({progress.new} new, {progress.stored} already there)"
+        left = f", {len(errors)} left" if errors else ""
+        print(f"{done} {counts}{left}  {Path(options.output, REPORT)}")
     return 1 if errors else 0
 
 
-def progress(records: Iterable, number: int) -> Iterable:
-    """A bar on standard error, if that is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return records
-    return tqdm(records, total=number, unit="image", disable=None)
+class Progress:
+    """Counts a batch's images, and shows how far it is: tqdm's bar, or a line every few seconds."""
+
+    def __init__(self):
+        self.total = self.new = self.stored = 0
+
+    @property
+    def done(self) -> int:
+        return self.new + self.stored
+
+    def __call__(self, records: Iterator[tuple[str, dict]], total: int) -> Iterator:
+        self.total = total
+        for name, record in self.shown(records):
+            self.new += record.get("new") is True
+            self.stored += record.get("new") is False
+            yield name, record
+
+    def shown(self, records: Iterator) -> Iterator:
+        if sys.stderr and sys.stderr.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                pass
+            else:
+                yield from tqdm(records, total=self.total, unit="image")
+                return
+        due = time.monotonic() + PROGRESS_SECONDS
+        for number, record in enumerate(records, 1):
+            yield record
+            if time.monotonic() > due:
+                say("progress", f"{number} of {self.total}")
+                due = time.monotonic() + PROGRESS_SECONDS
 
 
 def run_info(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from ..errors import InputError, MissingExtra
 from ..segment.results import KINDS
 from ..version import __version__
 from . import commands
+from .signals import exit_code, raised_as_interrupts
 
 REPEATED = {"action": "append", "default": []}
 
@@ -26,6 +27,29 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
     if hasattr(sys.stdout, "reconfigure"):  # any terminal can print any prompt and name
         sys.stdout.reconfigure(errors=NOT_UTF8)
+    with warnings.catch_warnings(), raised_as_interrupts():
+        warnings.showwarning = lambda message, *_, **__: commands.say("warning", message)
+        try:
+            try:
+                options = read_options(arguments)
+                return options.run(options) or 0
+            finally:  # a closed pipe is seen here, not when Python has ended
+                print(end="", flush=True)
+        except BrokenPipeError:  # the reader of the output has closed it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt as stop:
+            commands.say("stopped", "nothing is left half written")
+            return exit_code(stop)
+        except MemoryError as error:
+            reason = str(error) or "give a smaller image"
+            commands.say("error", f"there is not enough memory: {reason}")
+        except (InputError, MissingExtra, OSError) as error:
+            commands.say("error", error)
+        return 2
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
     top = parser()
     if any("\0" in argument for argument in arguments or ()):
         top.error("an argument holds the character NUL; no text and no file name may hold it")
@@ -35,19 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if prompts:
         options.prompts += prompts
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: commands.say("warning", message)
-        try:
-            return options.run(options) or 0
-        except BrokenPipeError:  # the reader of the output has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except MemoryError as error:
-            reason = str(error) or "give a smaller image"
-            commands.say("error", f"there is not enough memory: {reason}")
-        except (InputError, MissingExtra, OSError) as error:
-            commands.say("error", error)
-        return 2
+    return options
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,11 +15,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -69,6 +69,7 @@ JPEG_SEGMENTS = re.compile(rb"JFIF\0.{9}|Adobe.{7}|Exif\0\0", re.DOTALL)
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 # Modes without their pixels' alpha multiplied in, and of bytes. All others become RGB.
 PLAIN_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+TILE = getattr(ImageFile, "_Tile", lambda *parts: parts)  # a tuple until Pillow 11
 # Pillow scales grey levels of less than 8 bits by these.
 FACTORS = {"L;2": 85, "L;4": 17}
 
@@ -142,7 +143,11 @@ def _is_followed(form: str, data: bytes) -> bool:
     """Whether another image follows that in a file of this format."""
     if form == "PPM":
         return data.find(data[:7], 7) > 0  # its kind and width, or the start of a comment
-    return any(ENDS[form] + start in data for start in STARTS)
+    end, place = ENDS[form], 0
+    while (place := data.find(end, place) + len(end)) >= len(end):
+        if data.startswith(STARTS, place):
+            return True
+    return False
 
 
 def without_metadata(data: bytes) -> bytes | None:
@@ -184,16 +189,29 @@ def read_pil(image: Image.Image, name: str) -> np.ndarray:
     codec, _, offset, arguments = tile[0] if tile else ("", (), 0, "")
     raw, *more = arguments if isinstance(arguments, (tuple, list)) else [arguments]
     raw = str(raw)
+    if tile and image.format == "TIFF":
+        image.filename = ""  # with it, Pillow 13 maps pixels that are to be turned by a wrong width
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    planes = np.ravel(tags.get(258))[0] == 16 and tags.get(284) == 2
     if codec.startswith("ppm") and raw == "RGB" and more == [65535]:
         numbers = _deep_ppm(image, offset, plain=codec == "ppm_plain")
     elif raw == "LA;16B":
-        numbers = _decode_again(image, "RGBA").view(">u2")  # four bytes a pixel
-    elif re.fullmatch("RGB[AX]?;16[BLN]", raw):
-        lower = _decode_again(image, raw[:-1] + OTHER_ORDER[raw[-1]])
+        numbers = _decode_again(image, lambda raw: "RGBA").view(">u2")  # four bytes a pixel
+    elif planes and codec == "raw":  # which Pillow takes for bytes
+        order = "L" if tags.prefix == b"II" else "B"
+        lower = _decode_again(image, lambda raw: f"{raw};16{OTHER_ORDER[order]}")
+        upper = _decode_again(image, lambda raw: f"{raw};16{order}")
+        numbers = upper.astype(np.uint16) << 8 | lower
+        image.load()  # and take its orientation off, as it is off here
+    elif not planes and re.fullmatch("RGB[AX]?;16[BLN]", raw):
+        lower = _decode_again(image, lambda raw: raw[:-1] + OTHER_ORDER[raw[-1]])
         numbers = np.asarray(image).astype(np.uint16) << 8 | lower
     else:
         numbers = _levels(image, name)
-    if codec == "SGI16" or raw.startswith("RGBa;16"):
+    if codec == "libtiff" and re.fullmatch("[IF];.*B.*", raw) and sys.byteorder == "little":
+        # libtiff has put the bytes into the machine's order, and Pillow has swapped them again.
+        numbers = (numbers.astype(np.int16) if "16" in raw else numbers).byteswap()
+    if codec == "SGI16" or raw.startswith("RGBa;16") or (planes and codec == "libtiff"):
         numbers = numbers.astype(np.uint16) * 257 | 1  # the lower bytes are out of reach
     if image.mode == "RGBX":
         numbers = numbers[..., :3]
@@ -241,14 +259,14 @@ def _deep_ppm(image: Image.Image, offset: int, plain: bool) -> np.ndarray:
     return np.array(numbers[: np.prod(shape)]).astype(np.uint16).reshape(shape)
 
 
-def _decode_again(image: Image.Image, raw: str) -> np.ndarray:
-    """Decode the frame of a file that is open and not loaded once more, unpacked by `raw`."""
+def _decode_again(image: Image.Image, change: Callable[[str], str]) -> np.ndarray:
+    """Decode the frame of a file that is open and not loaded once more, by changed raw modes."""
     place = image.fp.tell()
     again = Image.open(image.fp)
     again.seek(image.tell())
     again.tile = [
-        (codec, box, offset, raw if isinstance(options, str) else (raw, *options[1:]))
-        for codec, box, offset, options in again.tile
+        TILE(*place, change(o) if isinstance(o, str) else (change(o[0]), *o[1:]))
+        for *place, o in again.tile
     ]
     pixels = np.asarray(again)
     image.fp.seek(place)

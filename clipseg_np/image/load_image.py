@@ -153,6 +153,7 @@ def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarr
 
 def to_levels(numbers: np.ndarray, white_level: float | None, name: str) -> np.ndarray:
     """Numbers (H,W,C) to bytes, 0 for black, by the rule at the top of this file."""
+    numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
     if numbers.dtype == np.uint8:
         return numbers
     if numbers.dtype == bool:

@@ -11,20 +11,21 @@ The report names each image that fails, with the reason, and the others go on.
 One thread computes each image: the bytes of the results do not depend on the number of workers.
 """
 
+import errno
 import functools
 import hashlib
 import json
 import os
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
-from ..atomic_files import NOT_UTF8, written_whole
+from ..atomic_files import NOT_UTF8, folder_replaced, part_of, remove_folder, written_whole
 from ..checkpoints.hub import CHECKPOINT_FILES
 from ..errors import InputError
 from ..image.load_image import load_image
@@ -36,6 +37,8 @@ from .visual_prompt import image_prompts
 
 RECORD = "record.json"
 REPORT = "report.jsonl"
+NOT_DONE = "not segmented: the batch was stopped; the same command or call goes on"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Part of every key. It changes with the results, not with the release: a batch that an older
 # release began is resumed.
@@ -71,15 +74,18 @@ pictures_in = images_in  # its name in 0.1
 def run_batch(
     job: Job,
     folder: str | os.PathLike,
-    executor: Executor,
+    executor: Executor | None = None,
     patterns: Sequence[str] = (),
     progress: Callable[[Iterator, int], Iterable] | None = None,
 ) -> list[dict]:
     """Segment every image in `folder`. Returns a record of each, sorted by name.
 
     A record holds "image", the path within `folder`, and "prompts", as write_results returns them,
-    or the "error". The same records are written to report.jsonl. `progress` gets the iterator over
-    the finished images and their number. Raises InputError for a job that cannot be done at all.
+    or the "error". The same records are written to report.jsonl. Without an executor, this thread
+    does all. `progress` gets an iterator over each image's name and record, in which "new" is False
+    where an earlier run has done it, and their number.
+    Raises InputError for a job that cannot be done at all, and OSError where the disk is full.
+    After that or Ctrl-C, the executor is shut down, and the report names the images that are left.
     """
     folder, output = Path(folder), os.path.realpath(job.output)
     images = {
@@ -91,14 +97,58 @@ def run_batch(
         raise InputError(f"{folder} holds no image outside of the output folder {job.output}")
     mark = job_mark(job)
     os.makedirs(job.output, exist_ok=True)
-    submit = functools.partial(executor.submit, segment_image, job, mark)
-    futures = {submit(image, name): name for name, image in images.items()}
-    done = ((futures[future], future.result()) for future in as_completed(futures))
-    records = dict(done if progress is None else progress(done, len(futures)))
-    report = [{"image": name, "picture": name, **records[name]} for name in images]  # 0.1's key
-    with written_whole(Path(job.output, REPORT)) as temporary:
-        temporary.write_text(json_lines(report) + "\n", "utf-8", errors=NOT_UTF8)
-    return report
+    records: dict[str, dict] = {}
+
+    def write_report() -> list[dict]:
+        report = []
+        for name in images:
+            record = records.get(name, {"error": NOT_DONE})
+            report.append({"image": name, "picture": name, **record})  # 0.1's key
+            if "error" in record:  # its worker may have been killed
+                remove_folder(part_of(Path(job.output, name)))
+        with written_whole(Path(job.output, REPORT)) as temporary:
+            temporary.write_text(json_lines(report) + "\n", "utf-8", errors=NOT_UTF8)
+        return report
+
+    try:
+        with (
+            closing(outcomes(job, mark, images, executor)) as done,
+            open(Path(job.output, REPORT), "w", encoding="utf-8", errors=NOT_UTF8) as file,
+        ):
+            for name, record in done if progress is None else progress(done, len(images)):
+                records[name] = {key: record[key] for key in record if key != "new"}
+                print(json_lines([{"image": name, **records[name]}]), file=file, flush=True)
+    except BaseException:
+        with suppress(OSError):  # a full disk's
+            write_report()
+        raise
+    return write_report()
+
+
+def outcomes(
+    job: Job, mark: str, images: dict[str, str], executor: Executor | None
+) -> Generator[tuple[str, dict], None, None]:
+    """Each image's name and record, once it is done. Closed before the end, all work stops."""
+    if executor is None:
+        for name, image in images.items():
+            yield name, segment_image(job, mark, image, name)
+        return
+    futures: dict[Future, str] = {}
+    try:
+        for name, image in images.items():
+            futures[executor.submit(segment_image, job, mark, image, name)] = name
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                record = future.result()
+            except Exception as error:  # noqa: BLE001  (of the executor, or the disk is full)
+                record = failure(images[name], Path(job.output, name), error)
+            yield name, record
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        executor.shutdown()
+        raise
 
 
 def job_mark(job: Job) -> str:
@@ -135,16 +185,33 @@ def file_hash(path: str | os.PathLike) -> str:
 
 
 def segment_image(job: Job, mark: str, image: str, name: str) -> dict:
-    """A worker's task. Returns {"prompts": ...}, new or of an earlier run, or {"error": ...}."""
+    """A worker's task. Returns {"prompts": ..., "new": bool} or {"error": ...}.
+
+    Raises OSError where the disk is full.
+    """
     folder = Path(job.output, name)
     try:
         key = f"{mark} {name} {file_hash(image)}".encode(errors=NOT_UTF8)
         key = hashlib.sha256(key).hexdigest()
-        return {"prompts": stored_prompts(folder, key) or write_image(job, image, folder, key)}
+        stored = stored_prompts(folder, key)
+        return {"prompts": stored or write_image(job, image, folder, key), "new": not stored}
     except Exception as error:  # noqa: BLE001  (one bad image must not stop the others)
-        shutil.rmtree(folder, ignore_errors=True)  # it may hold results of an earlier image
-        expected = isinstance(error, (InputError, OSError))
-        return {"error": str(error) if expected else f"{type(error).__name__}: {error}"}
+        record = failure(image, folder, error)
+        remove_folder(folder)  # it may hold results of an earlier image
+        return record
+
+
+def failure(image: str, folder: Path, error: Exception) -> dict:
+    """The record of an image that failed. Raises OSError if the disk is full: all others fail."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno:
+        place = image if error.filename == image else str(folder)
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, error.strerror, place) from error
+        text = f"{place}: {error.strerror}"
+    elif not isinstance(error, (InputError, OSError, BrokenExecutor)):
+        text = f"{type(error).__name__}: {error}"
+    return {"error": text if image in text or str(folder) in text else f"{image}: {text}"}
 
 
 def stored_prompts(folder: Path, key: str) -> list[dict] | None:
@@ -165,15 +232,11 @@ def write_image(job: Job, image: str, folder: Path, key: str) -> list[dict]:
     with _loading:
         segmenter, query = _loaded(job.model, job.backend, *prompts)
     result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
-    part = folder.with_name(f".{folder.name}.part")  # a killed run may have left one
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    prompts = write_results(part, Path(image).stem, pixels, result, job)
-    files = sorted(file.name for file in part.iterdir())
-    record = json.dumps({"key": key, "prompts": prompts, "files": files}, ensure_ascii=False)
-    (part / RECORD).write_text(record, "utf-8", errors=NOT_UTF8)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with folder_replaced(folder) as part:
+        prompts = write_results(part, Path(image).stem, pixels, result, job)
+        files = sorted(file.name for file in part.iterdir())
+        record = json.dumps({"key": key, "prompts": prompts, "files": files}, ensure_ascii=False)
+        (part / RECORD).write_text(record, "utf-8", errors=NOT_UTF8)
     return prompts
 
 

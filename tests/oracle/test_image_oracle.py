@@ -82,6 +82,8 @@ def test_every_mode_that_the_reference_converts(mode):
         image = rgba.convert(mode)
     elif mode == "PA":
         image = rgba.convert("RGB").convert("P").convert("PA")
+    elif mode == "F":  # fractions of levels are refused
+        image = rgba.convert("L").convert("F")
     else:
         image = rgba.convert("RGB").convert(mode)
     agree(image, {"size": (20, 30), **IMAGENET}, {"do_convert_rgb": True})

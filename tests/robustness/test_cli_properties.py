@@ -39,9 +39,7 @@ class Hub:
 def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
     """With images, what is none, and files to compare."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
-    monkeypatch.setattr(
-        commands, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1)
-    )
+    monkeypatch.setattr(commands, "WorkerProcesses", lambda count: ThreadPoolExecutor(1))
     yard = Yard(tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
     images, wrong = yard.given / "images", yard.given / "wrong"
