@@ -1,4 +1,4 @@
-"""What scripts written for transformers say, and has another name, no effect or no place here.
+"""Keywords and methods of transformers that have another name, no effect or no place here.
 
 docs/TRANSFORMERS.md shows these tables to users, and the tests run each of its rows.
 """

@@ -60,9 +60,10 @@ class Segmenter:
     ):
         text, tokenizer = model.config.text_config, processor.tokenizer
         mismatch = "the tokenizer's files and the model are not of one checkpoint"
-        if len(tokenizer) > text.vocab_size:
+        # A token that was added behind the vocabulary is refused by the model, in a prompt only.
+        if tokenizer.vocab_size > text.vocab_size:
             raise InputError(
-                f"the vocabulary has {len(tokenizer)} tokens and config.json a vocab_size of "
+                f"the vocabulary has {tokenizer.vocab_size} tokens and config.json a vocab_size of "
                 f"{text.vocab_size}: {mismatch}"
             )
         if text.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):

@@ -9,6 +9,7 @@ from PIL import Image
 from clipseg_np import (
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
+    CLIPTokenizer,
     InputError,
     Segmenter,
     ViTImageProcessor,
@@ -104,6 +105,16 @@ def test_a_vocabulary_that_does_not_fit_is_refused(segmenter, tokenizer, config)
     ends = replace(config, text_config=replace(text, eos_token_id=1))
     with pytest.raises(InputError, match="eos_token_id is 1"):
         Segmenter(CLIPSegForImageSegmentation(ends), small)
+
+
+def test_a_token_behind_the_vocabulary_matters_in_a_prompt_only(segmenter, checkpoint, image):
+    tokenizer = CLIPTokenizer.from_pretrained(checkpoint, extra_special_tokens=["<toy>"])
+    processor = CLIPSegProcessor(segmenter.processor.image_processor, tokenizer)
+    more = Segmenter(segmenter.model, processor)
+    expected = segmenter(image, "red").probabilities
+    np.testing.assert_array_equal(more(image, "red").probabilities, expected)
+    with pytest.raises(InputError, match=r"input_ids hold 192; .*vocab_size"):
+        more(image, "a <toy>")
 
 
 def test_non_square_input_size(segmenter, image):

@@ -152,7 +152,9 @@ def test_the_parent_is_killed(workers, command, tmp_path, undisturbed):
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.communicate(timeout=MAX_SECONDS)
     wait_until(lambda: not session(run.process.pid))
-    if workers > 1:  # a process that is killed leaves what it was writing, and the next run removes it
+    if (
+        workers > 1
+    ):  # a process that is killed leaves what it was writing, and the next run removes it
         assert not list(run.output.rglob(".*"))
     assert all("prompts" in record for record in run.report())
     assert_goes_on(command, run.output, undisturbed, len(run.report()))
