@@ -12,6 +12,7 @@ from ..errors import InputError, MissingExtra
 from ..nn.ops import Ops
 from .cupy_ops import CupyOps
 from .numpy_ops import NumpyOps
+from .threads import checked_count
 
 NAMES = ("auto", "numpy", "numpy-reference", "cupy", "cupy-reference")
 INSTEAD = "or use backend='numpy'"
@@ -23,9 +24,10 @@ INSTALL = (
 def ops_for(backend: str, threads: int | None = None) -> Ops:
     """The `Ops` of a backend. "numpy" uses so many `threads`; by default, one for each core.
 
-    Raises InputError for an unknown name, or if no GPU works, and MissingExtra if CuPy is not
-    installed.
+    Raises InputError for an unknown name or number, or if no GPU works, and MissingExtra if CuPy is
+    not installed.
     """
+    checked_count(threads)
     if backend not in NAMES:
         raise InputError(f"unknown backend {backend!r}; expected one of {', '.join(NAMES)}")
     if backend == "auto":

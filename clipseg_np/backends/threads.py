@@ -17,11 +17,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from itertools import pairwise
-from typing import TypeVar
+from numbers import Integral
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
+from ..errors import InputError
+
 T = TypeVar("T")
+MAX_THREADS = 1024
 
 _is_inside_task: ContextVar[bool] = ContextVar("_is_inside_task", default=False)
 
@@ -43,11 +47,21 @@ def slices(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
+def checked_count(threads: Any) -> int | None:
+    """The number of threads, None for the usual. Raises InputError for what is no number of any."""
+    if threads is None or (isinstance(threads, Integral) and 1 <= threads <= MAX_THREADS):
+        return threads
+    raise InputError(
+        f"threads is {threads!r}; expected a whole number from 1 to {MAX_THREADS}, or None for as "
+        f"many as there are cores"
+    )
+
+
 class Threads:
     """`count` threads, the caller's among them; by default, as many as BLAS uses."""
 
     def __init__(self, count: int | None = None):
-        self.count = count or usual_count()
+        self.count = checked_count(count) or usual_count()
 
     @property
     def free(self) -> int:

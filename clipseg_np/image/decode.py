@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import InputError
+from .plugins import open_image
 
 # Pixels on a side of a file's image, as in JPEG. A row of 80 million compresses to nothing, and
 # resizing it takes hundreds of gigabytes.
@@ -124,7 +125,7 @@ def pillow_errors(name: str) -> Iterator[None]:
 
 
 def _read_upright(file, name: str) -> np.ndarray:
-    with Image.open(file) as image:
+    with open_image(file, name) as image:
         if max(image.size) > MAX_SIDE:
             size = f"{image.width} x {image.height} pixels"
             raise InputError(f"{name} is {size}; expected at most {MAX_SIDE:,} on a side.")

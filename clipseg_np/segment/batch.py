@@ -16,19 +16,20 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image
-
 from ..atomic_files import NOT_UTF8, folder_replaced, part_of, remove_folder, written_whole
 from ..checkpoints.hub import CHECKPOINT_FILES
 from ..errors import InputError
 from ..image.load_image import load_image
+from ..image.plugins import image_suffixes
 from .job import Job
 from .results import KINDS, json_lines, write_results
 from .segmentation import checked_threshold
@@ -38,6 +39,8 @@ from .visual_prompt import image_prompts
 RECORD = "record.json"
 REPORT = "report.jsonl"
 NOT_DONE = "not segmented: the batch was stopped; the same command or call goes on"
+# Hidden files and folders, and those of macOS, network storage and Windows.
+NOT_IMAGES = re.compile(r"\.|(__MACOSX|@eaDir|#recycle|@Recycle|\$RECYCLE\.BIN)$")
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Part of every key. It changes with the results, not with the release: a batch that an older
@@ -46,14 +49,23 @@ RESULTS_VERSION = "0.1.0"
 
 
 def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[Path]:
-    """A folder's images, sorted, by suffix or by glob patterns. Raises InputError for none."""
+    """A folder's images, sorted, by suffix or by glob patterns. Raises InputError for none.
+
+    What is hidden is passed over, and what systems keep beside images. Warns of a folder that
+    cannot be read.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected one with images in it")
-    Image.init()  # registers the suffixes of all formats
-    suffixes = {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
-    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    images = sorted(path for path in files if not path.name.startswith("."))
+    suffixes, images = image_suffixes(), []
+
+    def warn(error: OSError) -> None:
+        warnings.warn(f"{error.filename} is left out: {error.strerror}", stacklevel=4)
+
+    for parent, folders, names in os.walk(folder, onerror=warn):
+        folders[:] = [name for name in folders if not NOT_IMAGES.match(name)]
+        images += [Path(parent, name) for name in names if not NOT_IMAGES.match(name)]
+    images.sort()
     try:
         if patterns:
             images = [path for path in images if any(map(path.match, patterns))]

@@ -98,7 +98,8 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGTERM, _raise_exit)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError, SystemExit):
-        while True:
+        # Something may catch SystemExit, or raise an error of its own in its place.
+        while signal.getsignal(signal.SIGTERM) is _raise_exit:
             task, arguments = connection.recv()
             result = error = None
             with warnings.catch_warnings(record=True) as caught:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from clipseg_np import InputError, Segmenter
 from clipseg_np.backends import threads as module
 from clipseg_np.backends.select import ops_for
-from clipseg_np.backends.threads import Threads, one_blas_thread
+from clipseg_np.backends.threads import Threads, one_blas_thread, usual_count
 
 
 def blas_threads() -> list[int]:
@@ -375,3 +376,21 @@ def test_several_callers_at_once_get_their_own_results():
         caller.join()
     for result, product in zip(results, expected):
         np.testing.assert_allclose(result, product, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1.5, 2.0, "2", 10**6, [2], float("nan")])
+def test_wrong_numbers_of_threads_are_refused(count, checkpoint):
+    for make in (
+        lambda: Threads(count),
+        lambda: ops_for("numpy", count),
+        lambda: ops_for("numpy-reference", count),
+        lambda: ops_for("auto", count),
+        lambda: Segmenter.from_pretrained(checkpoint, threads=count),
+    ):
+        with pytest.raises(InputError, match="threads is .*; expected a whole number from 1 to"):
+            make()
+
+
+@pytest.mark.parametrize("count", [None, 1, np.int64(3), 1024])
+def test_right_numbers_of_threads(count):
+    assert Threads(count).count == (count or usual_count())
