@@ -1,7 +1,9 @@
 """Folders of images: results are whole or absent, resumed, and the same for any workers."""
 
+import errno
 import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -9,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,6 +231,140 @@ def test_results_inside_the_folder_are_not_images_to_segment(job, folder):
     assert [record["image"] for record in run(inside, folder)] == [
         record["image"] for record in first
     ]
+
+
+def test_hidden_folders_and_those_of_systems_are_passed_over(folder):
+    expected = images_in(folder)
+    for place in (".git", "inner/.AppleDouble", "__MACOSX/inner", "@eaDir", "inner/$RECYCLE.BIN"):
+        (folder / place).mkdir(parents=True)
+        shutil.copy(folder / "a.png", folder / place)
+    assert images_in(folder) == expected
+    assert images_in(folder / ".git") == [folder / ".git" / "a.png"]
+    with pytest.raises(InputError, match="no image that fits"):
+        images_in(folder, [".git/*.png"])
+
+
+def test_a_folder_that_cannot_be_read_is_warned_of(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(UserWarning, match="inner/deep is left out: Permission denied"):
+        assert len(images_in(folder)) == 5
+
+
+def test_images_that_need_a_package_are_named_with_it(job, folder):
+    (folder / "a.heic").write_bytes(b"\0\0\0\x1cftypheic" + b"x" * 99)
+    (folder / "b.JXL").write_bytes(b"\0\0\0\x0cJXL x" + b"x" * 99)
+    (folder / "c.nef").write_bytes(b"MM\0*" + b"x" * 99)
+    report = {record["image"]: record.get("error", "") for record in run(job, folder)}
+    assert "pip install pillow-heif" in report["a.heic"]
+    assert "pip install pillow-jxl-plugin" in report["b.JXL"]
+    assert "raw file; export it" in report["c.nef"]
+
+
+def test_a_file_in_the_place_of_results_is_kept_and_named(job, folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.jpg").write_text("the user's")
+    command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
+    assert main([*command, "--workers", "1", "--glob", "*.jpg"]) == 1
+    said = capsys.readouterr()
+    assert f"out{os.sep}a.jpg is a file; expected a folder" in said.err
+    assert said.out.startswith("1 of 2 (1 new, 0 already there), 1 left")
+    assert (tmp_path / "out" / "a.jpg").read_text() == "the user's"
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_errors_of_a_disk_name_the_image_and_no_temporary_file(job, folder, tmp_path, monkeypatch):
+    def refused(part, *_):
+        raise PermissionError(13, "Permission denied", str(part / "x.png"))
+
+    monkeypatch.setattr(batch, "write_results", refused)
+    report = run(job, folder, patterns=["a.jpg"])
+    assert report[0]["error"] == f"{tmp_path / 'out' / 'a.jpg'}: Permission denied"
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_full_disk_stops_all(number, workers, job, folder, tmp_path, monkeypatch):
+    def refused(part, stem, *_):
+        if stem == "b":
+            raise OSError(number, os.strerror(number), str(part / "x.png"))
+        return write_results(part, stem, *_)
+
+    write_results = batch.write_results
+    monkeypatch.setattr(batch, "write_results", refused)
+    executor = ThreadPoolExecutor(workers) if workers else None
+    with pytest.raises(OSError, match="out/b.jpg") as raised:
+        run_batch(job, folder, executor)
+    assert raised.value.errno == number
+    report = (tmp_path / "out" / REPORT).read_text().splitlines()
+    errors = {record["image"]: record.get("error") for record in map(json.loads, report)}
+    assert errors.pop("a.jpg") is errors.pop("a.png") is None
+    assert len(errors) == 4 and errors["b.jpg"] == batch.NOT_DONE
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_another_executor_whose_process_dies(job, folder, tmp_path):
+    """It gives up all images; each is named, and the next run does them."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as executor:
+        executor.submit(os._exit, 1)
+        report = run_batch(job, folder, executor)
+    assert len(report) == 6 and all("terminated abruptly" in one["error"] for one in report)
+    assert all(one["image"] in one["error"] for one in report)
+    assert [one["image"] for one in run(job, folder) if "error" in one] == ["inner/bad.png"]
+
+
+def test_an_interrupted_call_leaves_a_report_and_stops_its_executor(job, folder, tmp_path):
+    def interrupted(done, number):
+        yield next(done)
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(job, folder, executor, progress=interrupted)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(print)
+    report = (tmp_path / "out" / REPORT).read_text().splitlines()
+    assert sum("prompts" in json.loads(line) for line in report) == 1 and len(report) == 6
+
+
+def test_progress_is_a_line_every_few_seconds(job, folder, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "PROGRESS_SECONDS", -1)
+    command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
+    assert main([*command, "--workers", "1", "--glob", "a.*"]) == 0
+    said = capsys.readouterr()
+    lines = [f"clipseg-np: progress: {number} of 3" for number in (1, 2, 3)]
+    assert said.err.splitlines() == lines
+    assert said.out == f"3 of 3 (3 new, 0 already there)  {Path(job.output, REPORT)}\n"
+    assert main([*command, "--workers", "2"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("5 of 6 (2 new, 3 already there), 1 left  ")
+
+
+def test_progress_is_a_bar_where_tqdm_is_installed(job, folder, monkeypatch, capsys):
+    bars = []
+
+    def tqdm(records, **options):
+        bars.append(options)
+        return records
+
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=tqdm))
+    monkeypatch.setattr(commands, "PROGRESS_SECONDS", -1)
+    command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
+    command += ["--workers", "1", "--glob", "a.*"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(command) == 0
+    assert bars == [{"total": 3, "unit": "image"}] and not capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(command) == 0
+    assert capsys.readouterr().err.startswith("clipseg-np: progress: 1 of 3")
 
 
 @pytest.mark.parametrize("change", [{"prompts": ()}, {"kinds": ("film",)}])
