@@ -54,8 +54,8 @@ class Threads:
         """How many threads the caller can use: all; inside a task, its own and the idle ones."""
         if not _is_inside_task.get():
             return self.count
-        _, futures = _pool(self.count)
-        return max(1, self.count - sum(not future.done() for future in tuple(futures)))
+        _, working = _pool(self.count)
+        return max(1, 1 + self.count - len(working))
 
     def for_slices(
         self,
@@ -88,26 +88,28 @@ class Threads:
         context = copy_context()
         context.run(_is_inside_task.set, True)
         left = deque((number, context.copy(), task) for number, task in enumerate(tasks))
+        pool, working = _pool(self.count)
 
         def take_tasks() -> None:
+            added = {threading.get_ident()} - working
+            working.update(added)
             while left:
                 try:
                     number, own_context, task = left.popleft()
                 except IndexError:  # another thread was first
-                    return
+                    break
                 try:
                     results[number] = own_context.run(task)
                 except BaseException as error:  # noqa: BLE001  (raised below)
                     errors[number] = error
                     left.clear()
+            working.difference_update(added)
 
-        pool, futures = _pool(self.count)
         helpers: list[Future] = []
         with one_blas_thread:
             try:
                 for _ in range(count - 1):
                     helpers.append(pool.submit(lambda: take_tasks()))
-                    futures.add(helpers[-1])
                 take_tasks()
             except RuntimeError as error:
                 # The interpreter is ending, and the pool accepts nothing: this thread works alone.
@@ -118,7 +120,6 @@ class Threads:
                 for helper in helpers:
                     if not helper.cancel():
                         helper.result()
-                    futures.discard(helper)
                 # A canceled helper stays in the pool's queue, where it would hold the results.
                 take_tasks = None
         if errors:
@@ -127,9 +128,12 @@ class Threads:
 
 
 @cache
-def _pool(count: int) -> tuple[ThreadPoolExecutor, set[Future]]:
-    """The threads beside the caller's, and the futures of those who wait for them."""
-    return ThreadPoolExecutor(max(1, count - 1), "clipseg_np"), set()
+def _pool(count: int) -> tuple[ThreadPoolExecutor, set[int]]:
+    """The threads, one more than work beside a caller, and who of them and the callers works.
+
+    While a caller waits for the last task, the thread that has it shares that out with another.
+    """
+    return ThreadPoolExecutor(count, "clipseg_np"), set()
 
 
 class OneBlasThread:
