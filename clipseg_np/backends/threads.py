@@ -57,29 +57,22 @@ class Threads:
         _, working = _pool(self.count)
         return max(1, 1 + self.count - len(working))
 
-    def for_slices(
-        self,
-        work: Callable[[slice], object],
-        length: int,
-        min_size: int = 1,
-        max_size: int | None = None,
-    ) -> None:
-        """Call `work` for consecutive slices of range(length), each at most `max_size` long.
+    def for_slices(self, work: Callable[[slice], object], length: int, min_size: int = 1) -> None:
+        """Call `work` for a slice of range(length) in each free thread that gets `min_size` or more.
 
-        As many of the free threads take part as get `min_size` each. Errors as in `run`.
+        Errors as in `run`.
         """
-        threads = max(1, min(self.free, length // min_size))
-        count = max(threads, -(-length // max_size) if max_size else 1)
-        self.run([partial(work, part) for part in evenly(length, count)], threads)
+        count = max(1, min(self.free, length // min_size))
+        self.run([partial(work, part) for part in evenly(length, count)])
 
-    def run(self, tasks: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
+    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run the tasks, each in the caller's context, and return their results in order.
 
         Each thread takes the next task that is left; a thread that is busy elsewhere joins in once
         it is free. A task may share out work too. After an error no other task begins; when all
         that have begun have ended, the error of the first task that failed is raised.
         """
-        count = min(threads or self.count, len(tasks))
+        count = min(self.count, len(tasks))
         if count <= 1:
             with one_blas_thread:
                 return [task() for task in tasks]
