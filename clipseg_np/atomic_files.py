@@ -32,21 +32,19 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a folder in a temporary one beside `folder`; move it there on success only.
+    """Yield a folder in a temporary one; move it from there to `folder` on success only.
 
     Raises InputError if `folder` is a file or not empty.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as part:
-        temporary = Path(part, folder.name)
+    with written_together(folder.parent) as part:
+        temporary = part / folder.name
         temporary.mkdir()
         yield temporary
         if folder.exists():
             folder.rmdir()
-        os.replace(temporary, folder)
 
 
 @contextmanager

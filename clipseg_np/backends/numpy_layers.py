@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 MIN_TOKENS = 32
 # From how many times the layer's features on the hidden ones are made in pieces.
 MIN_WIDENING = 16
-# Numbers, and tokens, of a piece.
+# Numbers of a piece.
 MAX_HIDDEN = 1 << 19
-MAX_TOKENS = 1 << 11
 
 
 def attention(
@@ -86,7 +85,7 @@ def mlp(ops: "NumpyOps", layer: MLP, x: Array) -> Array:
             sums += fc2.weight[:, features] @ hidden
 
     min_tokens = MIN_MULTIPLIES_PER_THREAD // (width * 2 * D) + 1
-    ops.threads.for_slices(some_tokens, n, min_tokens, MAX_TOKENS)
+    ops.threads.for_slices(some_tokens, n, min_tokens)
     return y.T.reshape(x.shape)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..nn.ops import Array, Ops, T
 from .numpy_kernels import MIN_MULTIPLIES_PER_THREAD, Elementwise, project
 from .numpy_layers import WHOLE_LAYERS
-from .threads import Threads, one_blas_thread
+from .threads import Threads
 
 
 class NumpyOps(Ops):
@@ -33,9 +33,7 @@ class NumpyOps(Ops):
         self.workers = self.threads.count
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        # Limits BLAS once for all that the tasks share out.
-        with one_blas_thread:
-            return self.threads.run(tasks) if len(tasks) > 1 else super().parallel_for(tasks)
+        return self.threads.run(tasks)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return self.activated_linear(x, weight, bias)

@@ -68,32 +68,25 @@ class Threads:
         """How many threads the caller can use: all; inside a task, its own and the idle ones."""
         if not _is_inside_task.get():
             return self.count
-        _, futures = _pool(self.count)
-        return max(1, self.count - sum(not future.done() for future in tuple(futures)))
+        _, working = _pool(self.count)
+        return max(1, 1 + self.count - len(working))
 
-    def for_slices(
-        self,
-        work: Callable[[slice], object],
-        length: int,
-        min_size: int = 1,
-        max_size: int | None = None,
-    ) -> None:
-        """Call `work` for consecutive slices of range(length), each at most `max_size` long.
+    def for_slices(self, work: Callable[[slice], object], length: int, min_size: int = 1) -> None:
+        """Call `work` for a slice of range(length) in each free thread that gets `min_size` or more.
 
-        As many of the free threads take part as get `min_size` each. Errors as in `run`.
+        Errors as in `run`.
         """
-        threads = max(1, min(self.free, length // min_size))
-        count = max(threads, -(-length // max_size) if max_size else 1)
-        self.run([partial(work, part) for part in evenly(length, count)], threads)
+        count = max(1, min(self.free, length // min_size))
+        self.run([partial(work, part) for part in evenly(length, count)])
 
-    def run(self, tasks: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
+    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run the tasks, each in the caller's context, and return their results in order.
 
         Each thread takes the next task that is left; a thread that is busy elsewhere joins in once
         it is free. A task may share out work too. After an error no other task begins; when all
         that have begun have ended, the error of the first task that failed is raised.
         """
-        count = min(threads or self.count, len(tasks))
+        count = min(self.count, len(tasks))
         if count <= 1:
             with one_blas_thread:
                 return [task() for task in tasks]
@@ -102,26 +95,28 @@ class Threads:
         context = copy_context()
         context.run(_is_inside_task.set, True)
         left = deque((number, context.copy(), task) for number, task in enumerate(tasks))
+        pool, working = _pool(self.count)
 
         def take_tasks() -> None:
+            added = {threading.get_ident()} - working
+            working.update(added)
             while left:
                 try:
                     number, own_context, task = left.popleft()
                 except IndexError:  # another thread was first
-                    return
+                    break
                 try:
                     results[number] = own_context.run(task)
                 except BaseException as error:  # noqa: BLE001  (raised below)
                     errors[number] = error
                     left.clear()
+            working.difference_update(added)
 
-        pool, futures = _pool(self.count)
         helpers: list[Future] = []
         with one_blas_thread:
             try:
                 for _ in range(count - 1):
                     helpers.append(pool.submit(lambda: take_tasks()))
-                    futures.add(helpers[-1])
                 take_tasks()
             except RuntimeError as error:
                 # The interpreter is ending, and the pool accepts nothing: this thread works alone.
@@ -132,7 +127,6 @@ class Threads:
                 for helper in helpers:
                     if not helper.cancel():
                         helper.result()
-                    futures.discard(helper)
                 # A canceled helper stays in the pool's queue, where it would hold the results.
                 take_tasks = None
         if errors:
@@ -141,9 +135,12 @@ class Threads:
 
 
 @cache
-def _pool(count: int) -> tuple[ThreadPoolExecutor, set[Future]]:
-    """The threads beside the caller's, and the futures of those who wait for them."""
-    return ThreadPoolExecutor(max(1, count - 1), "clipseg_np"), set()
+def _pool(count: int) -> tuple[ThreadPoolExecutor, set[int]]:
+    """The threads, one more than work beside a caller, and who of them and the callers works.
+
+    While a caller waits for the last task, the thread that has it shares that out with another.
+    """
+    return ThreadPoolExecutor(count, "clipseg_np"), set()
 
 
 class OneBlasThread:

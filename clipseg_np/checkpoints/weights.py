@@ -34,13 +34,10 @@ IGNORED_ENDINGS = ("position_ids",)
 
 # The types of safetensors, and the NumPy types that hold their bytes.
 STORED_TYPES = {
-    "F64": np.dtype("float64"),
-    "F32": np.dtype("float32"),
-    "F16": np.dtype("float16"),
     "BF16": np.dtype("uint16"),
-    "F8_E4M3": np.dtype("uint8"),
-    "F8_E5M2": np.dtype("uint8"),
     "BOOL": np.dtype("bool"),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2"), np.dtype("uint8")),
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }

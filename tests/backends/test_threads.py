@@ -11,6 +11,7 @@ import time
 import weakref
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -53,41 +54,37 @@ def both_threads_busy():
     assert in_time == [True, True]
 
 
-@pytest.mark.parametrize("max_size", (None, 3, 50))
 @pytest.mark.parametrize("min_size", (1, 4, 100))
 @pytest.mark.parametrize("length", (1, 2, 7, 100, 101))
 @pytest.mark.parametrize("count", (1, 2, 5))
-def test_the_slices_make_up_the_whole(count, length, min_size, max_size):
+def test_the_slices_make_up_the_whole(count, length, min_size):
     slices = []
-    Threads(count).for_slices(slices.append, length, min_size, max_size)
+    Threads(count).for_slices(slices.append, length, min_size)
     slices.sort(key=lambda part: part.start)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
-    if max_size is None:
-        assert len(slices) == max(1, min(count, length // min_size))
-        assert len(slices) == 1 or all(part.stop - part.start >= min_size for part in slices)
-    else:
-        assert all(part.stop - part.start <= max_size for part in slices)
+    assert len(slices) == max(1, min(count, length // min_size))
+    assert len(slices) == 1 or all(part.stop - part.start >= min_size for part in slices)
 
 
 def test_work_for_one_thread_stays_in_the_caller():
     seen = []
-    Threads(4).for_slices(lambda part: seen.append(threading.get_ident()), 100, 60, 10)
-    assert len(seen) == 10 and set(seen) == {threading.get_ident()}
+    Threads(4).for_slices(lambda part: seen.append(threading.get_ident()), 100, 60)
+    assert seen == [threading.get_ident()]
 
 
-def test_a_thread_that_is_done_takes_the_next_slice():
-    """One waits in its slice until the other has done all the rest."""
+def test_a_thread_that_is_done_takes_the_next_task():
+    """One waits in its task until the other has done all the rest."""
     waiting, done = threading.Lock(), []
     others_done = threading.Event()
 
-    def work(part):
+    def task():
         if waiting.acquire(blocking=False):
             assert others_done.wait(20)
-        done.append(part)
+        done.append(1)
         if len(done) == 7:
             others_done.set()
 
-    Threads(2).for_slices(work, 8, 1, 1)
+    Threads(2).run([task] * 8)
     assert len(done) == 8
 
 
@@ -111,19 +108,19 @@ def test_nested_work_is_done_alone_while_all_threads_are_busy():
         both.wait()
         mine = inner.setdefault(threading.get_ident(), [])
 
-        def note(p):
-            mine.append((p, threading.get_ident()))
+        def note(number):
+            mine.append((number, threading.get_ident()))
             time.sleep(0.01)
 
         assert threads.free == 1
-        threads.for_slices(note, 8, 1, 2)
+        threads.run([partial(note, number) for number in range(4)])
         both.wait()
 
     threads.for_slices(work, 2)
     assert len(inner) == 2
     for thread, seen in inner.items():
         assert {who for _, who in seen} == {thread}
-        assert [part for part, _ in seen] == [slice(i, i + 2) for i in range(0, 8, 2)]
+        assert [number for number, _ in seen] == [0, 1, 2, 3]
     meeting = threading.Barrier(2, timeout=20)
     threads.for_slices(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
 
@@ -394,3 +391,19 @@ def test_wrong_numbers_of_threads_are_refused(count, checkpoint):
 @pytest.mark.parametrize("count", [None, 1, np.int64(3), 1024])
 def test_right_numbers_of_threads(count):
     assert Threads(count).count == (count or usual_count())
+
+
+def test_a_caller_that_waits_leaves_its_core_to_the_other_tasks():
+    threads, caller = Threads(2), threading.get_ident()
+    both, meeting = threading.Barrier(2), threading.Barrier(2)
+
+    def task():
+        both.wait(20)
+        if threading.get_ident() == caller:
+            return
+        end = time.monotonic() + 20
+        while threads.free < 2 and time.monotonic() < end:
+            time.sleep(0.001)
+        threads.for_slices(lambda part: meeting.wait(20), 2)
+
+    threads.run([task, task])
