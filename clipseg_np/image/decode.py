@@ -214,6 +214,8 @@ def read_pil(image: Image.Image, name: str) -> np.ndarray:
         numbers = (numbers.astype(np.int16) if "16" in raw else numbers).byteswap()
     if codec == "SGI16" or raw.startswith("RGBa;16") or (planes and codec == "libtiff"):
         numbers = numbers.astype(np.uint16) * 257 | 1  # the lower bytes are out of reach
+    if codec.startswith("ppm") and raw == "L" and image.mode == "I" and more != [65535]:
+        numbers = (numbers / 257 + 0.5).astype(np.uint8)  # scaled by the file's own white
     if image.mode == "RGBX":
         numbers = numbers[..., :3]
     key, channels = image.info.get("transparency"), numbers.shape[2]
@@ -248,7 +250,7 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
     if image.format in ("PNG", "PPM") and image.mode == "I":
         return numbers.astype(np.uint16)  # by Pillow's version and the format, it is this or I;16
     if bits == 12 and image.mode == "I;16":
-        return (numbers.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+        return (numbers / 4095 * 255 + 0.5).astype(np.uint8)
     return numbers.view(np.int8) if image.mode == "L" and sign == 2 else numbers
 
 

@@ -135,8 +135,13 @@ def exif(rng: np.random.Generator) -> tuple[bytes | None, int]:
     tags = [(0x0112, 3, 1, struct.pack(f"{order}H", orientation))]
     tags += [tag for tag in odd_tags(order) if rng.random() < 0.25]
     tags = list({tag[0]: tag for tag in tags}.values())
+    return exif_block(tags, order), orientation if orientation in UPRIGHT else 1
+
+
+def exif_block(tags: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
+    """EXIF data: a TIFF's start and one directory."""
     start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
-    return start + ifd(tags, 8, order), orientation if orientation in UPRIGHT else 1
+    return start + ifd(tags, 8, order)
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a/></x:xmpmeta>'
@@ -168,6 +173,24 @@ def png_texts(rng: np.random.Generator) -> bytes:
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # fmt: skip
 
 
+def png_file(
+    drawn: np.ndarray, bits: int, color: int, before=b"", after=b"", interlaced=False
+) -> bytes:
+    """A PNG of numbers (H,W,C), with chunks before and after its pixels."""
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = [
+        b"\0" + packed(row[None], bits, ">")
+        for x, y, across, down in passes
+        for row in drawn[y::down, x::across]
+        if row.size
+    ]
+    height, width = drawn.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(rows)))
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + before + pixels + after + chunk(b"IEND", b"")
+
+
 def png(rng: np.random.Generator) -> Drawn:
     color, depths = pick(
         rng,
@@ -195,19 +218,8 @@ def png(rng: np.random.Generator) -> Drawn:
     block, orientation = exif(rng)
     if block is not None:
         before += chunk(b"eXIf", block)
-    interlaced = int(rng.integers(2))
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    rows = [
-        b"\0" + packed(row[None], bits, ">")
-        for x, y, across, down in passes
-        for row in drawn[y::down, x::across]
-        if row.size
-    ]
-    height, width = drawn.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
-    pixels = chunk(b"IDAT", zlib.compress(b"".join(rows)))
-    middle = png_texts(rng) + before + pixels + png_texts(rng)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + middle + chunk(b"IEND", b"")
+    before, after = png_texts(rng) + before, png_texts(rng)
+    data = png_file(drawn, bits, color, before, after, interlaced=bool(rng.integers(2)))
     tolerance = 1.51 if bits == 16 and color > 3 else 0.51  # color and alpha are rounded first
     return Drawn("png", data, seen, orientation, tolerance, fate)
 
@@ -293,12 +305,9 @@ def tiff(rng: np.random.Generator) -> Drawn:
         odd = [tag for tag in odd_tags(order) if rng.random() < 0.25]
         tags |= {tag: (kind, count, value) for tag, kind, count, value in odd}
         tags |= pick(rng, ({}, {34675: (7, 3, b"abc")}, {700: (1, len(XMP), XMP)}))
-    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
-    flat = [(tag, *value) for tag, value in tags.items()]
-    offset = 8 + len(ifd(flat, 8, order))
+    offset = len(exif_block([(tag, *value) for tag, value in tags.items()], order))
     tags[273] = long(*(offset + sum(map(len, strips[:i])) for i in range(len(strips))))
-    flat = [(tag, *value) for tag, value in tags.items()]
-    data = start + ifd(flat, 8, order) + b"".join(strips)
+    data = exif_block([(tag, *value) for tag, value in tags.items()], order) + b"".join(strips)
     rare = bits == 12 or (bits == 32 and (compressed or sample == unsigned))
     return Drawn("tiff", data, seen, orientation, tolerance, fate, not rare or order == "<")
 

@@ -14,6 +14,7 @@ from clipseg_np.segment.visual_prompt import load_mask
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 ALPHA = np.random.default_rng(1).integers(0, 256, (5, 7, 1), dtype=np.uint8)
 GREY = RGB[:, :, :1]
+DARK = np.arange(35, dtype=np.uint16).reshape(5, 7) * 117
 
 
 def three(grey):
@@ -80,6 +81,7 @@ def test_P06_sixteen_bits_are_scaled_not_clipped(mode):
 
 def test_32_bit_grey_is_8_or_16_bits_wide():
     narrow = np.arange(35, dtype=np.int32).reshape(5, 7)
+    narrow[-1] = 250
     np.testing.assert_array_equal(load_image(Image.fromarray(narrow)), three(narrow))
     np.testing.assert_array_equal(load_image(Image.fromarray(narrow * 257)), three(narrow))
 
@@ -163,7 +165,7 @@ def test_P05_a_file_s_orientation_is_honoured_and_an_open_image_is_left_alone(
         (RGB.astype(np.int64), RGB),
         (RGB.astype(np.float32), RGB),
         (RGB.astype(np.uint16) * 257, RGB),
-        (RGB.astype(np.uint16), np.round(RGB / 257)),  # dark, and not taken for 8 bits
+        (RGB.astype(">u2") * 257, RGB),
         (RGB.astype(np.int32) * 257, RGB),
         (RGB.astype(np.float64) / 255, RGB),
         (RGB.astype(np.float32) / 255, RGB),
@@ -175,6 +177,58 @@ def test_P06_arrays(array, expected):
     loaded = load_image(array)
     assert loaded.dtype == np.uint8
     np.testing.assert_array_equal(loaded, expected)
+
+
+@pytest.mark.parametrize("array", [DARK, DARK.astype(">u2"), DARK.astype(int), DARK / 65535])
+def test_numbers_that_leave_open_what_is_white_are_warned_of(array):
+    """Less than half of white: 12 bits in 16, or an underexposed image."""
+    white = 1 if array.dtype.kind == "f" else 65535
+    with pytest.warns(
+        UserWarning, match=rf"its brightest number is .*, and {white} counts as white"
+    ):
+        loaded = load_image(array)
+    assert np.abs(loaded - three(DARK) / 257).max() < 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bright = load_image(array, white_level=4095 * (white / 65535))
+        assert np.abs(bright - three(DARK) * (255 / 4095)).max() < 1
+        load_image(array * 0)
+        load_image(DARK.astype(np.uint8))
+
+
+def test_white_is_a_number_above_0_and_does_not_change_bytes():
+    for white_level in (0, -1, np.nan, np.inf, "4095"):
+        with pytest.raises(InputError, match="white_level is .*expected a number above 0"):
+            load_image(RGB, white_level=white_level)
+    for image in (RGB, Image.fromarray(RGB), RGB > 99):
+        np.testing.assert_array_equal(load_image(image, white_level=4095), load_image(image))
+    levels = np.array([[0, 100, 200, 300]])
+    expected = [[0, 128, 255, 255]]  # above white is white
+    assert load_image(levels, white_level=200)[..., 0].tolist() == expected
+    assert load_image(levels / 200, white_level=1)[..., 0].tolist() == [[0, 127, 255, 255]]
+
+
+def test_rounding_takes_no_float_out_of_0_to_1():
+    for edge in (1 + 2**-22, np.float16(1.001), -1e-8):
+        unit = np.array([[0, 0.5, 1, edge]])
+        expected = [[0, 127, 255, 255 if edge > 0 else 0]]
+        assert load_image(unit)[..., 0].tolist() == expected
+        assert is_unit_float(unit)
+        values = ViTImageProcessor(size=8, do_rescale=False)(np.tile(unit, (4, 1))).pixel_values
+        assert np.abs(values).max() <= 1
+    with pytest.raises(InputError, match=r"from 0.0 to 1.01; .*white_level"):
+        load_image(np.array([[0, 0.5, 1.01]]))
+
+
+def test_the_alpha_is_kept_on_demand():
+    rgba = np.concatenate([RGB, ALPHA], axis=2)
+    for image in (rgba, Image.fromarray(rgba), Image.fromarray(rgba).convert("RGBA")):
+        np.testing.assert_array_equal(load_image(image, keep_alpha=True), rgba)
+    np.testing.assert_array_equal(load_image(RGB, keep_alpha=True), RGB)
+    grey = Image.fromarray(rgba).convert("LA")
+    level, alpha = np.asarray(grey).transpose(2, 0, 1)
+    expected = np.dstack([level, level, level, alpha])
+    np.testing.assert_array_equal(load_image(grey, keep_alpha=True), expected)
 
 
 def test_an_array_that_could_be_either_is_channels_first_with_a_warning():

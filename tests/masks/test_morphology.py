@@ -108,6 +108,16 @@ def test_a_cut_out_is_transparent_where_the_mask_is_not():
         cut_out(image, mask.T)
 
 
+def test_a_cut_out_keeps_the_image_s_own_alpha():
+    own = np.array([[255, 100, 60], [0, 1, 200]], np.uint8)
+    image = np.dstack([np.full((2, 3, 3), 9, np.uint8), own])
+    mask = np.array([[1, 0, 1], [0, 0, 1]], bool)
+    np.testing.assert_array_equal(cut_out(image, mask)[..., 3], own * mask)
+    np.testing.assert_array_equal(cut_out(image, mask)[..., :3], image[..., :3])
+    soft = cut_out(image, np.full((2, 3), 0.5, np.float32))
+    np.testing.assert_array_equal(soft[..., 3], [[128, 50, 30], [0, 0, 100]])
+
+
 def test_the_contour_is_the_rim_inside():
     mask = np.zeros((9, 9), bool)
     mask[2:7, 2:9] = True

@@ -23,6 +23,13 @@ def test_text_and_images_come_in_the_references_order(processor, image):
     assert inputs.pixel_values.shape == (2, 3, 32, 32)
 
 
+def test_white_is_said_for_images_and_visual_prompts(processor, image):
+    expected = processor(images=image, visual_prompt=image[::-1])
+    deep = image.astype(np.uint16) * 16
+    found = processor(images=deep, visual_prompt=deep[::-1], white_level=4080)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 def test_images_and_visual_prompt(processor, image):
     named = processor(images=image, visual_prompt=image[::-1], return_tensors="np")
     assert list(named) == ["pixel_values", "conditional_pixel_values"]

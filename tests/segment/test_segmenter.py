@@ -13,6 +13,7 @@ from clipseg_np import (
     InputError,
     Segmenter,
     ViTImageProcessor,
+    VisualPrompt,
     trace,
 )
 
@@ -75,6 +76,20 @@ def test_P05_a_turned_photo_gives_a_mask_as_a_person_sees_it(segmenter, image, t
     np.testing.assert_allclose(
         result.probabilities, segmenter(upright, "red").probabilities, atol=1e-6
     )
+
+
+def test_white_is_said_for_the_image_and_for_image_prompts(segmenter, image):
+    deep = image.astype(np.uint16) * 16
+    mask = image[..., 0] > 99
+    prompts = ["red", image, VisualPrompt(image, mask)]
+    expected = segmenter(image, prompts).probabilities
+    prompts = ["red", deep, VisualPrompt(deep, mask.astype(np.uint16) * 4080)]
+    for call in (segmenter, segmenter.combine):
+        found = call(deep, prompts, white_level=4080).probabilities
+        np.testing.assert_array_equal(found, expected)
+    query = segmenter.prepare(prompts, white_level=4080)
+    found = segmenter.combine(deep, query, white_level=4080).probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from clipseg_np.segment.visual_prompt import (
     crop_blur_highlight,
     engineer,
     gaussian_blur,
+    load_mask,
     to_square,
 )
 
@@ -77,6 +78,23 @@ def test_padding_to_a_square_is_even_and_neutral():
     assert to_square(np.ones((5, 2, 3)))[0, :, 0].tolist() == [0, 1, 1, 0, 0]
 
 
+def nearest_neighbors(before: int, after: int) -> list[int]:
+    """torch's, whose scale and product are of float32."""
+    scale = np.float32(before / after)
+    return [min(int(np.float32(i) * scale), before - 1) for i in range(after)]
+
+
+@pytest.mark.parametrize("side", [13, 26, 52, 104, 208, 416, 100, 352])
+def test_the_nearest_neighbor_is_found_in_float32(side):
+    """Of these sides, the first six have products that float32 rounds to a whole number."""
+    pixel_values = np.random.default_rng(side).normal(size=(3, side, side)).astype(np.float32)
+    made = crop_blur_highlight(pixel_values, np.ones((side, side)))
+    nearest = nearest_neighbors(side, 352)
+    np.testing.assert_array_equal(made, pixel_values[:, nearest][:, :, nearest])
+    exact = [i * side // 352 for i in range(352)]
+    assert (nearest == exact) == (side in (13, 100, 352))
+
+
 def test_crop_blur_highlight_is_the_authors_recipe():
     """Their steps on a square normalized image: blend, box with context, pad, nearest."""
     rng = np.random.default_rng(1)
@@ -87,8 +105,8 @@ def test_crop_blur_highlight_is_the_authors_recipe():
     blended = pixel_values * mask + 0.1 * blurred * (1 - mask)
     boxed = blended[:, 3:27, 19:29]  # 5 - 2 to 25 + 2; int(20 - 0.9) to int(29 + 0.9)
     padded = np.pad(boxed, ((0, 0), (0, 0), (7, 7)))
-    expected = padded[:, [i * 24 // 352 for i in range(352)]]
-    expected = expected[:, :, [i * 24 // 352 for i in range(352)]]
+    nearest = nearest_neighbors(24, 352)
+    expected = padded[:, nearest][:, :, nearest]
     result = crop_blur_highlight(pixel_values, mask)
     assert result.shape == (3, 352, 352) and result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=1e-6)
@@ -139,6 +157,110 @@ def test_unusable_masks_and_variants_are_refused():
         VisualPrompt(image, np.ones((20, 21), bool)).prepared(MEAN)
     with pytest.raises(InputError, match="unknown variant 'dye'"):
         VisualPrompt(image, np.ones((20, 20), bool), "dye").prepared(MEAN)
+
+
+THING = np.zeros((20, 24), bool)
+THING[4:9, 6:15] = True
+COLORS = np.random.default_rng(5).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+
+
+def painted(thing, ground, mode: str) -> Image.Image:
+    """An image of a mode in which the thing has one color and the ground another."""
+    image = Image.new(mode, (24, 20), ground)
+    image.paste(thing, mask=Image.fromarray(THING))
+    return image
+
+
+def palette(*colors: tuple[int, int, int]) -> Image.Image:
+    """The thing is index 1, the ground index 0."""
+    image = Image.frombytes("P", (24, 20), THING.astype(np.uint8).tobytes())
+    image.putpalette(np.array(colors, np.uint8).tobytes())
+    return image
+
+
+def lit(alpha) -> Image.Image:
+    return Image.fromarray(np.dstack([COLORS, np.where(THING, *alpha).astype(np.uint8)]))
+
+
+TWO_VALUES = {
+    "bool": THING,
+    "bytes of 0 and 1": THING.astype(np.uint8),
+    "integers of 0 and 255": THING * 255,
+    "uint16 of 0 and 255": (THING * 255).astype(np.uint16),
+    "big-endian uint16": THING.astype(">u2"),
+    "levels of 10 and 30": np.where(THING, 30, 10).astype(np.uint8),
+    "floats of 0 and 1": THING.astype(np.float32),
+    "floats of -1 and 1": np.where(THING, 1.0, -1.0),
+    "floats of 0 and 255": THING * 255.0,
+    "with an axis in front": THING[None],
+    "with an axis behind": THING[..., None],
+    "dark red on black": np.where(THING[..., None], [90, 0, 0], 0).astype(np.uint8),
+    "green on red, which are as bright": painted((0, 255, 0), (255, 0, 0), "RGB"),
+    "mode 1": painted(1, 0, "1"),
+    "mode L of 0 and 1": painted(1, 0, "L"),
+    "mode I of 0 and 70000": painted(70000, 0, "I"),
+    "mode F of 0 and 0.5": painted(0.5, 0.0, "F"),
+    "mode I;16 of 0 and 1": Image.fromarray(THING.astype(np.uint16)),
+    "VOC's palette": palette((0, 0, 0), (128, 0, 0)),
+    "a palette that begins with white": palette((40, 40, 40), (255, 255, 255)),
+    "a drawing on nothing": painted((0, 0, 0, 255), (0, 0, 0, 0), "RGBA"),
+    "white on transparent white": painted((255, 255, 255, 255), (255, 255, 255, 0), "RGBA"),
+    "black on nothing, in mode LA": painted((0, 255), (0, 0), "LA"),
+    "the thing cut out": lit((255, 0)),
+    "the thing more opaque": lit((200, 100)),
+    "opaque, white on black": painted((255, 255, 255, 255), (0, 0, 0, 255), "RGBA"),
+    "white on black that is transparent": painted((255, 255, 255, 255), (0, 0, 0, 0), "RGBA"),
+}
+
+
+@pytest.mark.parametrize("kind", TWO_VALUES)
+def test_two_values_of_any_kind_are_a_mask(kind, tmp_path):
+    mask = TWO_VALUES[kind]
+    assert np.array_equal(load_mask(mask), THING)
+    made = VisualPrompt(COLORS, mask).prepared(MEAN)
+    assert np.array_equal(made, VisualPrompt(COLORS, THING).prepared(MEAN))
+    if isinstance(mask, Image.Image):
+        file = tmp_path / ("mask.tif" if mask.mode in ("F", "I") else "mask.png")
+        mask.save(file)
+        assert np.array_equal(load_mask(file), THING)
+        assert np.array_equal(load_mask(str(file)), THING)
+
+
+def test_a_palette_with_a_transparent_entry_is_a_mask(tmp_path):
+    palette((90, 90, 90), (90, 90, 90)).save(tmp_path / "mask.png", transparency=0)
+    palette((9, 9, 9), (200, 0, 0)).save(tmp_path / "mask.gif", transparency=0)
+    for name in ("mask.png", "mask.gif"):
+        assert np.array_equal(load_mask(tmp_path / name), THING)
+
+
+def test_soft_edges_are_cut_at_half(tmp_path):
+    soft = np.where(THING, 255, 0).astype(np.uint8)
+    soft[3, 6:15], soft[9, 6:15] = 127, 128
+    expected = THING.copy()
+    expected[9, 6:15] = True
+    Image.fromarray(soft).save(tmp_path / "mask.png")
+    clear = np.dstack([COLORS, soft])
+    deep = soft.astype(np.uint16) * 257
+    for mask in (soft, soft / 255, deep, clear, Image.fromarray(clear), tmp_path / "mask.png"):
+        assert np.array_equal(load_mask(mask), expected)
+    assert np.array_equal(load_mask(deep // 257 * 16, white_level=4080), expected)
+    Image.fromarray(np.where(THING, 255, 0).astype(np.uint8)).save(tmp_path / "mask.jpg")
+    assert (load_mask(tmp_path / "mask.jpg") != THING).sum() <= 2
+
+
+def test_masks_that_may_mean_two_things_are_refused():
+    labels = palette((0, 0, 0), (128, 0, 0), (224, 224, 192))
+    labels.putpixel((6, 3), 2)  # VOC's border
+    with pytest.raises(InputError, match="the prompt's mask holds more than two colors"):
+        load_mask(labels)
+    both = painted((255, 255, 255, 255), (0, 0, 0, 255), "RGBA")
+    both.putpixel((0, 0), (0, 0, 0, 0))
+    with pytest.raises(InputError, match="is black and white, and transparent in part"):
+        load_mask(both)
+    with pytest.raises(InputError, match="nan"):
+        load_mask(np.where(THING, np.nan, 0.0))
+    with pytest.raises(FileNotFoundError, match=r"There is no image absent\.png"):
+        load_mask("absent.png")
 
 
 def test_the_segmenter_takes_it_as_an_image_prompt(segmenter, image):
