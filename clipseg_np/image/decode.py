@@ -176,7 +176,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def read_pil(image: Image.Image, name: str) -> np.ndarray:
-    """The numbers of a PIL image as they lie: (H,W,C), uint8, uint16, int32 or float32.
+    """The numbers of a PIL image as they lie: (H,W,C), integers or float32.
 
     C is 1 for grey, 2 for grey and alpha, 3 for colors, 4 for colors and alpha. Warns of an image
     that stands at the first of several frames. Raises InputError for numbers of unknown meaning,
@@ -187,37 +187,9 @@ def read_pil(image: Image.Image, name: str) -> np.ndarray:
     tile = getattr(image, "tile", None)
     if tile and image.fp is None:
         raise ValueError("Operation on closed image")
-    codec, _, offset, arguments = tile[0] if tile else ("", (), 0, "")
-    raw, *more = arguments if isinstance(arguments, (tuple, list)) else [arguments]
-    raw = str(raw)
-    if tile and image.format == "TIFF":
-        image.filename = ""  # with it, Pillow 13 maps pixels that are to be turned by a wrong width
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    planes = np.ravel(tags.get(258))[0] == 16 and tags.get(284) == 2
-    if codec.startswith("ppm") and raw == "RGB" and more == [65535]:
-        numbers = _deep_ppm(image, offset, plain=codec == "ppm_plain")
-    elif raw == "LA;16B":
-        numbers = _decode_again(image, lambda raw: "RGBA").view(">u2")  # four bytes a pixel
-    elif planes and codec == "raw":  # which Pillow takes for bytes
-        order = "L" if tags.prefix == b"II" else "B"
-        lower = _decode_again(image, lambda raw: f"{raw};16{OTHER_ORDER[order]}")
-        upper = _decode_again(image, lambda raw: f"{raw};16{order}")
-        numbers = upper.astype(np.uint16) << 8 | lower
-        image.load()  # and take its orientation off, as it is off here
-    elif not planes and re.fullmatch("RGB[AX]?;16[BLN]", raw):
-        lower = _decode_again(image, lambda raw: raw[:-1] + OTHER_ORDER[raw[-1]])
-        numbers = np.asarray(image).astype(np.uint16) << 8 | lower
-    else:
-        numbers = _levels(image, name)
-    if codec == "libtiff" and re.fullmatch("[IF];.*B.*", raw) and sys.byteorder == "little":
-        # libtiff has put the bytes into the machine's order, and Pillow has swapped them again.
-        numbers = (numbers.astype(np.int16) if "16" in raw else numbers).byteswap()
-    if codec == "SGI16" or raw.startswith("RGBa;16") or (planes and codec == "libtiff"):
-        numbers = numbers.astype(np.uint16) * 257 | 1  # the lower bytes are out of reach
-    if codec.startswith("ppm") and raw == "L" and image.mode == "I" and more != [65535]:
-        numbers = (numbers / 257 + 0.5).astype(np.uint8)  # scaled by the file's own white
-    if image.mode == "RGBX":
-        numbers = numbers[..., :3]
+    codec, _, offset, options = tile[0] if tile else ("", (), 0, "")
+    raw, *options = options if isinstance(options, (tuple, list)) else [options]
+    numbers = _numbers(image, name, codec, str(raw), offset, options)
     key, channels = image.info.get("transparency"), numbers.shape[2]
     if isinstance(key, (int, tuple)) and np.size(key) == channels and numbers.dtype.kind == "u":
         level = 255 * bool(key) if image.mode == "1" else np.multiply(key, FACTORS.get(raw, 1))
@@ -232,19 +204,62 @@ def read_pil(image: Image.Image, name: str) -> np.ndarray:
     return numbers
 
 
+def _numbers(image, name: str, codec: str, raw: str, offset: int, options: list) -> np.ndarray:
+    """All numbers of an image, (H,W,C), by its file's codec, raw mode, offset and more options.
+
+    They are "", "", 0 and [] of an image that is loaded, of which nothing but its mode is known.
+    """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    in_planes = image.mode[:3] == "RGB" and tags.get(284) == 2 and tags[258][0] == 16
+    if image.format == "TIFF" and codec:
+        image.filename = ""  # with it, Pillow 13 maps pixels that are to be turned by a wrong width
+    if codec.startswith("ppm") and raw == "RGB" and options == [65535]:
+        return _deep_ppm(image, offset, plain=codec == "ppm_plain")
+    if raw == "LA;16B":
+        return _decode_again(image, lambda raw: "RGBA").view(">u2")  # four bytes a pixel
+    if in_planes and codec == "raw":  # Pillow takes them for bytes
+        order = "L" if tags.prefix == b"II" else "B"
+        lower, upper = (
+            _decode_again(image, lambda raw, order=order: f"{raw};16{order}")
+            for order in (OTHER_ORDER[order], order)
+        )
+        image.load()  # and take its orientation off, as it is off here
+        return upper.astype(np.uint16) << 8 | lower
+    if re.fullmatch("RGB[AX]?;16[BLN]", raw) and not in_planes:
+        lower = _decode_again(image, lambda raw: raw[:-1] + OTHER_ORDER[raw[-1]])
+        return (np.asarray(image).astype(np.uint16) << 8 | lower)[..., : 4 - ("X" in raw)]
+    numbers = _levels(image, name)
+    if codec.startswith("ppm") and raw == "L" and image.mode == "I" and options != [65535]:
+        return (numbers / 257 + 0.5).astype(np.uint8)  # scaled by the file's own white
+    if codec == "libtiff" and re.fullmatch("[IF];.*B.*", raw) and sys.byteorder == "little":
+        # libtiff has put the bytes into the machine's order, and Pillow has swapped them again.
+        return (numbers.astype(np.int16) if "16" in raw else numbers).byteswap()
+    if codec == "SGI16" or raw.startswith("RGBa;16") or (in_planes and codec == "libtiff"):
+        return numbers.astype(np.uint16) * 257 | 1  # the lower bytes are out of reach
+    return numbers
+
+
 def _levels(image: Image.Image, name: str) -> np.ndarray:
     """Numbers that Pillow reads in full. Raises InputError where they are not plain levels."""
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    black, bits, sign = (np.ravel(tags.get(tag, 1))[0] for tag in (262, 258, 339))
-    why = "Pillow does not apply BZERO and BSCALE" if image.format == "FITS" else "0 is white"
-    if image.mode[0] in "IF" and (image.format == "FITS" or black == 0):
+    tags = getattr(image, "tag_v2", {})
+    black, bits, sign, compression, planes, channels = (
+        np.ravel(tags.get(tag, 1))[0] for tag in (262, 258, 339, 259, 284, 277)
+    )
+    deep = image.mode[0] in "IF"
+    cut = compression == channels == 1 and (black == 0 or bits not in (1, 8))
+    problems = {
+        "Pillow does not apply BZERO and BSCALE": deep and image.format == "FITS",
+        "0 is white, of more than 8 bits": deep and black == 0,
+        "channels lie in planes, which Pillow misreads": planes == 2 and (cut or channels == 2),
+    }
+    for problem in (problem for problem, is_there in problems.items() if is_there):
         raise InputError(
-            f"{name} is a {image.format} of more than 8 bits in which {why}; give its numbers as "
-            f"an array, 0 for black."
+            f"{name} is a {image.format} in which {problem}; give its numbers as an array, 0 for "
+            f"black."
         )
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    elif not re.fullmatch("L|LA|RGB|RGBA|RGBX|F|I.*", image.mode):
+    elif not re.fullmatch("L|LA|RGB|RGBA|F|I.*", image.mode):
         image = image.convert(PLAIN_MODES.get(image.mode, "RGB"))
     numbers = np.atleast_3d(np.asarray(image))
     if image.format in ("PNG", "PPM") and image.mode == "I":
@@ -264,7 +279,7 @@ def _deep_ppm(image: Image.Image, offset: int, plain: bool) -> np.ndarray:
 
 def _decode_again(image: Image.Image, change: Callable[[str], str]) -> np.ndarray:
     """Decode the frame of a file that is open and not loaded once more, by changed raw modes."""
-    place = image.fp.tell()
+    position = image.fp.tell()
     again = Image.open(image.fp)
     again.seek(image.tell())
     again.tile = [
@@ -272,5 +287,5 @@ def _decode_again(image: Image.Image, change: Callable[[str], str]) -> np.ndarra
         for *place, o in again.tile
     ]
     pixels = np.asarray(again)
-    image.fp.seek(place)
+    image.fp.seek(position)
     return pixels

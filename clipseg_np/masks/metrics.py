@@ -12,6 +12,7 @@ choices:
   answers; a table compares models at one threshold (0.3 or 0.1 in the paper).
 - Average precision is the area under the recall-precision curve over those thresholds, by Simpson's
   rule. The curve does not begin at recall 0, so a model that is always sure of itself scores low.
+  Points of equal recall come in the order of their precision; the authors leave it to hashing.
 """
 
 from collections import defaultdict

@@ -35,6 +35,7 @@ WRITTEN = {
     ],
     "to know whether": ["masks/photo_1_a-unicorn.png"],
     "a folder": ["masks/inner/photo.jpg/photo_1_a-cat.png", "masks/report.jsonl"],
+    "an image whose white": ["masks/photo_1_a-cat.png"],
     "a part of": ["mask.png"],
     "no network": ["masks/photo_1_a-cat.png"],
     "the GPU": ["masks/photo_1_a-cat.png"],

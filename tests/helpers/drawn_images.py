@@ -272,7 +272,8 @@ def tiff(rng: np.random.Generator) -> Drawn:
         stored = drawn.astype(f"{order}{'i' if sample == signed else 'u'}{bits // 8}").tobytes()
         seen = shown(drawn, top)
     height, width = drawn.shape[:2]
-    planar = channels > 1 and photometric == rgb and rng.random() < 0.3
+    planar = channels > 1 and photometric in (rgb, black) and rng.random() < 0.3
+    fate = "refused" if planar and photometric == black else fate  # Pillow misreads it
     if planar:
         strips = [packed(drawn[..., i : i + 1], bits, order) for i in range(channels)]
     else:
@@ -280,6 +281,9 @@ def tiff(rng: np.random.Generator) -> Drawn:
     compressed = rng.random() < 0.4
     if compressed:
         strips = [zlib.compress(strip) for strip in strips]
+    alone = channels == 1 and rng.random() < 0.2  # a plane that has no others beside it
+    if alone and not compressed and (bits not in (1, 8) or photometric == white):
+        fate = "refused"
     if planar and compressed and bits == 16:
         tolerance = 3  # only the upper bytes can be had
     orientation = int(rng.integers(1, 9)) if rng.random() < 0.5 else 1
@@ -294,7 +298,8 @@ def tiff(rng: np.random.Generator) -> Drawn:
         256: long(width), 257: long(height), 258: short(*[bits] * channels),
         259: short(8 if compressed else 1), 262: short(photometric),
         273: long(*[0] * len(strips)), 274: short(orientation), 277: short(channels),
-        278: long(height), 279: long(*map(len, strips)), 284: short(2 if planar else 1),
+        278: long(height), 279: long(*map(len, strips)),
+        284: short(2 if planar or alone else 1),
         339: short(*[sample] * channels),
     }  # fmt: skip
     if photometric == palette:

@@ -295,7 +295,7 @@ def tagged(numbers: np.ndarray, tag: int, value: int) -> bytes:
 def test_numbers_of_unknown_meaning_are_refused(write):
     for numbers in (DEEP[..., :1], (GREY / 255).astype(np.float32)):
         path = write(tagged(numbers, 262, 0))
-        with pytest.raises(InputError, match="more than 8 bits in which 0 is white"):
+        with pytest.raises(InputError, match="in which 0 is white, of more than 8 bits"):
             load_image(path)
     with pytest.raises(InputError, match="int8 from -"):
         load_image(write(tagged(GREY | 128, 339, 2)))
@@ -303,7 +303,7 @@ def test_numbers_of_unknown_meaning_are_refused(write):
     assert np.array_equal(loaded, three(255 - GREY))
     cards = "SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 2", "NAXIS1  = 7", "NAXIS2  = 5", "END"
     header = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
-    with pytest.raises(InputError, match="FITS .* BZERO"):
+    with pytest.raises(InputError, match="FITS in which Pillow does not apply BZERO"):
         load_image(write(header + DEEP[..., 0].tobytes().ljust(2880)))
 
 

@@ -12,8 +12,8 @@ from clipseg_np import (
     CLIPTokenizer,
     InputError,
     Segmenter,
-    ViTImageProcessor,
     VisualPrompt,
+    ViTImageProcessor,
     trace,
 )
 
