@@ -1,5 +1,7 @@
 """Files and folders that are written whole or not at all."""
 
+import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -68,7 +70,12 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
 
 def part_of(folder: Path) -> Path:
     """The folder that `folder_replaced` yields. It is left where the process is killed."""
-    return folder.with_name(f".{folder.name}.part")
+    return folder.with_name(f".{digest(folder.name)}.part")  # the name may be as long as can be
+
+
+def digest(text: str) -> str:
+    """Eleven characters that are others for another text."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:11]
 
 
 def remove_folder(folder: Path) -> None:
@@ -97,6 +104,12 @@ def written_together(folder: Path) -> Iterator[Path]:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise
+
+
+def is_other_file(new: Path, old: Path) -> bool:
+    """Whether `old` is a file of other content. Raises InputError where it can be no file."""
+    _require_file(old)
+    return old.exists() and not filecmp.cmp(new, old, shallow=False)
 
 
 def _require_file(path: Path) -> None:

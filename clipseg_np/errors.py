@@ -1,4 +1,4 @@
-"""The errors that a caller can fix: unusable input, or an optional library that is missing."""
+"""The errors that a caller can fix: unusable input, a missing library; text that can be shown."""
 
 import os
 import re
@@ -25,6 +25,12 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         if re.search(rf"(^|\s){re.escape(os.fspath(path))}([\s/\\]|$)", str(error)):
             raise
         raise InputError(f"{os.fspath(path)}: {error}") from error
+
+
+def printable(text: str) -> str:
+    """The text with line feeds, escape codes and the like as Python writes them: "\\n"."""
+    joiners = "\u200c\u200d"  # of letters and emoji
+    return "".join(c if c.isprintable() or c in joiners else repr(c)[1:-1] for c in text)
 
 
 class MissingExtra(ImportError):

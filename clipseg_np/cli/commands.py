@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -13,23 +14,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..atomic_files import written_together
+from ..atomic_files import is_other_file, written_together
 from ..backends.select import ops_for
 from ..backends.threads import usual_count
 from ..checkpoints.hub import download
 from ..convert.checkpoint import convert
 from ..convert.from_authors import convert_original
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..golden.compare import compare, report
 from ..golden.traces import Golden, write_golden
 from ..image.load_image import load_image
+from ..image.plugins import has_image_suffix
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..segment.batch import REPORT, run_batch
 from ..segment.job import CleanUp, Job
 from ..segment.processor import CLIPSegProcessor
-from ..segment.results import KINDS, json_lines, prompt_maps, text_lines, write_results
+from ..segment.results import json_lines, result_stems, text_lines, write_results
+from ..segment.segmentation import checked_threshold
 from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
@@ -43,69 +45,133 @@ PROGRESS_SECONDS = 5
 
 def say(kind: str, message: object) -> None:
     """Print one line to standard error; characters that cannot be printed are escaped."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    line = printable(str(message))
     if len(line) > MAX_MESSAGE:
         line = f"{line[: MAX_MESSAGE - 3]}..."
     print(f"clipseg-np: {kind}: {line}", file=sys.stderr)
 
 
-def run_segment(options: argparse.Namespace) -> None:
-    """Everything is computed before the first file is written."""
-    to_stdout = options.output == "-"
-    number = len(options.prompts) + len(options.image_prompt)
-    if to_stdout and (number != 1 or len(options.write) != 1 or options.labels or options.json):
+def show(*lines: str) -> None:
+    for line in lines:
+        print(printable(line))
+
+
+def run_segment(options: argparse.Namespace) -> int:
+    """Exit code 1 where one of several images failed; the others are segmented all the same."""
+    images = options.images
+    for name in images:
+        if os.path.isdir(name):
+            raise InputError(f"{name} is a folder; `clipseg-np batch` segments all images in one")
+        if name != "-" and not os.path.isfile(name):
+            load_image(name)  # says why not
+    single = len(images) == len([*options.prompts, *options.image_prompt]) == 1
+    single = single and len(options.write or "1") == 1 and not (options.labels or options.overlay)
+    if options.output == "-" and (not single or options.json or sys.stdout is None):
         raise InputError(
-            "--output - writes one image: expected one prompt, one kind, no --labels and no --json"
+            "--output - writes one image: expected one image, one prompt, one kind, no --labels, "
+            "no --overlay and no --json, and standard output to be open"
         )
-    folder = output_folder(options.output)
-    stem, image = read_image(options.image, options.white_level)
-    job = job_of(options, folder)
+    folder, file = output_place(options.output, single)
+    overlay = options.overlay or not (options.write or file or images[1:])
+    job = job_of(options, folder, overlay)
+    stems = result_stems(["image" if name == "-" else name for name in images], job)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
-    given = {"scales": job.scales, "white_level": job.white_level}
-    result = segmenter.combine(image, prompts, input_data_format="channels_last", **given)
-    if to_stdout:
-        kind = job.kinds[0]
-        image = image if kind == "cutout" else load_image(image, "channels_last")
-        pixels = KINDS[kind](image, *prompt_maps(result, 0, job), job.clean_up)
-        Image.fromarray(pixels).save(sys.stdout.buffer, format="PNG")
-        return
-    with written_together(folder) as part:
-        records = write_results(part, stem, image, result, job)
-    for record in records:
-        record["files"] = [str(folder / name) for name in record["files"]]
-    if options.json:
-        print(json_lines(records))
-    else:
-        print(text_lines(records))
-        width = max(map(len, job.captions))
-        print(f"{'all together':<{width}}  {folder / f'{stem}_overlay.png'}")
+    query = segmenter.prepare(prompts, job.white_level) if images[1:] else prompts
+    segment = partial(segmenter.combine, scales=job.scales, white_level=job.white_level)
+    failures = 0
+    for name, stem in zip(images, stems):
+        try:
+            image = read_image(name, job.white_level)
+            result = segment(image, query, input_data_format="channels_last")
+            if options.output == "-":
+                with tempfile.TemporaryDirectory() as part:
+                    (record,) = write_results(Path(part), stem, image, result, job)
+                    sys.stdout.buffer.write(Path(part, *record["files"]).read_bytes())
+                return 0
+            with written_together(folder) as part:
+                records = write_results(part, stem, image, result, job)
+                sheet = part / f"{stem}_overlay.png"
+                if overlay and not options.overwrite:
+                    sheet = free_name(sheet, folder)
+                if file:
+                    (part / records[0]["files"][0]).rename(part / file)
+                    records[0]["files"] = [file]
+                check_replaced(part, folder, options.overwrite)
+        except (InputError, OSError) as error:
+            if len(images) == 1:
+                raise
+            failures += 1
+            say("error", error if name in str(error) else f"{name}: {error}")
+            continue
+        records = [{"image": name, **record} for record in records]
+        for record in records:
+            record["files"] = [str(folder / name) for name in record["files"]]
+        if options.json:
+            print(json_lines(records))
+            continue
+        show(*text_lines(records))
+        if overlay:
+            show(f"{'all together':<{max(map(len, job.captions))}}  {folder / sheet.name}")
+    return 1 if failures else 0
+
+
+def check_replaced(part: Path, folder: Path, overwrite: bool) -> None:
+    """Raise InputError where `folder` has other files of the same names; warn if they may go."""
+    replaced = [str(folder / f.name) for f in part.iterdir() if is_other_file(f, folder / f.name)]
+    if replaced and not overwrite:
+        raise InputError(
+            f"{min(replaced)} is there already, and the new one is not the same; name another "
+            f"--output, or replace it with --overwrite"
+        )
+    if replaced:
+        warnings.warn(f"replaced {', '.join(sorted(replaced))}", stacklevel=2)
+
+
+def free_name(file: Path, folder: Path) -> Path:
+    """Rename a file, a.png to a_2.png and so on, until no other file in `folder` has its name."""
+    stem, number = file.stem, 1
+    while is_other_file(file, folder / file.name):
+        number += 1
+        file = file.rename(file.with_stem(f"{stem}_{number}"))
+    return file
 
 
 def model_path(options: argparse.Namespace) -> Path:
     return checkpoint_or_demo(options.model, local_files_only=options.offline)
 
 
-def output_folder(name: str) -> Path:
-    folder = Path(name)
-    if not name or (folder.exists() and not folder.is_dir()):
-        problem = f"{name} is a file" if name else "is empty"
-        raise InputError(f"--output {problem}; expected a folder, which is created if missing")
-    return folder
+def output_place(name: str, single: bool = False) -> tuple[Path, str | None]:
+    """The folder of results, which is created if missing, and the file's name if it is one file."""
+    path = Path(name)
+    if not name:
+        raise InputError("--output is empty; expected a folder")
+    if has_image_suffix(name) and not path.is_dir():
+        if single and path.suffix.lower() == ".png":
+            return path.parent, path.name
+        raise InputError(
+            f"--output {name} has an image's suffix; expected a folder, or NAME.png for one image, "
+            f"one prompt and one kind of image"
+        )
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--output {name} is a file; expected a folder")
+    return path, None
 
 
-def read_image(name: str, white_level: float | None) -> tuple[str, np.ndarray]:
-    """The stem of an image's results, and the image with its alpha; "-" is standard input."""
+def read_image(name: str, white_level: float | None) -> np.ndarray:
+    """The image with its alpha; "-" is standard input."""
     options = {"white_level": white_level, "keep_alpha": True}
     if name != "-":
-        return Path(name).stem, load_image(name, **options)
+        return load_image(name, **options)
+    if sys.stdin is None:
+        raise InputError("standard input is closed; expected an image")
     with tempfile.NamedTemporaryFile() as file:
         file.write(sys.stdin.buffer.read())
         file.flush()
-        return "image", load_image(file.name, name="standard input", **options)
+        return load_image(file.name, name="standard input", **options)
 
 
-def job_of(options: argparse.Namespace, folder: Path) -> Job:
+def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
     """The job that the options describe; its results go to `folder`."""
     images, masks = options.image_prompt, options.prompt_mask
     if masks and len(masks) != len(images):
@@ -122,19 +188,22 @@ def job_of(options: argparse.Namespace, folder: Path) -> Job:
         output=str(folder),
         model=str(model_path(options)),
         image_prompts=tuple(zip(images, masks or [None] * len(images))),
-        kinds=tuple(options.write),
-        threshold=options.threshold,
+        kinds=options.write or ("mask",),
+        threshold=checked_threshold(options.threshold),
         clean_up=CleanUp(options.smallest, options.grow, options.feather),
         labels=options.labels,
-        scales=tuple(options.scales),
+        scales=options.scales,
         backend=options.backend,
         white_level=options.white_level,
+        overlay=overlay,
+        flat=getattr(options, "flat", False),
+        overwrite=options.overwrite,
     )
 
 
 def run_batch_command(options: argparse.Namespace) -> int:
     """Exit code 1 where an image failed; the others are segmented all the same."""
-    job = job_of(options, output_folder(options.output))
+    job = job_of(options, output_place(options.output)[0], options.overlay)
     workers = usual_count() if options.workers is None else options.workers
     if not 1 <= workers <= MAX_WORKERS:
         raise InputError(f"--workers is {workers}; expected 1 or more, at most {MAX_WORKERS}")
@@ -165,7 +234,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         done = f"{progress.done} of {progress.total}"
         counts = f"({progress.new} new, {progress.stored} already there)"
         left = f", {len(errors)} left" if errors else ""
-        print(f"{done} {counts}{left}  {Path(options.output, REPORT)}")
+        show(f"{done} {counts}{left}  {Path(options.output, REPORT)}")
     return 1 if errors else 0
 
 
@@ -232,6 +301,9 @@ def run_trace(options: argparse.Namespace) -> None:
     target = Path(options.output)
     if target.suffix == ".npz" or (target.exists() and not target.is_file()):
         raise InputError(f"--output {options.output}: expected the name of a .safetensors file")
+    replaced = target.exists()
+    if replaced and not options.overwrite:
+        raise InputError(f"--output {target} is there already; replace it with --overwrite")
     path = model_path(options)
     load = partial(CLIPSegForImageSegmentation.from_pretrained, path, backend=options.backend)
     model = load(dtype=options.dtype)
@@ -243,21 +315,23 @@ def run_trace(options: argparse.Namespace) -> None:
     about = {"checkpoint": options.model or "demonstration", "image": Path(options.image).name}
     about["prompts"] = options.prompts
     write_golden(options.output, model, inputs, options.names, about, rough)
+    if replaced:
+        say("warning", f"replaced {target}")
     size = os.path.getsize(options.output) / 1e6
-    print(f"{len(Golden(options.output))} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
+    show(f"{len(Golden(options.output))} arrays, {size:.1f} MB, {model.dtype}  {options.output}")
 
 
 def run_compare(options: argparse.Namespace) -> int:
     if options.tolerance is not None and not options.tolerance >= 0:
         raise InputError(f"--tolerance is {options.tolerance}; expected a number of 0 or more")
     rows = compare(Golden(options.golden), Golden(options.other), options.tolerance)
-    print(report(rows))
+    show(*report(rows).split("\n"))
     return 0 if all(row.fine for row in rows) else 1
 
 
 def run_download(options: argparse.Namespace) -> None:
     folder = Path(options.folder or options.hub_id.split("/")[-1])
-    print(f"{options.hub_id} is in {download(options.hub_id, folder)}")
+    show(f"{options.hub_id} is in {download(options.hub_id, folder)}")
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -280,4 +354,4 @@ def run_convert(options: argparse.Namespace) -> None:
     else:
         written = convert(source, output, *stored)
     files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} shards"
-    print(f"{written.tensors} tensors, {written.size / 1e6:.1f} MB, {files}  {output}")
+    show(f"{written.tensors} tensors, {written.size / 1e6:.1f} MB, {files}  {output}")

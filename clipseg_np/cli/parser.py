@@ -5,16 +5,19 @@ exits with 1 for a deviation, `batch` for an image that failed.
 """
 
 import argparse
+import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ..atomic_files import NOT_UTF8
 from ..backends.select import NAMES
 from ..convert.checkpoint import STORED_AS
 from ..errors import InputError, MissingExtra
+from ..image.plugins import has_image_suffix
 from ..segment.results import KINDS
 from ..version import __version__
 from . import commands
@@ -23,15 +26,37 @@ from .signals import exit_code, raised_as_interrupts
 REPEATED = {"action": "append", "default": []}
 
 
+def kinds(text: str) -> tuple[str, ...]:
+    """ "mask,soft" -> ("mask", "soft"); "all" is all."""
+    words = [word.strip() for word in text.split(",") if word.strip()] or [text]
+    for word in words:
+        if word not in (*KINDS, "all"):
+            expected = f"expected {', '.join(KINDS)} or all"
+            raise argparse.ArgumentTypeError(f"{word!r} is no kind of image; {expected}")
+    return tuple(KINDS) if "all" in words else tuple(dict.fromkeys(words))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        problem = f"{text!r} is no list of whole numbers"
+        raise argparse.ArgumentTypeError(f"{problem}; expected such as 1 2 or 1,2") from error
+
+
+# Options that take several words: the first word that is none of theirs ends the list.
+LISTS = {"--write": kinds, "--scales": whole_numbers, "--extract-layers": whole_numbers}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
-    if hasattr(sys.stdout, "reconfigure"):  # any terminal can print any prompt and name
-        sys.stdout.reconfigure(errors=NOT_UTF8)
+    open_streams()
+    warn_once = functools.cache(functools.partial(commands.say, "warning"))
     with warnings.catch_warnings(), raised_as_interrupts():
-        warnings.showwarning = lambda message, *_, **__: commands.say("warning", message)
+        warnings.showwarning = lambda message, *_, **__: warn_once(str(message))
         try:
             try:
-                options = read_options(arguments)
+                options = read_options(sys.argv[1:] if arguments is None else arguments)
                 return options.run(options) or 0
             finally:  # a closed pipe is seen here, not when Python has ended
                 print(end="", flush=True)
@@ -49,17 +74,87 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def read_options(arguments: list[str] | None) -> argparse.Namespace:
+def open_streams() -> None:
+    """Open what is closed of the standard streams, so that no other file gets its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # any terminal can print any prompt and name
+        sys.stdout.reconfigure(errors=NOT_UTF8)
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; `images` are the words at the start that are images, `prompts` all others.
+
+    After "--", all words are prompts. Raises InputError for a prompt that a file was meant by.
+    """
+    arguments, prompts_alone = list(arguments), []
+    if arguments[:1] in (["segment"], ["batch"], ["trace"]) and "--" in arguments:
+        end = arguments.index("--")
+        arguments, prompts_alone = arguments[:end], arguments[end + 1 :]
     top = parser()
-    if any("\0" in argument for argument in arguments or ()):
+    if any("\0" in argument for argument in arguments):
         top.error("an argument holds the character NUL; no text and no file name may hold it")
-    options, unknown = top.parse_known_args(arguments)
-    prompts = [word for word in unknown if not word.startswith("-")]  # those after an option
-    if prompts != unknown or (prompts and "prompts" not in options):
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if prompts:
-        options.prompts += prompts
+    options, words = top.parse_known_args(joined_lists(arguments))
+    unknown = [word for word in words if word.startswith("-") or "prompts" not in options]
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if "prompts" in options:
+        prompts = [*options.prompts, *words]
+        if "images" in options:
+            first, *others = options.images
+            end = next((n for n, word in enumerate(others) if not is_image(word)), len(others))
+            options.images = list(dict.fromkeys([first, *others[:end]]))
+            prompts = [*others[end:], *prompts]
+        for prompt in prompts:
+            check_prompt(prompt)
+        options.prompts = [*prompts, *prompts_alone]
     return options
+
+
+def joined_lists(arguments: list[str]) -> list[str]:
+    """["--write", "mask", "soft", "a star"] -> ["--write=mask,soft", "a star"]"""
+    words, joined = deque(arguments), []
+    while words:
+        word, values = words.popleft(), []
+        read = next((LISTS[n] for n in LISTS if len(word) > 2 and n.startswith(word)), None)
+        while read and words and is_one(read, words[0]):
+            values.append(words.popleft())
+        joined.append(f"{word}={','.join(values)}" if values else word)
+    return joined
+
+
+def is_one(read: Callable, word: str) -> bool:
+    """Whether `read` takes the word."""
+    try:
+        read(word)
+    except argparse.ArgumentTypeError:
+        return False
+    return True
+
+
+def is_image(word: str) -> bool:
+    return word == "-" or (os.path.isfile(word) and has_image_suffix(word))
+
+
+def check_prompt(word: str) -> None:
+    """Raise InputError for a word by which a file or folder was meant."""
+    if os.path.isdir(word):
+        problem = "is a folder: `clipseg-np batch` takes one, and segments all images in it"
+    elif word == "-" or os.path.exists(word):
+        problem = (
+            "is a file: images come first, before prompts and options; an option takes one file, "
+            "and is repeated for more; quote a pattern, as in --glob '*.jpg'"
+        )
+    elif has_image_suffix(word):
+        problem = "is the name of an image that is not there"
+    else:
+        return
+    raise InputError(f"{word} {problem}. If it is a prompt, put it last, after --")
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,16 +173,20 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable, help: str) -> Callable:
         """Add a command. Returns its `add_argument`."""
         subparser = subparsers.add_parser(name, help=help)
-        subparser.set_defaults(run=run)
+        subparser.set_defaults(run=run, parser=subparser)
         return subparser.add_argument
 
     segment = command("segment", commands.run_segment, "write a mask of an image for each prompt")
-    segment("image", metavar="IMAGE", help="a file; - is standard input")
+    segment(
+        "images", metavar="IMAGE", nargs="+", help="files, before all prompts; - is standard input"
+    )
     batch = command("batch", commands.run_batch_command, "segment all images in a folder")
     batch("folder", metavar="FOLDER", help="its subfolders are searched, too")
     text = "file names to read, such as '*.jpg'; may be repeated; default: all that Pillow can read"
     batch("--glob", metavar="PATTERN", **REPEATED, help=text)
     batch("--workers", metavar="N", type=int, help="processes; default: one for each core")
+    text = "write all results into one folder, instead of one folder for each image"
+    batch("--flat", action="store_true", help=text)
     for add in (segment, batch):
         add_segment_options(add)
 
@@ -95,10 +194,11 @@ def parser() -> argparse.ArgumentParser:
     trace = command("trace", commands.run_trace, "write every layer's output, to check a port with")
     trace("image", metavar="IMAGE", help="a file")
     trace("prompts", metavar="PROMPT", nargs="+", help="texts")
-    trace("--output", metavar="FILE", required=True, help="a .safetensors file")
+    trace("--output", "-o", metavar="FILE", required=True, help="a .safetensors file")
     trace("--names", metavar="PATTERN", default="*", help="layers to write, such as 'decoder.*'")
     trace("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
     for add in (segment, batch, trace):
+        add("--overwrite", action="store_true", help="replace other results that are there already")
         text = "the number that is white, such as 4095 for 12 bits in 16; not for images of 8 bits"
         add("--white-level", metavar="N", type=float, help=text)
     for add in (segment, batch, info, trace):
@@ -129,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     text = f"for {authors}: a folder with CLIP's tokenizer, or bpe_simple_vocab_16e6.txt.gz"
     convert("--tokenizer", metavar="PATH", help=text)
     text = f"layers that {authors} reads, counted from 0; default: 3 6 9"
-    convert("--extract-layers", metavar="N", type=int, nargs="+", help=text)
+    convert("--extract-layers", metavar="N", type=whole_numbers, help=text)
     return top
 
 
@@ -141,16 +241,23 @@ def add_segment_options(add: Callable) -> None:
     add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
     add("--prompt-mask", metavar="FILE", **REPEATED, help=text)
-    text = "default: %(default)s; for one image and one prompt, - writes to standard output"
-    add("--output", metavar="FOLDER", default="masks", help=text)
+    text = (
+        "default: %(default)s; for one image and one prompt also NAME.png, or - for standard output"
+    )
+    add("--output", "-o", metavar="FOLDER", default="masks", help=text)
     text = "a mask holds the pixels whose probability, 0 to 1, is above T; default: %(default)s"
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
-    text = f"images to write for each prompt: {', '.join(KINDS)}; default: mask"
-    add("--write", metavar="KIND", nargs="+", choices=tuple(KINDS), default=["mask"], help=text)
+    text = f"images to write for each prompt: {', '.join(KINDS)}, or all; default: mask"
+    add("--write", metavar="KIND", type=kinds, help=text)
+    text = "write a sheet of the image and all masks, as one image without --write gets anyway"
+    add("--overlay", action="store_true", help=text)
     add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")
-    add("--smallest", metavar="N", type=int, default=0, help="remove components below N pixels")
-    add("--grow", metavar="N", type=float, default=0, help="dilate masks by N pixels; -N erodes")
-    add("--feather", metavar="N", type=float, default=0, help="soften mask edges by N pixels")
-    text = "1: the whole image; S: its windows of 1/S of its sides; several: their mean"
-    add("--scales", metavar="S", type=int, nargs="+", default=[1], help=text)
+    text = "remove components below N pixels; default: %(default)s"
+    add("--smallest", metavar="N", type=int, default=0, help=text)
+    text = "dilate masks by N pixels; -N erodes; default: %(default)s"
+    add("--grow", metavar="N", type=float, default=0, help=text)
+    text = "soften mask edges by N pixels; default: %(default)s"
+    add("--feather", metavar="N", type=float, default=0, help=text)
+    text = "1: the whole image; S: its windows of 1/S of its sides; several: their mean; default: 1"
+    add("--scales", metavar="S", type=whole_numbers, default=(1,), help=text)
     add("--json", action="store_true", help="print one line of JSON for each prompt")

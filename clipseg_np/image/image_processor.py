@@ -210,8 +210,8 @@ class ViTImageProcessor:
             size = output_size(self.size, *pixels.shape[:2])
             if not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
                 raise InputError(
-                    f"size={self.size} ({CONFIG_FILE}) makes {size[0]} x {size[1]} of an image of "
-                    f"{pixels.shape[0]} x {pixels.shape[1]}; expected 1 to {MAX_PIXELS:,} pixels."
+                    f"size={self.size} ({CONFIG_FILE}) makes {size[1]} x {size[0]} of an image of "
+                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels; expected 1 to {MAX_PIXELS:,} pixels."
                 )
             pixels = resize(pixels, size, self.resample)
         if self.do_rescale:

@@ -1,5 +1,6 @@
 """Image files that Pillow does not read by itself: their names, and the packages that read them."""
 
+import os
 import re
 from importlib import import_module
 
@@ -32,6 +33,10 @@ def image_suffixes() -> set[str]:
     Image.init()  # registers the suffixes of all formats
     readable = {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
     return readable.union(EXPORTED, *(suffixes for suffixes, _, _ in PLUGINS.values()))
+
+
+def has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def open_image(file, name: str) -> Image.Image:

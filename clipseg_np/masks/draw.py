@@ -5,6 +5,7 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import printable
 from ..image.resize import resize_bilinear
 from ..image.row_blocks import map_row_blocks
 from .morphology import contour, dilate
@@ -96,7 +97,8 @@ def heat(image: np.ndarray, values: np.ndarray, highest: float | None = None) ->
 
 
 def shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """The text, cut with dots where it is wider than `width` pixels."""
+    """The text in one line, cut with dots where it is wider than `width` pixels."""
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     # A character takes a pixel at least.

@@ -6,7 +6,11 @@
 Each image gets a folder of its own under the output folder, written beside it and renamed once it
 is complete. Its `record.json` holds a key: a hash of the image, prompts, options and checkpoint. A
 second run skips each image whose key is the same. A killed run loses only the images in progress.
+In the flat layout, results lie side by side in the output folder, and the records in `.records`.
 The report names each image that fails, with the reason, and the others go on.
+
+An output folder belongs to one job, which its `clipseg_np.json` describes. The results of another
+job or of other images are replaced only where `Job.overwrite` says so, and other files never.
 
 One thread computes each image: the bytes of the results do not depend on the number of workers.
 """
@@ -25,19 +29,29 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from ..atomic_files import NOT_UTF8, folder_replaced, part_of, remove_folder, written_whole
+from ..atomic_files import (
+    NOT_UTF8,
+    folder_replaced,
+    is_other_file,
+    part_of,
+    remove_folder,
+    write_json,
+    written_whole,
+)
 from ..checkpoints.hub import CHECKPOINT_FILES
 from ..errors import InputError
 from ..image.load_image import load_image
 from ..image.plugins import image_suffixes
 from .job import Job
-from .results import KINDS, json_lines, write_results
+from .results import KINDS, is_result, json_lines, result_stems, write_results
 from .segmentation import checked_threshold
 from .segmenter import Query, Segmenter, checkpoint_or_demo, read_prompts
 from .visual_prompt import image_prompts
 
 RECORD = "record.json"
 REPORT = "report.jsonl"
+JOB = "clipseg_np.json"
+FLAT_RECORDS = ".records"
 NOT_DONE = "not segmented: the batch was stopped; the same command or call goes on"
 # Hidden files and folders, and those of macOS, network storage and Windows.
 NOT_IMAGES = re.compile(r"\.|(__MACOSX|@eaDir|#recycle|@Recycle|\$RECYCLE\.BIN)$")
@@ -107,9 +121,13 @@ def run_batch(
     }
     if not images:
         raise InputError(f"{folder} holds no image outside of the output folder {job.output}")
+    images = without_results(images)
     mark = job_mark(job)
-    os.makedirs(job.output, exist_ok=True)
+    take_output(job, mark, folder)
+    groups = [list(images)] if job.flat else [[name] for name in images]
+    stems = dict(zip(images, (stem for group in groups for stem in result_stems(group, job))))
     records: dict[str, dict] = {}
+    replaced: list[str] = []
 
     def write_report() -> list[dict]:
         report = []
@@ -117,19 +135,25 @@ def run_batch(
             record = records.get(name, {"error": NOT_DONE})
             report.append({"image": name, "picture": name, **record})  # 0.1's key
             if "error" in record:  # its worker may have been killed
-                remove_folder(part_of(Path(job.output, name)))
+                remove_folder(part_of(place_of(job, name)))
         with written_whole(Path(job.output, REPORT)) as temporary:
-            temporary.write_text(json_lines(report) + "\n", "utf-8", errors=NOT_UTF8)
+            text = json_lines(report, ensure_ascii=False) + "\n"
+            temporary.write_text(text, "utf-8", errors=NOT_UTF8)
+        if replaced:
+            text = f"replaced the results of {len(replaced)} images, such as {replaced[0]}"
+            warnings.warn(text, stacklevel=3)
         return report
 
     try:
         with (
-            closing(outcomes(job, mark, images, executor)) as done,
+            closing(outcomes(job, mark, images, stems, executor)) as done,
             open(Path(job.output, REPORT), "w", encoding="utf-8", errors=NOT_UTF8) as file,
         ):
             for name, record in done if progress is None else progress(done, len(images)):
-                records[name] = {key: record[key] for key in record if key != "new"}
-                print(json_lines([{"image": name, **records[name]}]), file=file, flush=True)
+                replaced += [images[name]] if record.get("replaced") else []
+                records[name] = {k: record[k] for k in record if k not in ("new", "replaced")}
+                line = json_lines([{"image": name, **records[name]}], ensure_ascii=False)
+                print(line, file=file, flush=True)
     except BaseException:
         with suppress(OSError):  # a full disk's
             write_report()
@@ -138,29 +162,59 @@ def run_batch(
 
 
 def outcomes(
-    job: Job, mark: str, images: dict[str, str], executor: Executor | None
+    job: Job, mark: str, images: dict[str, str], stems: dict[str, str], executor: Executor | None
 ) -> Generator[tuple[str, dict], None, None]:
     """Each image's name and record, once it is done. Closed before the end, all work stops."""
     if executor is None:
         for name, image in images.items():
-            yield name, segment_image(job, mark, image, name)
+            yield name, segment_image(job, mark, image, name, stems[name])
         return
     futures: dict[Future, str] = {}
     try:
         for name, image in images.items():
-            futures[executor.submit(segment_image, job, mark, image, name)] = name
+            future = executor.submit(segment_image, job, mark, image, name, stems[name])
+            futures[future] = name
         for future in as_completed(futures):
             name = futures[future]
             try:
                 record = future.result()
             except Exception as error:  # noqa: BLE001  (of the executor, or the disk is full)
-                record = failure(images[name], Path(job.output, name), error)
+                record = failure(images[name], place_of(job, name), error)
             yield name, record
     except BaseException:
         for future in futures:
             future.cancel()
         executor.shutdown()
         raise
+
+
+def without_results(images: dict[str, str]) -> dict[str, str]:
+    """Pass over the results of earlier runs, with a warning, unless there is nothing else."""
+    in_record = functools.cache(lambda folder: "key" in (read_record(folder / RECORD) or {}))
+    results = {name for name, p in images.items() if in_record(Path(p).parent) or is_result(p)}
+    if not 0 < len(results) < len(images):
+        return images
+    example = next(images[name] for name in images if name in results)
+    warnings.warn(
+        f"passed over {len(results)} results of earlier runs, such as {example}", stacklevel=3
+    )
+    return {name: path for name, path in images.items() if name not in results}
+
+
+def take_output(job: Job, mark: str, folder: Path) -> None:
+    """Write into the output folder whose it is. Raises InputError if it is another job's."""
+    path = Path(job.output, JOB)
+    about = {"mark": mark, "images": os.path.realpath(folder), "flat": job.flat}
+    about["prompts"] = job.captions
+    stored = read_record(path)
+    if stored not in (None, about) and not job.overwrite:
+        raise InputError(
+            f"{job.output} holds results of the prompts {stored.get('prompts')} for the images in "
+            f"{stored.get('images')}, or of other options; name another --output, or replace them "
+            f"with --overwrite"
+        )
+    if stored != about:
+        write_json(path, about)
 
 
 def job_mark(job: Job) -> str:
@@ -171,8 +225,9 @@ def job_mark(job: Job) -> str:
         raise InputError(f"unknown kind {min(unknown)!r} of image; expected {', '.join(KINDS)}")
     checked_threshold(job.threshold)
     options = asdict(job) | {"output": None, "model": None, "version": RESULTS_VERSION}
-    if job.white_level is None:
-        del options["white_level"]  # 0.1 had no such option
+    # 0.1 had no such options; three of them change no image.
+    for name in ("overlay", "flat", "overwrite", *["white_level"] * (job.white_level is None)):
+        del options[name]
     # As floats: 1 and 1.0 are the same option.
     options["clean_up"] = [float(pixels) for pixels in options["clean_up"].values()]
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
@@ -196,21 +251,37 @@ def file_hash(path: str | os.PathLike) -> str:
     return sha256.hexdigest()
 
 
-def segment_image(job: Job, mark: str, image: str, name: str) -> dict:
-    """A worker's task. Returns {"prompts": ..., "new": bool} or {"error": ...}.
+def place_of(job: Job, name: str) -> Path:
+    """The folder of an image's record and, unless the layout is flat, of its results."""
+    return Path(job.output, *[FLAT_RECORDS] * job.flat, name)
+
+
+def segment_image(job: Job, mark: str, image: str, name: str, stem: str) -> dict:
+    """A worker's task. Returns {"prompts": ..., "new": bool, "replaced": bool} or {"error": ...}.
 
     Raises OSError where the disk is full.
     """
-    folder = Path(job.output, name)
+    place = place_of(job, name)
     try:
-        key = f"{mark} {name} {file_hash(image)}".encode(errors=NOT_UTF8)
-        key = hashlib.sha256(key).hexdigest()
-        stored = stored_prompts(folder, key)
-        return {"prompts": stored or write_image(job, image, folder, key), "new": not stored}
+        key = f"{mark} {name} {file_hash(image)}{f' {stem}' * job.flat}"
+        key = hashlib.sha256(key.encode(errors=NOT_UTF8)).hexdigest()
+        record = read_record(place / RECORD)
+        prompts = stored_prompts(job, place, record, key)
+        if prompts is not None:
+            return {"prompts": prompts, "new": False}
+        if record is None and place.exists():
+            raise InputError(f"{place} is there already, and is no folder of results; move it away")
+        replaced = bool(record) and record.get("key") != key
+        if replaced and record.get("mark") != mark and not job.overwrite:
+            raise InputError(
+                f"{place} holds results of other prompts, options or another checkpoint; name "
+                f"another --output, or replace them with --overwrite"
+            )
+        about = {"key": key, "mark": mark}
+        prompts = write_image(job, image, place, stem, about, (record or {}).get("files", []))
+        return {"prompts": prompts, "new": True, "replaced": replaced}
     except Exception as error:  # noqa: BLE001  (one bad image must not stop the others)
-        record = failure(image, folder, error)
-        remove_folder(folder)  # it may hold results of an earlier image
-        return record
+        return failure(image, place, error)
 
 
 def failure(image: str, folder: Path, error: Exception) -> dict:
@@ -226,30 +297,59 @@ def failure(image: str, folder: Path, error: Exception) -> dict:
     return {"error": text if image in text or str(folder) in text else f"{image}: {text}"}
 
 
-def stored_prompts(folder: Path, key: str) -> list[dict] | None:
-    """The prompts' records of an earlier run with the same key whose files are all there."""
+def read_record(path: Path) -> dict | None:
+    """A JSON file that a batch wrote: None where there is none, {} for a damaged one."""
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-        complete = all((folder / file).is_file() for file in record["files"])
-        prompts = record["prompts"] if complete and record["key"] == key else None
-        return prompts if isinstance(prompts, list) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        record = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def stored_prompts(job: Job, place: Path, record: dict | None, key: str) -> list[dict] | None:
+    """The prompts' records of an earlier run with the same key whose files are all there."""
+    folder = Path(job.output) if job.flat else place
+    try:
+        complete = record["key"] == key and all((folder / f).is_file() for f in record["files"])
+        if job.overlay and not any(file.endswith("_overlay.png") for file in record["files"]):
+            complete = False
+        return record["prompts"] if complete and isinstance(record["prompts"], list) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def write_image(job: Job, image: str, folder: Path, key: str) -> list[dict]:
+def write_image(
+    job: Job, image: str, place: Path, stem: str, about: dict, old_files: list[str]
+) -> list[dict]:
     """Segment an image and write its folder whole. Returns the prompts' records."""
     pixels = load_image(image, white_level=job.white_level, keep_alpha=True)
     prompts = job.prompts, job.image_prompts, job.white_level
     with _loading:
         segmenter, query = _loaded(job.model, job.backend, *prompts)
     result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
-    with folder_replaced(folder) as part:
-        prompts = write_results(part, Path(image).stem, pixels, result, job)
+    with folder_replaced(place) as part:
+        prompts = write_results(part, stem, pixels, result, job)
         files = sorted(file.name for file in part.iterdir())
-        record = json.dumps({"key": key, "prompts": prompts, "files": files}, ensure_ascii=False)
+        if job.flat:
+            move_results(part, Path(job.output), files, old_files)
+        record = json.dumps({**about, "prompts": prompts, "files": files}, ensure_ascii=False)
         (part / RECORD).write_text(record, "utf-8", errors=NOT_UTF8)
     return prompts
+
+
+def move_results(part: Path, folder: Path, files: list[str], old_files: list[str]) -> None:
+    """Move an image's results into the folder of all, where only its old ones are replaced."""
+    for file in set(files) - set(old_files):
+        if is_other_file(part / file, folder / file):
+            raise InputError(
+                f"{folder / file} is there already, and not of this image; move it away"
+            )
+    for file in files:
+        os.replace(part / file, folder / file)
+    for file in set(old_files) - set(files):
+        (folder / Path(file).name).unlink(missing_ok=True)
 
 
 _loading = threading.Lock()

@@ -1,20 +1,56 @@
 """The files that `clipseg-np segment` writes: images of each prompt, an overview, a label map."""
 
 import json
-import re
-from collections.abc import Callable
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import regex
+from PIL import Image, PngImagePlugin
 
-from ..atomic_files import write_json, written_whole
+from ..atomic_files import digest, write_json, written_whole
 from ..image.load_image import load_image
 from ..image.row_blocks import map_row_blocks
 from ..masks import connected_components, cut_out, draw, run_length_encoding
 from ..masks.morphology import Labels
 from .job import CleanUp, Job
 from .segmentation import Segmentation, checked_threshold
+
+MAX_NAME = 255  # bytes of a file's name
+# What each image that is written says of itself.
+SOFTWARE = PngImagePlugin.PngInfo()
+SOFTWARE.add_text("Software", "clipseg_np")
+
+
+def result_stems(images: Iterable[str], job: Job) -> list[str]:
+    """The beginning of the names of each image's results, each unlike the others.
+
+    It is the image's name without suffix; where several would be equal, with its suffix, then with
+    its folder, then with a hash. It is cut where the results' names would be too long.
+    """
+    paths = [Path(image) for image in images]
+    stems = [path.stem for path in paths]
+    for form in (
+        lambda path: path.name,
+        lambda path: f"{path.parent.name}_{path.name}".lstrip("_."),
+        lambda path: f"{path.stem}-{digest(str(path))}",
+    ):
+        same = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
+        counts = Counter(same)
+        stems = [form(path) if counts[s] > 1 else stem for path, stem, s in zip(paths, stems, same)]
+    tail = max((len(f"_{n}_{slug(c)}".encode()) for n, c in enumerate(job.captions, 1)), default=0)
+    return [fit(stem, MAX_NAME - tail - len("_highlight.png")) for stem in stems]
+
+
+def fit(name: str, room: int) -> str:
+    """The name, cut to at most `room` bytes; a hash keeps it unlike others."""
+    data = os.fsencode(name)
+    return (
+        name if len(data) <= room else f"{data[: room - 12].decode(errors='ignore')}-{digest(name)}"
+    )
 
 
 def prompt_maps(result: Segmentation, number: int, job: Job) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +77,7 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, CleanUp], np.ndar
 def write_results(
     folder: Path, stem: str, image: np.ndarray, result: Segmentation, job: Job
 ) -> list[dict]:
-    """Write the images of each prompt, the overview and, for `job.labels`, the label map.
+    """Write the images of each prompt and, if the job says so, an overlay and a label map.
 
     image: (height,width,3), or 4 with alpha, which only the cutout keeps; uint8.
     Returns a record of each prompt: `prompt`, `area` in pixels, `share` of the image, the mask's
@@ -51,8 +87,8 @@ def write_results(
     shown = image if image.shape[2] == 3 else load_image(image, "channels_last")
     label_map = Labels(result.size, len(result), 0) if job.labels else None
 
-    def write_prompt(number: int, caption: str) -> tuple[dict, tuple[str, np.ndarray]]:
-        """A prompt's record and panel. Returning frees its maps: 400 MB for 100 megapixels."""
+    def write_prompt(number: int, caption: str) -> dict:
+        """A prompt's record; adds its panel. Returning frees its maps: 400 MB for 100 megapixels."""
         mask, probabilities = prompt_maps(result, number, job)
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}
@@ -64,15 +100,17 @@ def write_results(
             label_map.add(probabilities, mask)
         record = {"prompt": caption, **mask_statistics(mask)}
         record["presence"] = round(float(probabilities.max()), 4)
-        record["files"] = list(files.values())
-        return record, (caption, draw.panel(shown, mask))
+        if job.overlay:
+            panels.append((caption, draw.panel(shown, mask)))
+        return {**record, "files": list(files.values())}
 
-    records, panels = zip(*(write_prompt(*numbered) for numbered in enumerate(job.captions)))
-    panels = [("the image", draw.subsample(shown)), *panels]
-    save_image(folder / f"{stem}_overlay.png", draw.sheet(panels))
+    panels = [("the image", draw.subsample(shown))]
+    records = [write_prompt(*numbered) for numbered in enumerate(job.captions)]
+    if job.overlay:
+        save_image(folder / f"{stem}_overlay.png", draw.sheet(panels))
     if label_map:
         write_labels(folder, stem, shown, label_map.map, job.captions)
-    return list(records)
+    return records
 
 
 def mask_statistics(mask: np.ndarray) -> dict:
@@ -104,25 +142,37 @@ def write_labels(
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name: letters, digits and hyphens, at most 40."""
-    return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:40] or "prompt"
+    """A text as part of a file name: letters, marks on them, digits and hyphens, at most 40."""
+    text = unicodedata.normalize("NFC", text).lower()
+    return regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", text).strip("-")[:40] or "prompt"
 
 
 def save_image(path: Path, image: Image.Image) -> None:
     with written_whole(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=SOFTWARE)
 
 
-def text_lines(records: list[dict]) -> str:
+def is_result(path: str | os.PathLike) -> bool:
+    """Whether this file is an image that `save_image` wrote."""
+    if not os.path.isfile(path):  # reading a pipe would wait
+        return False
+    try:
+        with open(path, "rb") as file:
+            return SOFTWARE.chunks[0][1] in file.read(100)
+    except OSError:
+        return False
+
+
+def text_lines(records: list[dict]) -> list[str]:
     """One line of text a prompt."""
     width = max(len(record["prompt"]) for record in records)
-    return "\n".join(
+    return [
         f"{record['prompt']:<{width}}  area {100 * record['share']:5.1f} %  "
         f"highest probability {record['presence']:.2f}  {' '.join(record['files'])}"
         for record in records
-    )
+    ]
 
 
-def json_lines(records: list[dict]) -> str:
-    """One JSON object a record and line."""
-    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+def json_lines(records: list[dict], **options) -> str:
+    """One JSON object a record and line, in ASCII unless json.dumps' options say otherwise."""
+    return "\n".join(json.dumps(record, **options) for record in records)

@@ -147,8 +147,8 @@ def engineer(
     square with 0. outline: draw the edge in the color `ink`. Raises InputError as `prepared` does.
     """
     if mask.shape != pixels.shape[:2]:
-        sizes = " and its image ".join(f"{h} by {w}" for h, w in (mask.shape, pixels.shape[:2]))
-        raise InputError(f"the prompt's mask is {sizes}; expected the same height and width")
+        sizes = " and its image ".join(f"{w} x {h}" for h, w in (mask.shape, pixels.shape[:2]))
+        raise InputError(f"the prompt's mask is {sizes} pixels; expected the same width and height")
     if not mask.any():
         raise InputError("the prompt's mask is empty: mark the object in white on black")
     blurred = gaussian_blur(pixels, blur) if blur else pixels

@@ -137,9 +137,12 @@ def test_refusals(checkpoint, tmp_path, capsys, image_file):
 
 
 def test_output_that_is_a_file(checkpoint, capsys, image_file):
-    code = run("segment", image_file, "red", "--model", checkpoint, "--output", image_file)
-    assert code == 2
-    assert "is a file" in capsys.readouterr().err
+    taken = image_file.with_name("taken")
+    taken.write_text("anything")
+    for output, message in ((taken, "is a file"), (image_file, "is there already")):
+        before = output.read_bytes()
+        assert run("segment", image_file, "red", "--model", checkpoint, "--output", output) == 2
+        assert message in capsys.readouterr().err and output.read_bytes() == before
 
 
 def test_warnings_are_one_line_and_do_not_stop_the_work(checkpoint, tmp_path, capsys, image_file):

@@ -134,11 +134,12 @@ def test_a_second_run_does_only_what_changed(job, folder, tmp_path):
     (out / "b.jpg" / "b_1_red.png").unlink()
     (out / "a.jpg" / RECORD).write_text("{")
     (folder / "inner" / "a.png").write_bytes(b"")
-    report = run(job, folder)
+    with pytest.warns(UserWarning, match="replaced the results of 1 images, such as .*a.png"):
+        report = run(job, folder)
     second = stamps()
     changed = {path.relative_to(out).parts[0] for path in second if first.get(path) != second[path]}
     assert changed == {"a.png", "b.jpg", "a.jpg"}
-    assert not (out / "inner" / "a.png").exists()  # its image is no more
+    assert (out / "inner" / "a.png" / RECORD).exists()  # of the image as it was
     assert [record["image"] for record in report if "error" in record] == [
         "inner/a.png",
         "inner/bad.png",
@@ -157,8 +158,9 @@ def test_a_second_run_does_only_what_changed(job, folder, tmp_path):
 )
 def test_other_options_are_other_results(change, job, folder, tmp_path):
     run(job, folder)
-    changed = replace(job, **change)
-    run(changed, folder)
+    changed = replace(job, **change, overwrite=True)
+    with pytest.warns(UserWarning, match="replaced the results of 5 images"):
+        run(changed, folder)
     again = content(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     run(changed, folder)
@@ -175,7 +177,10 @@ def test_another_checkpoint_is_another_result(job, folder, tmp_path, checkpoint)
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-3] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    run(replace(job, model=str(other)), folder)
+    with pytest.raises(InputError, match="or of other options"):
+        run(replace(job, model=str(other)), folder)
+    with pytest.warns(UserWarning, match="replaced"):
+        run(replace(job, model=str(other), overwrite=True), folder)
     assert (tmp_path / "out" / "a.png" / RECORD).read_bytes() != before
 
 

@@ -145,7 +145,6 @@ def test_from_the_command_line(checkpoint, image, image_file, tmp_path, capsys):
     assert names == {
         f"{first}_cutout.png",
         f"{first}_soft.png",
-        "overlay.png",
         "legend.png",
         "labels.png",
         "labels.json",

@@ -153,7 +153,7 @@ def test_unusable_masks_and_variants_are_refused():
     image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(InputError, match="mask is empty"):
         VisualPrompt(image, np.zeros((20, 20), bool)).prepared(MEAN)
-    with pytest.raises(InputError, match="20 by 21 .* 20 by 20"):
+    with pytest.raises(InputError, match="21 x 20 and its image 20 x 20 pixels"):
         VisualPrompt(image, np.ones((20, 21), bool)).prepared(MEAN)
     with pytest.raises(InputError, match="unknown variant 'dye'"):
         VisualPrompt(image, np.ones((20, 20), bool), "dye").prepared(MEAN)
