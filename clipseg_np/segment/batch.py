@@ -269,8 +269,8 @@ def segment_image(job: Job, mark: str, image: str, name: str, stem: str) -> dict
         prompts = stored_prompts(job, place, record, key)
         if prompts is not None:
             return {"prompts": prompts, "new": False}
-        if record is None and place.exists():
-            raise InputError(f"{place} is there already, and is no folder of results; move it away")
+        if record is None and place.is_dir():
+            raise InputError(f"{place} is there already, and holds no results. Move it away.")
         replaced = bool(record) and record.get("key") != key
         if replaced and record.get("mark") != mark and not job.overwrite:
             raise InputError(
