@@ -1,6 +1,7 @@
 """Each row of the tables of recipes in README and COOKBOOK: the command, and the same in Python."""
 
 import json
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +20,10 @@ RECIPES = recipes()
 # The files that a recipe's command writes; those of the image itself have its upright size.
 WRITTEN = {
     "a mask of": ["masks/photo_1_a-cat.png", "masks/photo_overlay.png"],
+    "several images": ["masks/photo_1_a-cat.png"],
+    "one mask": ["cat.png"],
+    "a folder's masks": ["masks/photo_1_a-cat.png", "masks/report.jsonl"],
+    "a file of each kind": ["masks/photo_1_a-cat_cutout.png", "masks/photo_overlay.png"],
     "several things": ["masks/photo_1_a-cat.png", "masks/photo_2_a-dog.png"],
     "larger or smaller": ["masks/photo_1_a-cat_soft.png", "masks/photo_1_a-cat_heat.png"],
     "small things": ["masks/photo_1_a-cat.png"],
@@ -83,7 +88,7 @@ def test_in_python(recipe, user_folder):
     mask = result.masks()[0]
     with ThreadPoolExecutor(1) as executor, open("photo.jpg", "rb") as file:
         package = {name: getattr(clipseg_np, name) for name in clipseg_np.__all__}
-        rooms = {"PIL": PIL, "convert": convert, "golden": golden, "masks": masks}
+        rooms = {"PIL": PIL, "Path": Path, "convert": convert, "golden": golden, "masks": masks}
         value = eval(expression, package | rooms | locals())
     if isinstance(value, tuple):
         assert all(part is not None for part in value)
