@@ -236,8 +236,8 @@ def parser() -> argparse.ArgumentParser:
 def add_segment_options(add: Callable) -> None:
     """Add the options of prompts and results: the same for one image and for many."""
     examples = '"a cat - a collar", "a cat + a dog", "a & b", "!a"'
-    text = f'a text, such as "a red circle", or several combined: {examples}'
-    add("prompts", metavar="PROMPT", nargs="*", help=text)
+    text = f"a text, or several combined: {examples}; after --, every word is one"
+    add("prompts", metavar="PROMPT", nargs="*", default=[], help=text)
     add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
     add("--prompt-mask", metavar="FILE", **REPEATED, help=text)
@@ -247,8 +247,8 @@ def add_segment_options(add: Callable) -> None:
     add("--output", "-o", metavar="FOLDER", default="masks", help=text)
     text = "a mask holds the pixels whose probability, 0 to 1, is above T; default: %(default)s"
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
-    text = f"images to write for each prompt: {', '.join(KINDS)}, or all; default: mask"
-    add("--write", metavar="KIND", type=kinds, help=text)
+    text = f"images to write for each prompt: all, or several of {', '.join(KINDS)}; default: mask"
+    add("--write", metavar="KIND,KIND", type=kinds, help=text)
     text = "write a sheet of the image and all masks, as one image without --write gets anyway"
     add("--overlay", action="store_true", help=text)
     add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")

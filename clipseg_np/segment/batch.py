@@ -190,7 +190,8 @@ def outcomes(
 
 def without_results(images: dict[str, str]) -> dict[str, str]:
     """Pass over the results of earlier runs, with a warning, unless there is nothing else."""
-    in_record = functools.cache(lambda folder: "key" in (read_record(folder / RECORD) or {}))
+    keys = {"key", "prompts", "files"}
+    in_record = functools.cache(lambda folder: keys <= set(read_record(folder / RECORD) or ()))
     results = {name for name, p in images.items() if in_record(Path(p).parent) or is_result(p)}
     if not 0 < len(results) < len(images):
         return images

@@ -19,6 +19,7 @@ from ..backends.cupy_ops import CupyOps
 from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError, naming
 from ..image.load_image import load_image
+from ..image.plugins import has_image_suffix
 from ..model.batched import in_parallel, unless_traced
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import LEGACY_EOS_TOKEN_ID
@@ -270,6 +271,12 @@ def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expres
     def read(number: int, prompt: Any) -> Expression:
         if not isinstance(prompt, str):
             return Expression("", number)
+        if has_image_suffix(prompt) and os.path.isfile(prompt):
+            warnings.warn(
+                f"the prompt {prompt!r} is a text here; an image's path is a pathlib.Path, or "
+                f"follows --image-prompt",
+                stacklevel=2,
+            )
         return parse(prompt) if combined else one_prompt(prompt, number)
 
     return prompts, [read(number, prompt) for number, prompt in enumerate(prompts)]

@@ -1,8 +1,8 @@
 """Each row of the tables of recipes in README and COOKBOOK: the command, and the same in Python."""
 
 import json
-from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import PIL.Image

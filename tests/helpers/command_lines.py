@@ -134,12 +134,13 @@ class Drawing:
             if self.often(0.15):
                 found.append(f"{option}={self.of(good, bad)}")
         if self.often(0.2):
-            kinds = ("mask", "soft", "heat", "cutout", "contour", "highlight")
+            kinds = ("mask", "soft", "heat", "cutout", "contour", "highlight", "all", "mask,soft")
             found += [
                 "--write",
                 *(self.of(kinds, ("nope", "")) for _ in range(int(self.rng.integers(1, 4)))),
             ]
         found += [flag for flag in ("--labels", "--json") if self.often(0.3)]
+        found += [flag for flag in ("--overlay", "--overwrite") if self.often(0.1)]
         if self.often(0.15):
             found += ["--scales", *(self.of(("1", "2"), WHOLE) for _ in range(2))]
         if self.often(0.15):
@@ -180,7 +181,7 @@ class Drawing:
             output = "-" if self.often(0.3) else output
             return [
                 command,
-                self.image(),
+                *(self.image() for _ in range(int(pick(self.rng, (1, 1, 1, 1, 1, 1, 2, 3))))),
                 *self.prompts(),
                 "--output",
                 output,
@@ -198,6 +199,7 @@ class Drawing:
                 else []
             )
             workers = ["--workers", self.of(("1", "2"), WHOLE)] if self.often(0.3) else []
+            workers += ["--flat"] if self.often(0.2) else []
             return [
                 command,
                 str(folder),

@@ -93,7 +93,7 @@ LINES = {
     "convert": 60,
     "none": 30,
 }
-CODES = {"batch": (0, 1, 2), "compare": (0, 1, 2)}
+CODES = {"segment": (0, 1, 2), "batch": (0, 1, 2), "compare": (0, 1, 2)}
 
 
 @pytest.mark.parametrize("command", LINES)

@@ -198,6 +198,15 @@ def mapped_kilobytes(file) -> int:
 @pytest.mark.skipif(
     not Path("/proc/self/smaps").exists(), reason="memory is measured in Linux's own way"
 )
+def test_a_text_that_names_an_image_is_warned_of(segmenter, image, image_file, recwarn):
+    for prompts in ("a photo.png", image_file, "scene"):
+        segmenter(image, prompts)
+    assert not recwarn
+    for call in (segmenter, segmenter.combine):
+        with pytest.warns(UserWarning, match="is a text here; an image's path is a pathlib.Path"):
+            call(image, str(image_file))
+
+
 def test_the_memory_of_mapped_weights_can_be_given_back(segmenter, tmp_path):
     segmenter.model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
