@@ -1,13 +1,14 @@
 """A folder of images, segmented by any `concurrent.futures.Executor`, on one machine or many.
 
-    with ProcessPoolExecutor() as executor:
+    with WorkerProcesses(4) as executor:
         report = run_batch(Job(prompts=("a cat",), output="out"), "photos", executor)
 
 Each image gets a folder of its own under the output folder, written beside it and renamed once it
 is complete. Its `record.json` holds a key: a hash of the image, prompts, options and checkpoint. A
 second run skips each image whose key is the same. A killed run loses only the images in progress.
 In the flat layout, results lie side by side in the output folder, and the records in `.records`.
-The report names each image that fails, with the reason, and the others go on.
+The report names each image that fails, with the reason, and the others go on. It gets a line for
+each image that is done, and is sorted at the end.
 
 An output folder belongs to one job, which its `clipseg_np.json` describes. The results of another
 job or of other images are replaced only where `Job.overwrite` says so, and other files never.

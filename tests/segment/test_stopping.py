@@ -145,6 +145,16 @@ def test_a_signal(number, target, code, workers, command, tmp_path, undisturbed)
     assert_goes_on(command, tmp_path / "out", undisturbed, done)
 
 
+def test_a_signal_while_the_workers_start(command, tmp_path, undisturbed):
+    """Ctrl-C reaches all processes of a terminal, also those that cannot handle it yet."""
+    run = Run(command, tmp_path / "out", workers=2, images=0)
+    wait_until(lambda: any("spawn_main" in words for words in session(run.process.pid).values()))
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, out, err = run.end()
+    assert code == 130 and not out and len(err) == 1 and re.fullmatch(STOPPED, err[0])
+    assert_goes_on(command, tmp_path / "out", undisturbed, 0)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_parent_is_killed(workers, command, tmp_path, undisturbed):
     """It can say nothing more. Its workers see that it has gone, and the report has what was done."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,6 +70,34 @@ def test_shutdown_ends_tasks_which_clean_up(task, tmp_path, monkeypatch):
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError):
         workers.submit(pow, 1, 1)
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from clipseg_np.segment.workers import WorkerProcesses
+from tests.segment.test_workers import wait_and_clean_up
+
+if __name__ == "__main__":
+    workers = WorkerProcesses(2)
+    for _ in range(2):
+        workers.submit(wait_and_clean_up, sys.argv[1])
+    while len(list(Path(sys.argv[1]).iterdir())) < 2:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals")
+def test_tasks_end_and_clean_up_when_the_parent_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(KILLED)
+    (tmp_path / "files").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, tmp_path / "script.py", tmp_path / "files"]
+    # The workers hold standard error: this waits for them, too.
+    done = subprocess.run(command, stderr=subprocess.PIPE, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL and not done.stderr
+    assert not list((tmp_path / "files").iterdir())
 
 
 def test_a_worker_that_does_not_end_is_killed(monkeypatch):
