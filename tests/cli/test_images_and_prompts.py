@@ -311,6 +311,15 @@ def test_closed_streams(checkpoint, run):
     assert done.returncode == 0 and done.stderr == b""
 
 
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    code = "import clipseg_np.cli.parser as p; p.open_streams(); "
+    code += "f = open('n', 'w'); print(f.fileno(), file=f)"
+    root = str(Path(__file__).parents[2])
+    command = f'PYTHONPATH={root} "{sys.executable}" -c "{code}" <&- >&- 2>&-'
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert int((tmp_path / "n").read_text()) > 2
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
 def test_json_whatever_the_encoding_of_standard_output(encoding, checkpoint, run):
     command = [sys.executable, "-m", "clipseg_np", "segment", "a.png", "café 猫", "--json"]

@@ -6,6 +6,7 @@ image that is segmented again fails.
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,14 @@ def test_what_0_1_did_not_finish_is_computed():
     Path("out/a.ppm/a_overlay.png").unlink()
     (record,) = run()
     assert "checkpoint" in record["error"]
+
+
+@pytest.mark.parametrize("change", [{"prompts": ("a cat",)}, {"threshold": 0.4}])
+def test_what_0_1_finished_of_another_job_is_left_alone(change):
+    before = {path: path.read_bytes() for path in Path("out/a.ppm").iterdir()}
+    with ThreadPoolExecutor(1) as executor:
+        (record,) = run_batch(replace(TWO_TEXTS, **change), "images", executor)
+    assert record["error"].startswith(
+        f"{Path('out/a.ppm')} holds results of other prompts, options"
+    )
+    assert {path: path.read_bytes() for path in Path("out/a.ppm").iterdir()} == before
