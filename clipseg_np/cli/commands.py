@@ -31,7 +31,7 @@ from ..segment.batch import REPORT, run_batch
 from ..segment.job import CleanUp, Job
 from ..segment.processor import CLIPSegProcessor
 from ..segment.results import json_lines, result_stems, text_lines, write_results
-from ..segment.segmentation import checked_threshold
+from ..segment.segmentation import Segmentation, checked_threshold
 from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
@@ -64,15 +64,16 @@ def run_segment(options: argparse.Namespace) -> int:
             raise InputError(f"{name} is a folder; `clipseg-np batch` segments all images in one")
         if name != "-" and not os.path.isfile(name):
             load_image(name)  # says why not
-    single = len(images) == len([*options.prompts, *options.image_prompt]) == 1
-    single = single and len(options.write or "1") == 1 and not (options.labels or options.overlay)
-    if options.output == "-" and (not single or options.json or sys.stdout is None):
+    kinds, to_stdout = options.write or ("mask",), options.output == "-"
+    single = len(images) == len([*options.prompts, *options.image_prompt]) == len(kinds) == 1
+    single = single and not (options.labels or options.overlay)
+    if to_stdout and (not single or options.json or sys.stdout is None):
         raise InputError(
             "--output - writes one image: expected one image, one prompt, one kind, no --labels, "
             "no --overlay and no --json, and standard output to be open"
         )
     folder, file = output_place(options.output, single)
-    overlay = options.overlay or not (options.write or file or images[1:])
+    overlay = options.overlay or not (options.write or file or to_stdout or images[1:])
     job = job_of(options, folder, overlay)
     stems = result_stems(["image" if name == "-" else name for name in images], job)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
@@ -84,36 +85,47 @@ def run_segment(options: argparse.Namespace) -> int:
         try:
             image = read_image(name, job.white_level)
             result = segment(image, query, input_data_format="channels_last")
-            if options.output == "-":
+            if to_stdout:
                 with tempfile.TemporaryDirectory() as part:
                     (record,) = write_results(Path(part), stem, image, result, job)
                     sys.stdout.buffer.write(Path(part, *record["files"]).read_bytes())
                 return 0
-            with written_together(folder) as part:
-                records = write_results(part, stem, image, result, job)
-                sheet = part / f"{stem}_overlay.png"
-                if overlay and not options.overwrite:
-                    sheet = free_name(sheet, folder)
-                if file:
-                    (part / records[0]["files"][0]).rename(part / file)
-                    records[0]["files"] = [file]
-                check_replaced(part, folder, options.overwrite)
+            records, sheet = write_unlike_others(stem, image, result, job, file)
         except (InputError, OSError) as error:
             if len(images) == 1:
                 raise
             failures += 1
             say("error", error if name in str(error) else f"{name}: {error}")
             continue
-        records = [{"image": name, **record} for record in records]
-        for record in records:
-            record["files"] = [str(folder / name) for name in record["files"]]
         if options.json:
-            print(json_lines(records))
+            print(json_lines([{"image": name, **record} for record in records]))
             continue
         show(*text_lines(records))
         if overlay:
-            show(f"{'all together':<{max(map(len, job.captions))}}  {folder / sheet.name}")
+            show(f"{'all together':<{max(map(len, job.captions))}}  {sheet}")
     return 1 if failures else 0
+
+
+def write_unlike_others(
+    stem: str, image: np.ndarray, result: Segmentation, job: Job, file: str | None
+) -> tuple[list[dict], Path]:
+    """Write an image's results into the job's folder, the only one by the name `file` if given.
+
+    Returns the prompts' records and the overlay's path. An overlay of other prompts keeps its name.
+    """
+    folder = Path(job.output)
+    with written_together(folder) as part:
+        records = write_results(part, stem, image, result, job)
+        sheet = part / f"{stem}_overlay.png"
+        if job.overlay and not job.overwrite:
+            sheet = free_name(sheet, folder)
+        if file:
+            (part / records[0]["files"][0]).rename(part / file)
+            records[0]["files"] = [file]
+        check_replaced(part, folder, job.overwrite)
+    for record in records:
+        record["files"] = [str(folder / name) for name in record["files"]]
+    return records, folder / sheet.name
 
 
 def check_replaced(part: Path, folder: Path, overwrite: bool) -> None:
