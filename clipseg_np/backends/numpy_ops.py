@@ -5,8 +5,9 @@ array. Here the steps reuse one array, and threads share out images, prompts, he
 of a product. A method equals the one that it overrides, but for rounding
 (tests/backends/test_numpy_ops.py); whole layers are in numpy_layers.py.
 
-Tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). Gains are a whole
-pass's at 352 x 352, with and without AVX-512 (benchmarks/tricks.md).
+Tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). This gains
+13 % (AVX-512), 3 % (AVX2 imitated), 1 prompt: a whole pass at 352 x 352 takes that much longer
+without it (benchmarks/tricks.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from .threads import Threads
 class NumpyOps(Ops):
     """Overrides for NumPy arrays; no input is changed."""
 
-    # The widest arrays then fit a last cache.
+    # They bound memory, and take no more time than 64 of each.
     images_per_slice, prompts_per_slice = 2, 5
     whole_layers = WHOLE_LAYERS
 
@@ -33,6 +34,7 @@ class NumpyOps(Ops):
         self.workers = self.threads.count
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        # Gains 4 % (AVX-512), 2 % (AVX2 imitated), 1 prompt; 14 %, 7 %, 20 prompts.
         return self.threads.run(tasks)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -61,6 +63,7 @@ class NumpyOps(Ops):
         return y.T.reshape(*x.shape[:-1], len(weight))
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        # In place it gains 7 % (AVX-512), 1 % (AVX2 imitated), 1 prompt.
         # (B,T,D) -> (n,D), features first in memory
         rows = x.reshape(-1, x.shape[-1])
         out = np.empty(rows.shape[::-1], x.dtype).T
