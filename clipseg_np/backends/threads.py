@@ -60,7 +60,7 @@ class Threads:
         return max(1, 1 + self.count - len(working))
 
     def for_slices(self, work: Callable[[slice], object], length: int, min_size: int = 1) -> None:
-        """Call `work` for a slice of range(length) in each free thread that gets `min_size` or more.
+        """Call `work` for a slice of range(length) in each free thread that gets `min_size` of it.
 
         Errors as in `run`.
         """
@@ -124,7 +124,7 @@ class Threads:
 
 @cache
 def _pool(count: int) -> tuple[ThreadPoolExecutor, set[int]]:
-    """The threads, one more than work beside a caller, and who of them and the callers works.
+    """The pool, with one thread more than work beside a caller, and the threads that work now.
 
     While a caller waits for the last task, the thread that has it shares that out with another.
     """

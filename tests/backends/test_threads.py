@@ -11,7 +11,6 @@ import time
 import weakref
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
@@ -106,20 +105,14 @@ def test_nested_work_is_done_alone_while_all_threads_are_busy():
     def work(part):
         both.wait()
         mine = inner.setdefault(threading.get_ident(), [])
-
-        def note(number):
-            mine.append((number, threading.get_ident()))
-            time.sleep(0.01)
-
         assert threads.free == 1
-        threads.run([partial(note, number) for number in range(4)])
+        threads.for_slices(lambda part: mine.append((part, threading.get_ident())), 8)
         both.wait()
 
     threads.for_slices(work, 2)
     assert len(inner) == 2
     for thread, seen in inner.items():
-        assert {who for _, who in seen} == {thread}
-        assert [number for number, _ in seen] == [0, 1, 2, 3]
+        assert seen == [(slice(0, 8), thread)]
     meeting = threading.Barrier(2, timeout=20)
     threads.for_slices(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
 
