@@ -367,17 +367,7 @@ def test_several_callers_at_once_get_their_own_results():
         np.testing.assert_allclose(result, product, rtol=0, atol=1e-12)
 
 
-def test_a_caller_that_waits_leaves_its_core_to_the_other_tasks():
-    threads, caller = Threads(2), threading.get_ident()
-    both, meeting = threading.Barrier(2), threading.Barrier(2)
-
-    def task():
-        both.wait(20)
-        if threading.get_ident() == caller:
-            return
-        end = time.monotonic() + 20
-        while threads.free < 2 and time.monotonic() < end:
-            time.sleep(0.001)
-        threads.for_slices(lambda part: meeting.wait(20), 2)
-
-    threads.run([task, task])
+def test_the_caller_takes_the_first_task():
+    threads = Threads(3)
+    for _ in range(50):
+        assert threads.run([threading.get_ident] * 3)[0] == threading.get_ident()
