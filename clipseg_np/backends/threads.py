@@ -3,11 +3,10 @@
 NumPy releases Python's lock inside its loops and products, so that threads run at the same time.
 BLAS has threads of its own, which wait for each other inside every product and keep the cores busy
 for a while after it. Here one thread computes a whole product, and the threads share out products
-and the steps around them. This gains 4 % (AVX-512), 3 % (AVX2 imitated), 1 prompt; 25 %, 12 %, 20
-prompts (benchmarks/tricks.md, as all gains).
+and the steps around them. This gains 4 % for 1 prompt (AVX2 imitated: 3 %) and 25 % for 20 prompts
+(12 %): benchmarks/tricks.md has all gains.
 
-The threads are a ThreadPoolExecutor's. A queue and locks by hand, in its place, gained 0.9 %
-(AVX-512) and 0.7 % (AVX2 imitated) for 1 prompt.
+A ThreadPoolExecutor has the threads. A pool by hand would gain less than 1 %.
 """
 
 import os
