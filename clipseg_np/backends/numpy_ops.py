@@ -18,11 +18,13 @@ import numpy as np
 from ..nn.ops import Array, Ops, T
 from .buffer_pool import Memory
 from .numpy_kernels import MIN_MULTIPLIES_PER_THREAD, Elementwise, project
-from .numpy_layers import WHOLE_LAYERS
-from .threads import Threads
+from .numpy_layers import MIN_TOKENS, WHOLE_LAYERS
+from .threads import Threads, slices
 
 # On one thread, 10 % less than for all features of a wide layer at once.
 MAX_FEATURES = 384
+# Features of a layer norm at a time.
+MAX_NORM_FEATURES = 192
 
 
 class NumpyOps(Ops):
@@ -74,7 +76,32 @@ class NumpyOps(Ops):
         return y.T.reshape(*x.shape[:-1], len(weight))
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        # In place it gains 7 % (AVX-512), 1 % (AVX2 imitated), 1 prompt.
+        """x (weight / deviation) + (bias - weight mean / deviation): the brackets are products.
+
+        In place of passes over x this gains 2 % of a pass at 640 x 640 (AVX-512). Where a mean
+        outweighs its deviation, a difference of squares would lose digits.
+        """
+        # (B,T,D) -> (D,n)
+        columns = x.reshape(-1, x.shape[-1]).T
+        D, n = columns.shape
+        mean = np.full(D, 1 / D, x.dtype) @ columns
+        square = mean * mean
+        variance = np.einsum("dn,dn->n", columns, columns) / D - square
+        if n < MIN_TOKENS or D < MAX_FEATURES or not (square <= variance).all():
+            return self._layer_norm_by_passes(x, weight, bias, eps)
+        rows = np.zeros((2, 2, n), x.dtype)
+        rows[0, 0] = 1 / np.sqrt(variance + eps)
+        rows[1, 0] = -mean * rows[0, 0]
+        rows[1, 1] = 1
+        features = np.stack([weight, bias], axis=1)
+        out = self.memory.empty((D, n), x.dtype)
+        for part in slices(D, MAX_NORM_FEATURES):
+            piece = np.matmul(features[part], rows[0], out=out[part])
+            piece *= columns[part]
+            piece += features[part] @ rows[1]
+        return out.T.reshape(x.shape)
+
+    def _layer_norm_by_passes(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         # (B,T,D) -> (n,D), features first in memory
         rows = x.reshape(-1, x.shape[-1])
         out = self.memory.empty(rows.shape[::-1], x.dtype).T
