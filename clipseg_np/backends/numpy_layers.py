@@ -55,7 +55,9 @@ def attention(
         weights = ops.memory.empty((T, T), x.dtype)
         attend(q, k, v, mask, weights, context[part], None if kept is None else kept[:, part])
 
-    min_heads = MIN_MULTIPLIES_PER_THREAD // (B * T * 3 * D * d) + 1
+    # Of one head: three projections, the scores, and the context.
+    multiplies = B * T * d * (3 * D + 2 * T)
+    min_heads = MIN_MULTIPLIES_PER_THREAD // multiplies + 1
     ops.threads.for_slices(some_heads, N, min_heads)
     if attentions is not None:
         attentions.append(kept)
