@@ -51,3 +51,8 @@ def test_the_names_of_0_1_are_kept():
 
     assert picture_iou is image_iou and pictures_in is images_in
     assert VisualPrompt.picture is VisualPrompt.prepared
+
+
+def test_lines_are_at_most_100_characters_long():
+    lines = ((path, line) for path in FILES for line in path.read_text("utf-8").splitlines())
+    assert [(path.name, line) for path, line in lines if len(line) > 100] == []

@@ -20,7 +20,7 @@ def attention(q, k, v, mask, kept=None) -> np.ndarray:
     B, N, T, d = q.shape
     mask = None if mask is None else np.broadcast_to(mask, (B, 1, T, T))
     context = np.empty((N, d, B, T), q.dtype)
-    attend(q, k, v, mask, context, kept)
+    attend(q, k, v, mask, np.empty((T, T), q.dtype), context, kept)
     return context.transpose(2, 0, 3, 1)
 
 

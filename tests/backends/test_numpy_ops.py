@@ -13,7 +13,7 @@ from clipseg_np.nn.ops import Ops
 
 plain = Ops()
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
-ORDERS = ("parallel_for",)  # of work, whatever it is
+ORDERS = ("parallel_for", "memoize")  # of work, whatever it is
 OVERRIDES = [
     name
     for name, part in vars(NumpyOps).items()
@@ -57,6 +57,11 @@ def arguments(name: str, dtype: str) -> list[tuple]:
                 for D, mean in ((500, 0.1), (3000, 1), (500, 10))
             ),
             (features_first(draw(2, 99, 8)), draw(8), draw(8), 1e-5),
+        ],
+        "conv_transpose2d": [
+            (x.transpose(0, 2, 1, 3), draw(3, D, p, p), draw(D))
+            for x in (draw(1, 4, 3, 5), draw(2, 9, 3, 7))
+            for D, p in ((1, 4), (2, 1), (5, 3))
         ],
         # Those below are for a GPU alone (test_cupy_kernels.py).
         "conv2d": [

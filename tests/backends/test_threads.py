@@ -11,7 +11,6 @@ import time
 import weakref
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
@@ -107,20 +106,14 @@ def test_nested_work_is_done_alone_while_all_threads_are_busy():
     def work(part):
         both.wait()
         mine = inner.setdefault(threading.get_ident(), [])
-
-        def note(number):
-            mine.append((number, threading.get_ident()))
-            time.sleep(0.01)
-
         assert threads.free == 1
-        threads.run([partial(note, number) for number in range(4)])
+        threads.for_slices(lambda part: mine.append((part, threading.get_ident())), 8)
         both.wait()
 
     threads.for_slices(work, 2)
     assert len(inner) == 2
     for thread, seen in inner.items():
-        assert {who for _, who in seen} == {thread}
-        assert [number for number, _ in seen] == [0, 1, 2, 3]
+        assert seen == [(slice(0, 8), thread)]
     meeting = threading.Barrier(2, timeout=20)
     threads.for_slices(lambda part: meeting.wait(), 2)  # as before: nobody is busy any more
 
@@ -393,17 +386,7 @@ def test_right_numbers_of_threads(count):
     assert Threads(count).count == (count or usual_count())
 
 
-def test_a_caller_that_waits_leaves_its_core_to_the_other_tasks():
-    threads, caller = Threads(2), threading.get_ident()
-    both, meeting = threading.Barrier(2), threading.Barrier(2)
-
-    def task():
-        both.wait(20)
-        if threading.get_ident() == caller:
-            return
-        end = time.monotonic() + 20
-        while threads.free < 2 and time.monotonic() < end:
-            time.sleep(0.001)
-        threads.for_slices(lambda part: meeting.wait(20), 2)
-
-    threads.run([task, task])
+def test_the_caller_takes_the_first_task():
+    threads = Threads(3)
+    for _ in range(50):
+        assert threads.run([threading.get_ident] * 3)[0] == threading.get_ident()

@@ -62,7 +62,7 @@ def run(request, case):
 
 
 def in_order(activations) -> list[tuple[str, np.ndarray]]:
-    """The traced arrays as ("CALL/NAME", array): all first calls in order, then the second calls."""
+    """The traced arrays as ("CALL/NAME", array): the first calls in order, then the second."""
     calls = max(len(values) for values in activations.all.values())
     return [
         (f"{call}/{name}", values[call])

@@ -238,6 +238,18 @@ def test_images_and_prompts_are_encoded_in_one_call_as_in_two(threads):
         encode(model, pixel_values)
 
 
+def test_position_embeddings_are_resized_once_for_each_grid():
+    """To bring a table of weights to a GPU takes longer than to use it, and cannot be recorded."""
+    model = CLIPSegForImageSegmentation.from_pretrained(PLAIN)
+    readable = CLIPSegForImageSegmentation.from_pretrained(PLAIN, backend="numpy-reference")
+    embeddings, expected = (m.clip.vision_model.embeddings for m in (model, readable))
+    for h, w in ((3, 5), (5, 3)):
+        found = embeddings.positions(h, w)
+        assert found.shape[0] == 1 + h * w and embeddings.positions(h, w) is found
+        assert np.array_equal(found, expected.positions(h, w))
+        assert expected.positions(h, w) is not expected.positions(h, w)
+
+
 def test_a_model_that_nobody_holds_is_gone_at_once():
     """Not at the next collection of cycles: a GPU's memory may be needed before."""
     model = CLIPSegForImageSegmentation.from_pretrained(PLAIN)

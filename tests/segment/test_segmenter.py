@@ -213,9 +213,9 @@ def test_the_memory_of_mapped_weights_can_be_given_back(segmenter, tmp_path):
     model = CLIPSegForImageSegmentation.from_pretrained(tmp_path)
     assert mapped_kilobytes(file) <= 8  # loading reads no more than scalars and the like
     expected = model.clip.text_model(np.array([[1, 2, 191]])).pooler_output
-    read = mapped_kilobytes(file)
-    assert read > 8
+    assert mapped_kilobytes(file) > 8
     model.decoder.film_mul.weight.sum()
+    read = mapped_kilobytes(file)  # the system reads some pages around an array, too
     model.clip.text_model.give_back_memory()
     assert 0 < mapped_kilobytes(file) < read
     again = model.clip.text_model(np.array([[1, 2, 191]])).pooler_output
