@@ -211,7 +211,7 @@ class ViTImageProcessor:
             if not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
                 raise InputError(
                     f"size={self.size} ({CONFIG_FILE}) makes {size[1]} x {size[0]} of an image of "
-                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels; expected 1 to {MAX_PIXELS:,} pixels."
+                    f"{pixels.shape[1]} x {pixels.shape[0]}; expected 1 to {MAX_PIXELS:,} pixels."
                 )
             pixels = resize(pixels, size, self.resample)
         if self.do_rescale:

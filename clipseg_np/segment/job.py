@@ -37,8 +37,8 @@ class Job:
 
     `prompts` are texts and expressions. `image_prompts` are pairs of an image's path and the path
     of its mask, or None. Paths must mean the same wherever a worker runs. white_level: see
-    image.load_image. overlay: also write a sheet of all prompts. In a batch, flat: all results in one
-    folder instead of one for each image; overwrite: replace the results of another job.
+    image.load_image. overlay: also write a sheet of all prompts. In a batch, flat: one folder for
+    all results, not one for each image; overwrite: replace the results of another job.
     """
 
     prompts: tuple[str, ...]

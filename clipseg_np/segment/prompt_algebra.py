@@ -9,8 +9,8 @@
 
 Above 0.5 these are the set operations on the masks. `!` binds most, then `&`, then `+` and `-` from
 left to right; parentheses group. An operator between two prompts stands between spaces, so that "a
-half-open door" is one prompt. Text in double quotes is one prompt, whatever it holds; a quote inside
-a prompt is part of it, as in '12" ring'.
+half-open door" is one prompt. Text in double quotes is one prompt, whatever it holds; a quote
+inside a prompt is part of it, as in '12" ring'.
 """
 
 import re
@@ -36,7 +36,8 @@ RANKS = ("+-", "&")  # operators between operands; the last binds most
 
 # Quoted text, up to a quote at which a prompt may end; a sign; or a prompt, up to the next sign.
 _TOKEN = re.compile(
-    r'\s*(?:"(.*?)"(?=\s*\)|\s*$|\s+[-+&]\s)|([()!]|(?<=\s)[-+&](?=\s))|((?:(?!\s[-+&]\s)[^()!])+))',
+    r'\s*(?:"(.*?)"(?=\s*\)|\s*$|\s+[-+&]\s)|([()!]|(?<=\s)[-+&](?=\s))'
+    r"|((?:(?!\s[-+&]\s)[^()!])+))",
     re.DOTALL,
 )
 # What a text may hold that is meant as operators: in combined prompts, and in one text.

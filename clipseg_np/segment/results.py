@@ -88,7 +88,7 @@ def write_results(
     label_map = Labels(result.size, len(result), 0) if job.labels else None
 
     def write_prompt(number: int, caption: str) -> dict:
-        """A prompt's record; adds its panel. Returning frees its maps: 400 MB for 100 megapixels."""
+        """Returns a prompt's record, adds its panel, frees its maps: 400 MB for 100 megapixels."""
         mask, probabilities = prompt_maps(result, number, job)
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}

@@ -1,4 +1,4 @@
-"""Which words are images, prompts and kinds; where results go, and that none is overwritten unasked."""
+"""Which words are images, prompts and kinds; where results go; none is overwritten unasked."""
 
 import json
 import subprocess
@@ -191,8 +191,8 @@ def test_results_are_not_overwritten_unasked(run):
     before = files()
     assert run("segment", "b.jpg", "red", "--labels")[0] == 0  # the same again
     assert files() == before
-    for other in (["photos/b.png", "red"], ["b.jpg", "red", "--threshold", "0.3"], ["b.jpg", "red", "blue", "--labels"]):  # fmt: skip
-        code, _, err = run("segment", *other)
+    for other in ("photos/b.png red", "b.jpg red --threshold 0.3", "b.jpg red blue --labels"):
+        code, _, err = run("segment", *other.split())
         assert code == 2 and "is there already, and the new one is not the same; name an" in err
         assert files() == before
     code, _, err = run("segment", "b.jpg", "red", "--threshold", "0.3", "--overwrite")
