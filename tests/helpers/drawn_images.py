@@ -305,7 +305,6 @@ def tiff(rng: np.random.Generator) -> Drawn:
             drawn.flat[0], fate = -1, "refused"
         stored = drawn.astype(f"{order}{'i' if sample == signed else 'u'}{bits // 8}").tobytes()
         seen = shown(drawn, top)
-    height, width = drawn.shape[:2]
     planar = channels > 1 and photometric in (rgb, black) and rng.random() < 0.3
     fate = "refused" if planar and photometric == black else fate  # Pillow misreads it
     if planar:
