@@ -105,8 +105,10 @@ def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def is_unit_float(image) -> bool:
-    """Whether this is a float array in 0..1, rescaled already; floats up to 255 are not."""
-    if isinstance(image, Image.Image) and image.mode == "F":
+    """Whether this holds floats in 0..1, rescaled already; floats up to 255 are not."""
+    if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
+        image = read_file(os.fspath(image), os.fspath(image))
+    elif isinstance(image, Image.Image) and image.mode == "F":
         image = np.asarray(image)
     if not hasattr(image, "__array__"):
         return False

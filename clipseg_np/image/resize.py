@@ -61,8 +61,8 @@ def vertical_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
     """Whether columns are resized before rows: the height loses over twice what the width does.
 
     The bytes between the passes are rounded, so the order shows in the last bits. This is the rule
-    of Pillow 13; older versions took the rows first, which in very tall images makes up to 54 levels
-    of difference.
+    of Pillow 13; older versions took the rows first: up to 54 levels of difference in very tall
+    images.
     """
     lost_rows, lost_columns = before[0] - after[0], before[1] - after[1]
     return lost_rows > 0 and lost_rows > 2 * lost_columns

@@ -100,7 +100,7 @@ def load_mask(mask: Any, white_level: float | None = None) -> np.ndarray:
     colors = to_levels(colors, white_level, name)
     if (np.ptp(colors, axis=2) > MAX_TINT).any():
         raise InputError(
-            f"{name} holds more than two colors; expected white where the object is, black elsewhere"
+            f"{name} holds more than two colors; expected white where the object is, else black"
         )
     return colors.mean(axis=2) >= 128
 

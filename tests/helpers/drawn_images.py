@@ -160,7 +160,8 @@ def png_texts(rng: np.random.Generator) -> bytes:
     choices = (
         chunk(b"tEXt", b"Title\0" + bytes(range(128, 256))), chunk(b"tEXt", b""),
         chunk(b"zTXt", b"a\0\0" + large), chunk(b"zTXt", b"a\0\0xyz"), chunk(b"zTXt", b"a\0\5xyz"),
-        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), chunk(b"iTXt", b"a\0\1\0\0\0" + large),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + large),
         chunk(b"iCCP", b"a\0\0" + large), chunk(b"iCCP", b"abc"), chunk(b"iCCP", b""),
         chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"gAMA", b"x"), chunk(b"cHRM", b"x"),
         chunk(b"sRGB", b""), chunk(b"pHYs", bytes(9)), chunk(b"pHYs", b"abc"),
@@ -170,7 +171,9 @@ def png_texts(rng: np.random.Generator) -> bytes:
 
 
 # The first pixel and the step of each pass, across and down.
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # fmt: skip
+ADAM7 = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+)  # fmt: skip
 
 
 def png_file(
@@ -227,6 +230,40 @@ def png(rng: np.random.Generator) -> Drawn:
 # TIFF
 
 
+def short(order: str, *values: int) -> tuple[int, int, bytes]:
+    return 3, len(values), struct.pack(f"{order}{len(values)}H", *values)
+
+
+def long(order: str, *values: int) -> tuple[int, int, bytes]:
+    return 4, len(values), struct.pack(f"{order}{len(values)}I", *values)
+
+
+def tiff_file(
+    strips: list[bytes],
+    shape: tuple[int, ...],
+    bits: int,
+    photometric: int,
+    tags: dict[int, tuple[int, int, bytes]],
+    *,
+    planes: int = 1,
+    compressed: bool = False,
+    order: str = "<",
+) -> bytes:
+    """A TIFF of numbers (H,W,C), in one strip, or in one for each channel; with more tags."""
+    height, width, channels = shape
+    strips = [zlib.compress(strip) if compressed else strip for strip in strips]
+    tags = tags | {
+        256: long(order, width), 257: long(order, height), 258: short(order, *[bits] * channels),
+        259: short(order, 8 if compressed else 1), 262: short(order, photometric),
+        273: long(order, *[0] * len(strips)), 277: short(order, channels),
+        278: long(order, height), 279: long(order, *map(len, strips)), 284: short(order, planes),
+    }  # fmt: skip
+    offset = len(exif_block([(tag, *value) for tag, value in tags.items()], order))
+    places = (offset + sum(map(len, strips[:number])) for number in range(len(strips)))
+    tags[273] = long(order, *places)
+    return exif_block([(tag, *value) for tag, value in tags.items()], order) + b"".join(strips)
+
+
 def tiff(rng: np.random.Generator) -> Drawn:
     """Photometric interpretation, bits, channels, and the kind of numbers."""
     white, black, rgb, palette, cmyk = 0, 1, 2, 3, 5
@@ -271,7 +308,6 @@ def tiff(rng: np.random.Generator) -> Drawn:
             drawn.flat[0], fate = -1, "refused"
         stored = drawn.astype(f"{order}{'i' if sample == signed else 'u'}{bits // 8}").tobytes()
         seen = shown(drawn, top)
-    height, width = drawn.shape[:2]
     planar = channels > 1 and photometric in (rgb, black) and rng.random() < 0.3
     fate = "refused" if planar and photometric == black else fate  # Pillow misreads it
     if planar:
@@ -279,40 +315,23 @@ def tiff(rng: np.random.Generator) -> Drawn:
     else:
         strips = [stored]
     compressed = rng.random() < 0.4
-    if compressed:
-        strips = [zlib.compress(strip) for strip in strips]
     alone = channels == 1 and rng.random() < 0.2  # a plane that has no others beside it
     if alone and not compressed and (bits not in (1, 8) or photometric == white):
         fate = "refused"
     if planar and compressed and bits == 16:
         tolerance = 3  # only the upper bytes can be had
     orientation = int(rng.integers(1, 9)) if rng.random() < 0.5 else 1
-
-    def short(*values: int) -> tuple[int, int, bytes]:
-        return 3, len(values), struct.pack(f"{order}{len(values)}H", *values)
-
-    def long(*values: int) -> tuple[int, int, bytes]:
-        return 4, len(values), struct.pack(f"{order}{len(values)}I", *values)
-
-    tags = {
-        256: long(width), 257: long(height), 258: short(*[bits] * channels),
-        259: short(8 if compressed else 1), 262: short(photometric),
-        273: long(*[0] * len(strips)), 274: short(orientation), 277: short(channels),
-        278: long(height), 279: long(*map(len, strips)),
-        284: short(2 if planar or alone else 1),
-        339: short(*[sample] * channels),
-    }  # fmt: skip
+    tags = {274: short(order, orientation), 339: short(order, *[sample] * channels)}
     if photometric == palette:
-        tags[320] = short(*(colors * 257).ravel().tolist())
+        tags[320] = short(order, *(colors * 257).ravel().tolist())
     if channels in (2, 4) and photometric != cmyk:
-        tags[338] = short(2)  # the last channel is an alpha that is not multiplied in
+        tags[338] = short(order, 2)  # the last channel is an alpha that is not multiplied in
     if rng.random() < 0.5:
         odd = [tag for tag in odd_tags(order) if rng.random() < 0.25]
         tags |= {tag: (kind, count, value) for tag, kind, count, value in odd}
         tags |= pick(rng, ({}, {34675: (7, 3, b"abc")}, {700: (1, len(XMP), XMP)}))
-    offset = len(exif_block([(tag, *value) for tag, value in tags.items()], order))
-    tags[273] = long(*(offset + sum(map(len, strips[:i])) for i in range(len(strips))))
-    data = exif_block([(tag, *value) for tag, value in tags.items()], order) + b"".join(strips)
+    form = {"planes": 2 if planar or alone else 1, "compressed": compressed, "order": order}
+    data = tiff_file(strips, drawn.shape, bits, photometric, tags, **form)
     rare = bits == 12 or (bits == 32 and (compressed or sample == unsigned))
     return Drawn("tiff", data, seen, orientation, tolerance, fate, not rare or order == "<")
 

@@ -14,7 +14,7 @@ from clipseg_np.errors import InputError
 from clipseg_np.image import decode
 from clipseg_np.image.load_image import load_image
 
-from ..helpers.drawn_images import chunk, exif_block, png_file, saved, segment
+from ..helpers.drawn_images import chunk, exif_block, png_file, saved, segment, short, tiff_file
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[..., :1]
@@ -83,7 +83,7 @@ def test_dark_grey_of_16_bits_is_dark_whatever_the_format(write, writer):
         dark = dark.astype(np.uint16)
         path = write(writer(dark))
         with Image.open(path) as opened:
-            for image in (path, opened, dark):
+            for image in (path, opened, dark, dark.astype(">u2")):
                 with pytest.warns(UserWarning, match=f"brightest number is {top}, and 65535"):
                     assert np.array_equal(load_image(image), three(rounded(dark)))
 
@@ -283,6 +283,40 @@ def test_a_tiff_that_lies_on_its_side_is_read_alike_as_path_and_image(write):
     with Image.open(path) as opened:
         for image in (path, opened, Image.open(io.BytesIO(data))):
             assert np.array_equal(load_image(image), three(np.rot90(GREY, -1)))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_colors_of_16_bits_in_planes(write, order, orientation, compressed):
+    """Pillow takes them for bytes; of compressed ones, only their upper bytes can be had."""
+    strips = [DEEP[..., i].astype(f"{order}u2").tobytes() for i in range(3)]
+    options = {"planes": 2, "compressed": compressed, "order": order}
+    tags = {274: short(order, orientation)}
+    data = tiff_file(strips, DEEP.shape, 16, 2, tags, **options)
+    expected = rounded(DEEP) if orientation == 1 else np.rot90(rounded(DEEP), -1)
+    path = write(data)
+    with Image.open(path) as opened:
+        for image in (path, opened):
+            loaded = load_image(image).astype(int)
+            assert np.abs(loaded - expected).max() <= compressed
+    strips = [(DEEP[..., i] >> 8).astype(f"{order}u2").tobytes() for i in range(3)]
+    path = write(tiff_file(strips, DEEP.shape, 16, 2, tags, **options))
+    with pytest.warns(UserWarning, match="and 65535 counts as white"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("kind", "sample"), [("f4", 3), ("i4", 2), ("i2", 2)])
+def test_numbers_of_a_tiff_in_each_byte_order(write, order, compressed, kind, sample):
+    """Pillow swaps the bytes of big-endian ones twice where they are compressed."""
+    numbers = GREY / np.float32(255) if kind == "f4" else GREY.astype(kind) | 128
+    strips = [numbers.astype(f"{order}{kind}").tobytes()]
+    tags = {339: short(order, sample)}
+    options = {"compressed": compressed, "order": order}
+    data = tiff_file(strips, GREY.shape, 8 * int(kind[1]), 1, tags, **options)
+    assert np.array_equal(load_image(write(data)), load_image(numbers))
 
 
 def tagged(numbers: np.ndarray, tag: int, value: int) -> bytes:

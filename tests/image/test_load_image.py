@@ -249,7 +249,15 @@ def test_the_result_is_the_caller_s_own():
         np.testing.assert_array_equal(np.asarray(image), before)
 
 
-def test_rescaled_floats_are_told_from_grey_levels():
+def test_rescaled_floats_are_told_from_grey_levels(tmp_path):
+    unit = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
+    processor = ViTImageProcessor(size=8, do_rescale=False)
+    for levels, expected in ((unit, True), (np.round(unit * 255), False)):
+        image, file = Image.fromarray(levels), tmp_path / "float.tif"
+        image.save(file)
+        assert all(is_unit_float(one) == expected for one in (levels, image, file, str(file)))
+        values = [processor(one).pixel_values for one in (levels, image, file)]
+        assert np.array_equal(values[0], values[1]) and np.array_equal(values[0], values[2])
     assert is_unit_float(np.array([[0.0, 1.0]]))
     for other in (RGB, RGB.astype(np.float32), -np.ones((2, 2)), np.array([[np.nan]]), "a.png"):
         assert not is_unit_float(other)

@@ -157,7 +157,7 @@ def test_a_signal_while_the_workers_start(command, tmp_path, undisturbed):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_parent_is_killed(workers, command, tmp_path, undisturbed):
-    """It can say nothing more. Its workers see that it has gone, and the report has what was done."""
+    """It can say nothing more. Its workers see that it has gone; the report has what was done."""
     run = Run(command, tmp_path / "out", workers)
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.communicate(timeout=MAX_SECONDS)
