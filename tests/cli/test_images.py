@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def deep_file(tmp_path, image):
 
 @pytest.fixture
 def run(checkpoint, tmp_path, capfd):
-    """Run a command, return its warnings; results go to the folder "out"."""
+    """Run a command, return its warnings; results go to the folder "out", which is empty before."""
 
     def run(command: str, *arguments: object, output: object = tmp_path / "out") -> list[str]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         words = [command, *arguments, "--model", checkpoint, "--output", output]
         assert main([str(word) for word in words]) == 0
         lines = capfd.readouterr().err.splitlines()
@@ -44,7 +46,7 @@ def opened(path: Path) -> np.ndarray:
 
 def test_white_can_be_said(run, deep_file, image, checkpoint, tmp_path):
     soft = ("red", "--write", "soft", "--image-prompt", deep_file)
-    (warning,) = run("segment", deep_file, *soft, output=tmp_path / "dark")
+    warning = run("segment", deep_file, *soft, output=tmp_path / "dark")[0]
     assert "deep.tif is dark: its brightest number is 40" in warning
     assert "65535 counts as white" in warning and "--white-level" in warning
     grey = np.repeat(load_image(deep_file, white_level=4080)[..., :1], 3, axis=2)
@@ -120,10 +122,10 @@ def test_a_cutout_keeps_the_image_s_own_alpha(run, image, checkpoint, tmp_path, 
     np.testing.assert_array_equal(expected[..., :3], image)
     np.testing.assert_array_equal(expected[..., 3], alpha * mask)
     threshold = ("--threshold", result.probabilities.mean(), "--write", "cutout")
-    run("segment", file, "red", *threshold)
-    run("batch", folder, "red", *threshold, "--workers", 1)
-    for name in ("logo_1_red_cutout.png", "logo.png/logo_1_red_cutout.png"):
-        np.testing.assert_array_equal(opened(tmp_path / "out" / name), expected)
+    for command in (("segment", file), ("batch", folder, "--workers", 1)):
+        run(*command, "red", *threshold)
+        (written,) = (tmp_path / "out").rglob("logo_1_red_cutout.png")
+        np.testing.assert_array_equal(opened(written), expected)
     for kind, pixels in (("cutout", expected), ("highlight", None)):
         out = io.TextIOWrapper(io.BytesIO())
         monkeypatch.setattr(sys, "stdout", out)

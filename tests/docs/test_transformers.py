@@ -1,4 +1,4 @@
-"""Each row of docs/TRANSFORMERS.md: a script's words are taken, ignored with a warning or refused."""
+"""Each row of docs/TRANSFORMERS.md: what it names is taken, ignored with a warning or refused."""
 
 import contextlib
 import re
