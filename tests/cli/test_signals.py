@@ -34,6 +34,7 @@ def test_segment_is_stopped(number, code, checkpoint, tmp_path):
     while not list((tmp_path / "tmp").iterdir()):  # it has begun
         assert process.poll() is None
         time.sleep(0.01)
+    time.sleep(0.2)  # it waits
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code and not out
