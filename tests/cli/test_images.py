@@ -1,4 +1,4 @@
-"""Images on the command line: what is white, several images in one file, transparency that is kept."""
+"""Images on the command line: what is white, several images in one file, kept transparency."""
 
 import io
 import json
