@@ -64,7 +64,7 @@ def run_segment(options: argparse.Namespace) -> int:
             raise InputError(f"{name} is a folder; `clipseg-np batch` segments all images in one")
         if name != "-" and not os.path.isfile(name):
             load_image(name)  # says why not
-    kinds, to_stdout = options.write or ("mask",), options.output == "-"
+    kinds, to_stdout = kinds_of(options), options.output == "-"
     single = len(images) == len([*options.prompts, *options.image_prompt]) == len(kinds) == 1
     single = single and not (options.labels or options.overlay)
     if to_stdout and (not single or options.json or sys.stdout is None):
@@ -158,8 +158,8 @@ def output_place(name: str, single: bool = False) -> tuple[Path, str | None]:
     path = Path(name)
     if not name:
         raise InputError("--output is empty; expected a folder")
-    if has_image_suffix(name) and not path.is_dir():
-        if single and path.suffix.lower() == ".png":
+    if has_image_suffix(path.name) and not path.is_dir():
+        if single and name.lower().endswith(".png"):
             return path.parent, path.name
         raise InputError(
             f"--output {name} has an image's suffix; expected a folder, or NAME.png for one image, "
@@ -183,6 +183,10 @@ def read_image(name: str, white_level: float | None) -> np.ndarray:
         return load_image(file.name, name="standard input", **options)
 
 
+def kinds_of(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(options.write or ("mask",)))
+
+
 def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
     """The job that the options describe; its results go to `folder`."""
     images, masks = options.image_prompt, options.prompt_mask
@@ -200,11 +204,11 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
         output=str(folder),
         model=str(model_path(options)),
         image_prompts=tuple(zip(images, masks or [None] * len(images))),
-        kinds=options.write or ("mask",),
+        kinds=kinds_of(options),
         threshold=checked_threshold(options.threshold),
         clean_up=CleanUp(options.smallest, options.grow, options.feather),
         labels=options.labels,
-        scales=options.scales,
+        scales=tuple(options.scales or (1,)),
         backend=options.backend,
         white_level=options.white_level,
         overlay=overlay,

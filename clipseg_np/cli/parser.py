@@ -33,7 +33,7 @@ def kinds(text: str) -> tuple[str, ...]:
         if word not in (*KINDS, "all"):
             expected = f"expected {', '.join(KINDS)} or all"
             raise argparse.ArgumentTypeError(f"{word!r} is no kind of image; {expected}")
-    return tuple(KINDS) if "all" in words else tuple(dict.fromkeys(words))
+    return tuple(KINDS) if "all" in words else tuple(words)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -229,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     text = f"for {authors}: a folder with CLIP's tokenizer, or bpe_simple_vocab_16e6.txt.gz"
     convert("--tokenizer", metavar="PATH", help=text)
     text = f"layers that {authors} reads, counted from 0; default: 3 6 9"
-    convert("--extract-layers", metavar="N", type=whole_numbers, help=text)
+    convert("--extract-layers", metavar="N,N", type=whole_numbers, action="extend", help=text)
     return top
 
 
@@ -248,7 +248,7 @@ def add_segment_options(add: Callable) -> None:
     text = "a mask holds the pixels whose probability, 0 to 1, is above T; default: %(default)s"
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
     text = f"images to write for each prompt: all, or several of {', '.join(KINDS)}; default: mask"
-    add("--write", metavar="KIND,KIND", type=kinds, help=text)
+    add("--write", metavar="KIND,KIND", type=kinds, action="extend", help=text)
     text = "write a sheet of the image and all masks, as one image without --write gets anyway"
     add("--overlay", action="store_true", help=text)
     add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")
@@ -259,5 +259,5 @@ def add_segment_options(add: Callable) -> None:
     text = "soften mask edges by N pixels; default: %(default)s"
     add("--feather", metavar="N", type=float, default=0, help=text)
     text = "1: the whole image; S: its windows of 1/S of its sides; several: their mean; default: 1"
-    add("--scales", metavar="S", type=whole_numbers, default=(1,), help=text)
+    add("--scales", metavar="S,S", type=whole_numbers, action="extend", help=text)
     add("--json", action="store_true", help="print one line of JSON for each prompt")

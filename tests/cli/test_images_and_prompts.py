@@ -90,6 +90,7 @@ def test_one_of_several_images_that_cannot_be_read(run):
         ("batch photos photos x", "photos is a folder: `clipseg-np batch` takes one"),
         ("trace a.png b.jpg x --output t", "b.jpg is a file"),
         ("segment a.png x --output mask.jpg", "mask.jpg has an image's suffix"),
+        ("segment a.png x --output mask.png/", "mask.png/ has an image's suffix"),
         ("segment a.png x y --output mask.png", "mask.png has an image's suffix"),
         ("segment a.png b.jpg x --output mask.png", "mask.png has an image's suffix"),
         ("segment a.png x --write mask soft --output m.png", "m.png has an image's suffix"),
@@ -138,6 +139,7 @@ def test_standard_input_beside_files(run, monkeypatch):
         (["all", "a star"], list(KINDS), ["a star"]),
         (["heat", "all"], list(KINDS), []),
         (["soft", "--", "mask"], ["soft"], ["mask"]),
+        (["soft", "--write", "heat,soft", "x"], ["soft", "heat"], ["x"]),
     ],
 )
 @pytest.mark.parametrize("option", ["--write", "--writ"])
@@ -151,10 +153,10 @@ def test_kinds_end_where_prompts_begin(written, kinds, prompts, option, run):
 
 
 def test_numbers_end_where_prompts_begin(run):
-    for number, scales in enumerate((["1", "2"], ["1,2"])):
+    for number, scales in enumerate((["1", "2"], ["1,2"], ["1", "--scales=2"])):
         code, out, _ = run("segment", "a.png", "--scales", *scales, "a star", "-o", f"m{number}")
         assert code == 0 and out.startswith("a star  ")
-    assert files("m0") == files("m1")
+    assert files("m0") == files("m1") == files("m2")
     assert run("segment", "a.png", "a star", "-o", "whole")[0] == 0
     assert files("m0") != files("whole")
     _, _, err = run("convert", "--extract-layers", "1", "2", "in.safetensors", "out")
@@ -277,7 +279,7 @@ def test_prompts_like_expressions_are_warned_of_once(run):
 def test_help_shows_all_defaults(run):
     for command in ("segment", "batch"):
         text = " ".join(run(command, "--help")[1].split())
-        for option in ("--smallest N", "--grow N", "--feather N", "--scales S", "--threshold T"):
+        for option in ("--smallest N", "--grow N", "--feather N", "--scales S,S", "--threshold T"):
             about = text.rpartition(f" {option} ")[2].partition(" --")[0]
             assert "default: " in about, about
 
