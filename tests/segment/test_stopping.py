@@ -126,9 +126,10 @@ def assert_goes_on(command, output, undisturbed, stored: int) -> None:
     ("number", "target", "code"),
     [
         (signal.SIGINT, os.killpg, 130),  # Ctrl-C in a terminal
-        (signal.SIGINT, os.kill, 130),
         (signal.SIGTERM, os.kill, 143),
-        (signal.SIGHUP, os.killpg, 129),  # the terminal is closed
+        pytest.param(signal.SIGINT, os.kill, 130, marks=pytest.mark.slow),
+        # The terminal is closed.
+        pytest.param(signal.SIGHUP, os.killpg, 129, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal(number, target, code, workers, command, tmp_path, undisturbed):
