@@ -7,9 +7,12 @@ coarser of the two float types decides the tolerance: see TOLERANCES.
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+
+from ..errors import InputError
 
 # Relative to a layer's largest number. Over all layers of the official size with random weights,
 # correct implementations differ by up to 3e-6 in float32 and 3e-14 in float64 (tests/oracle). Ten
@@ -22,15 +25,20 @@ FLOAT32_ERROR_MULTIPLE = 10
 MAX_UNEXPLAINED = 1e-2
 # The number of layers that the report names before the first that deviates.
 MAX_NAMED = 3
+# An error is a jump if it is this multiple of each before it, and this share of the tolerance. A
+# wrong epsilon in float32 makes it 40 times as large, and exceeds the tolerance layers later.
+MIN_JUMP, MIN_JUMP_SHARE = 5, 0.05
+# How alike two names are, of which one may be the other's misspelling.
+MIN_LIKENESS = 0.9
 
 
 @dataclass(frozen=True)
 class Row:
     """The comparison of one array.
 
-    used: the share of the tolerance; infinity if the arrays cannot be compared.
+    used: the share of the tolerance; infinity if the arrays cannot be compared, 0 if it is missing.
     largest: the largest absolute difference. relative: that, over the largest expected number.
-    message: how the array deviates; "" if it does not.
+    message: how the array deviates, or that it is missing; "" if it agrees.
     """
 
     name: str
@@ -46,19 +54,31 @@ class Row:
     def fine(self) -> bool:
         return self.used <= 1
 
+    missing = property(lambda self: self.fine and bool(self.message))
+
 
 def compare(
     golden: Mapping[str, Any], other: Mapping[str, Any], relative: float | None = None
 ) -> list[Row]:
     """A row for each golden name, in golden order; names that only `other` has are ignored.
 
-    relative: the tolerance, in place of the float types' one.
+    An array that `other` lacks is missing, and does not deviate: a port may be unfinished.
+    relative: the tolerance, in place of the float types' one. Raises InputError if `other` has no
+    golden name.
     """
     errors = getattr(golden, "about", {}).get("float32_error", {})
+    names, spare = set(other), sorted(set(other).difference(golden))
+    if golden and len(spare) == len(names):
+        raise InputError(
+            f"None of the port's {len(names)} arrays has a name of the golden file; expected names "
+            f"such as {list(golden)[-1]}, got {', '.join(spare[:MAX_NAMED]) or 'none'}."
+        )
     rows = []
     for name, expected in golden.items():
-        if name not in other:
-            rows.append(Row(name, expected.shape, np.inf, message="is missing"))
+        if name not in names:
+            near = get_close_matches(name, spare, 1, MIN_LIKENESS)
+            message = "; or is it ".join(["is not there yet", *near])
+            rows.append(Row(name, expected.shape, 0.0, message=message))
             continue
         actual, tolerance = other[name], relative
         if tolerance is None:
@@ -167,25 +187,36 @@ def permutations(actual: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, 
 
 
 def report(rows: list[Row], table: bool = True) -> str:
-    """The first name that deviates, with the names before it; then a line for each name."""
+    """The first name that deviates, and those before it; then a line for each name."""
     wrong = [i for i, row in enumerate(rows) if not row.fine]
+    before = rows[: wrong[0]] if wrong else rows
+    present = [row for row in before if not row.missing]
     if wrong:
         first = rows[wrong[0]]
         lines = [f"{first.name} is the first of {len(wrong)} that deviate(s): it {first.message}."]
         if np.isfinite(first.used):
             lines.append(f"It uses {first.used:.3g} times the tolerance.")
-        before = [row.name for row in rows[max(0, wrong[0] - MAX_NAMED) : wrong[0]]]
-        last = f", last {', '.join(before)}" if before else ""
-        lines.append(f"Before it, {wrong[0]} agree(s){last}.")
+        last = ", ".join(row.name for row in present[-MAX_NAMED:])
+        lines.append(f"Before it, {len(present)} agree(s){last and f', last {last}'}.")
+        peaks = itertools.accumulate((row.used for row in present), max, initial=0.0)
+        for row, peak in zip(present, peaks):
+            if row.used >= max(MIN_JUMP_SHARE, MIN_JUMP * peak):
+                share = f"from {peak:.1%} of the tolerance to {row.used:.1%}"
+                lines.append(f"The error jumps before, at {row.name}: {share}. Look there first.")
+                break
     else:
-        lines = [f"All {len(rows)} agree."]
-        if rows:
-            most = max(rows, key=lambda row: row.used)
+        lines = [f"All {len(present)} agree."]
+        if present:
+            most = max(present, key=lambda row: row.used)
             lines.append(f"{most.name} uses most of the tolerance: {most.used:.1%}.")
+    if missing := [row for row in before if row.missing]:
+        number = f"{len(missing)} before it" if wrong else len(missing)
+        lines.append(f"{number} are not there yet, last {missing[-1].name}.")
     if table:
         width = max((len(row.name) for row in rows), default=0)
         lines += ["", f"{'name':<{width}}  {'largest':>9}  {'relative':>9}  {'of tolerance':>12}"]
         for row in rows:
             numbers = f"{row.largest:9.2e}  {row.relative:9.2e}  {row.used:12.2%}"
+            numbers = row.message if row.message and not row.largest else numbers
             lines.append(f"{row.name:<{width}}  {numbers}{'' if row.fine else '  <-'}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from clipseg_np.errors import InputError
 from clipseg_np.golden.compare import FLOAT32_ERROR_MULTIPLE, TOLERANCES, compare, report
 
 rng = np.random.default_rng(0)
@@ -62,11 +63,61 @@ def test_a_deviation_of_no_known_kind_is_given_by_its_worst_element():
     assert "ULP of float64" in line and "a bias" not in line
 
 
-def test_a_missing_name_is_named_and_one_too_many_is_not():
-    other = {name: array for name, array in GOLDEN.items() if name != "second"} | {"more": EXPECTED}
-    rows = compare(GOLDEN, other)
-    assert [row.name for row in rows if not row.fine] == ["second"]
-    assert "second is the first of 1 that deviate(s): it is missing." in report(rows)
+def test_a_name_that_is_missing_does_not_deviate():
+    """Nor do names hide that only the port has."""
+    port = {"third": GOLDEN["third"], "more": EXPECTED}
+    rows = compare(GOLDEN, port)
+    assert [(row.name, row.fine, row.missing) for row in rows] == [
+        ("first", True, True),
+        ("second", True, True),
+        ("third", True, False),
+    ]
+    assert report(rows, table=False).splitlines() == [
+        "All 1 agree.",
+        "third uses most of the tolerance: 0.0%.",
+        "2 are not there yet, last second.",
+    ]
+    text = report(compare(GOLDEN, port | {"third": GOLDEN["third"] + 1}))
+    assert text.startswith("third is the first of 1 that deviate(s): it ")
+    assert "Before it, 0 agree(s).\n2 before it are not there yet, last second.\n" in text
+    assert "inf" not in text and text.count("  <-") == 1
+    assert "\nfirst   is not there yet\nsecond  is not there yet\nthird " in text
+
+
+def test_a_misspelled_name_is_offered_where_one_is_missing():
+    golden = {"vision.pre_layrnorm": np.ones(2), "vision.layers.0": np.ones(2)}
+    port = {"vision.pre_layernorm": np.ones(2), "vision.layers.0": np.ones(2), "more": np.ones(2)}
+    missing, _ = compare(golden, port)
+    assert missing.message == "is not there yet; or is it vision.pre_layernorm"
+
+
+@pytest.mark.parametrize(("port", "got"), [({}, "none"), ({"b": EXPECTED, "a": 1}, "a, b")])
+def test_a_port_with_no_golden_name_is_refused(port, got):
+    with pytest.raises(InputError, match=f"expected names such as third, got {got}."):
+        compare(GOLDEN, port)
+    assert compare({}, port) == []
+
+
+def test_arrays_that_cannot_be_compared_show_no_numbers():
+    text = report(compare(GOLDEN, GOLDEN | {"second": EXPECTED[:, :2]}))
+    assert "\nsecond  has shape (2, 2, 5); expected (2, 3, 5)  <-\n" in text
+
+
+def with_errors(*shares: float) -> str:
+    """The report of arrays whose errors are these shares of the tolerance of float32."""
+    golden = {f"layer {i}": np.ones(1) for i in range(len(shares))}
+    port = {n: a + TOLERANCES["float32"] * s for (n, a), s in zip(golden.items(), shares)}
+    tolerance = TOLERANCES["float32"]
+    return report(compare(golden, port, tolerance), table=False)
+
+
+def test_the_first_jump_is_named_beside_the_first_excess():
+    """Rounding hides a small mistake at its layer; it grows until a later layer exceeds."""
+    text = with_errors(0.004, 0.01, 0.63, 0.6, 0.9, 5, 7)
+    assert text.startswith("layer 5 is the first of 2 that deviate(s)")
+    assert "The error jumps before, at layer 2: from 1.0% of the tolerance to 63.0%." in text
+    for shares in [(0.01, 0.02, 5), (0.01, 0.04, 0.1, 0.3, 2), (0.01, 0.63, 0.9)]:
+        assert "jumps" not in with_errors(*shares)
 
 
 def test_the_report_names_the_layers_before_and_marks_all_that_deviate():

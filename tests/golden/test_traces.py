@@ -1,15 +1,20 @@
 """Golden files: writing, reading back, and no file if the model fails."""
 
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from clipseg_np import CLIPSegForImageSegmentation, InputError, trace
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, InputError, trace
 from clipseg_np.cli.parser import main
-from clipseg_np.golden.traces import Golden, assert_matches, golden_file, write_golden
+from clipseg_np.golden.compare import compare, report
+from clipseg_np.golden.traces import Golden, assert_matches, golden_file, numbered, write_golden
+from clipseg_np.nn.layers import LayerNorm
 
 from ..helpers.checkpoints import PLAIN
 
@@ -152,8 +157,42 @@ def test_assert_matches_takes_a_file_and_reports(file, model, inputs):
     with pytest.raises(AssertionError, match=r"input.pixel_values is the first .* It is 2 times"):
         assert_matches(wrong, file)
     activations.all.clear()
-    with pytest.raises(AssertionError, match="it is missing"):
+    with pytest.raises(InputError, match="expected names such as .*, got none"):
         assert_matches(activations, file)
+
+
+def test_a_port_in_the_middle_matches_in_the_layers_that_it_has(file, model, inputs):
+    with trace() as activations:
+        model(**inputs)
+    begun = dict(itertools.islice(numbered(activations).items(), 5))
+    assert_matches(begun, file)
+    begun["decoder.film_mul"] = -activations["decoder.film_mul"]
+    with pytest.raises(AssertionError, match="film_mul is the first of 1 .*") as caught:
+        assert_matches(begun, file)
+    assert "Before it, 5 agree(s), last clip.vision_model" in str(caught.value)
+    assert " before it are not there yet, last decoder." in str(caught.value)
+
+
+def test_a_wrong_epsilon_is_named_at_its_layer_in_each_float_type(monkeypatch):
+    """In float64 this layer is the first to exceed the tolerance, in float32 a later one is."""
+    demo = Path(__file__).parents[2] / "weights" / "demo"
+    inputs = CLIPSegProcessor.from_pretrained(demo)("a star", Image.open("examples/shapes.png"))
+    load = partial(CLIPSegForImageSegmentation.from_pretrained, demo, backend="numpy-reference")
+
+    def run(dtype):
+        with trace() as activations:
+            load(dtype=dtype)(**inputs)
+        return numbered(activations)
+
+    golden = run("float64")
+    wrong = lambda self, x: self.ops.layer_norm(x, self.weight, self.bias, 1e-6)
+    monkeypatch.setattr(LayerNorm, "forward", wrong)
+    norm = "clip.vision_model.pre_layrnorm"
+    text = report(compare(golden, run("float64")), table=False)
+    assert text.startswith(f"{norm} is the first") and "jumps" not in text
+    text = report(compare(golden, run("float32")), table=False)
+    assert text.startswith("clip.vision_model.encoder.layers.")
+    assert f"The error jumps before, at {norm}: from 1." in text
 
 
 def test_from_the_command_line(tmp_path, capsys):

@@ -18,9 +18,13 @@ def recipes() -> list[list[str]]:
 
 def blocks(language: str) -> dict[str, str]:
     """The blocks of code in a language, by document and number, such as "README 1"."""
-    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     return {
         f"{path.stem} {number}": block
         for path in (README, COOKBOOK, TRANSFORMERS)
-        for number, block in enumerate(fence.findall(path.read_text("utf-8")), start=1)
+        for number, block in enumerate(fenced(path, language), start=1)
     }
+
+
+def fenced(path: Path, language: str) -> list[str]:
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    return fence.findall(path.read_text("utf-8"))

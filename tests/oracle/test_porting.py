@@ -1,8 +1,5 @@
 """PORTING.md's recipe, as it is written there: transformers' trace compares clean against ours."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,17 +13,12 @@ from clipseg_np.golden.compare import compare
 from clipseg_np.golden.traces import Golden, write_golden
 
 from ..helpers.checkpoints import PLAIN, REFINED
+from ..helpers.documents import ROOT, fenced
 from .reference import reference_model
 
 pytestmark = pytest.mark.oracle
-ROOT = Path(__file__).parents[2]
-(RECIPE,) = [
-    block
-    for block in re.findall(
-        r"```python\n(.*?)```", (ROOT / "PORTING.md").read_text("utf-8"), re.DOTALL
-    )
-    if "register_forward_hook" in block
-]
+BLOCKS = fenced(ROOT / "PORTING.md", "python")
+(RECIPE,) = [block for block in BLOCKS if "register_forward_hook" in block]
 
 
 def run_recipe(folder, dtype, monkeypatch, where):
