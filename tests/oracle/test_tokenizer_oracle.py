@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,21 +12,15 @@ from clipseg_np.text.bpe import BYTE_SYMBOLS
 from clipseg_np.text.normalize import normalize, pieces
 from clipseg_np.text.tokenizer import CLIPTokenizer
 
+from ..helpers.clip_merges import clip_merges
+
 pytestmark = pytest.mark.oracle
 
 Reference = transformers.CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SYMBOLS = sorted(BYTE_SYMBOLS.values())
-CLIP_MERGES = Path(__file__).parents[3] / "shared" / "clip-bpe" / "merges.txt"
 N_STRINGS = {"clip": 12_000, "shuffled": 4_000, "gappy": 2_000}
-
-
-def clip_merges(draw):
-    if not CLIP_MERGES.is_file():
-        pytest.skip("CLIP's merge table, ../shared/clip-bpe/merges.txt, is not here")
-    lines = CLIP_MERGES.read_text(encoding="utf-8").split("\n")[1:]
-    return [tuple(line.split(" ")) for line in lines if line]
 
 
 def shuffled_merges(draw):
@@ -52,7 +45,7 @@ def both(request, tmp_path_factory):
     name, symbols = request.param, SYMBOLS
     merges = []
     if name == "clip":
-        merges = clip_merges(draw)
+        merges = clip_merges()
     elif name == "shuffled":
         merges = shuffled_merges(draw)
     else:  # a vocabulary that lacks most bytes

@@ -8,7 +8,7 @@ import pytest
 from clipseg_np.text import bpe
 from clipseg_np.text.bpe import bytes_of, merge_pairs, merge_pairs_fast, symbols_of
 
-from .test_tokenizer import CLIP_MERGES, read_clip_merges
+from ..helpers.clip_merges import clip_merges, made_merges
 
 BOTH = pytest.mark.parametrize("merge", [merge_pairs, merge_pairs_fast])
 
@@ -50,11 +50,11 @@ def test_the_fast_form_on_drawn_words_and_tables():
             assert merge_pairs_fast(word, ranks) == merge_pairs(word, ranks), (word, table)
 
 
-@pytest.mark.skipif(not CLIP_MERGES.is_file(), reason="needs CLIP's merges (../shared/clip-bpe)")
-def test_the_fast_form_on_clips_words():
-    """Each word of CLIP's vocabulary, and runs of several words."""
+@pytest.mark.parametrize("read_merges", [made_merges, clip_merges])
+def test_the_fast_form_on_clips_words(read_merges):
+    """Each word of a vocabulary, and runs of several words."""
     draw = random.Random(0)
-    merges = read_clip_merges()
+    merges = read_merges()
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     tokens = [a + b.removesuffix("</w>") for a, b in merges if b.endswith("</w>")]
     words = [bytes_of(token).decode("utf-8", "ignore") for token in tokens]

@@ -1,7 +1,6 @@
 """The tokenizer: published ids, each known pitfall, the call's forms, the steps shown."""
 
 import doctest
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +11,10 @@ from clipseg_np.text import tokenizer
 from clipseg_np.text.bpe import BYTE_SYMBOLS
 from clipseg_np.text.tokenizer import CLIPTokenizer
 
+from ..helpers.clip_merges import N_MERGES, clip_merges, excerpt, made_merges
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = [("t", "h"), ("th", "e</w>"), ("a", "t</w>"), ("c", "at</w>")]
-CLIP_MERGES = Path(__file__).parents[3] / "shared" / "clip-bpe" / "merges.txt"
-
-
-def read_clip_merges():
-    lines = CLIP_MERGES.read_text(encoding="utf-8").split("\n")[1:]
-    return [tuple(line.split(" ")) for line in lines if line]
 
 
 def whole_vocabulary(merges):
@@ -35,9 +30,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def clip():
-    if not CLIP_MERGES.is_file():
-        pytest.skip("CLIP's merge table, ../shared/clip-bpe/merges.txt, is not here")
-    merges = read_clip_merges()
+    merges = made_merges()
     return CLIPTokenizer(whole_vocabulary(merges), merges)
 
 
@@ -74,6 +67,15 @@ PUBLISHED = {
 @pytest.mark.parametrize("text", PUBLISHED)
 def test_published_ids(clip, text):
     assert clip.encode(text) == [49406, *map(int, PUBLISHED[text].split()), 49407]
+
+
+def test_published_ids_by_the_whole_table():
+    merges = clip_merges()
+    assert len(merges) == N_MERGES
+    assert excerpt().items() <= dict(enumerate(merges)).items()
+    whole = CLIPTokenizer(whole_vocabulary(merges), merges)
+    for text, ids in PUBLISHED.items():
+        assert whole.encode(text)[1:-1] == [*map(int, ids.split())], text
 
 
 def test_the_size_of_clips_vocabulary(clip):
