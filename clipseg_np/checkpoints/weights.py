@@ -4,7 +4,7 @@ Loading is strict: each key is taken exactly once, in the expected shape; a miss
 is an error that names it, where transformers only warns.
 
 Files are mapped, not read: an array whose stored type is the wanted one costs no memory until it is
-used. The safetensors library reads and checks the header; it makes no arrays of bfloat16.
+used. The safetensors library checks the file; it makes no arrays of bfloat16.
 """
 
 import difflib
@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .locate import read_json, unfinished_download, what_to_do
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+MAX_MAPPED = 32  # shards; some systems let a process open 64 files
 
 # Buffers of old checkpoints that no layer takes; the only keys that may be left over.
 IGNORED_ENDINGS = ("position_ids",)
@@ -65,7 +67,8 @@ class Raw:
         """The numbers in a type that NumPy has: the same array, or bfloat16 as float32."""
         if self.stored_type != "BF16":
             return self.array
-        return (self.array.astype(np.uint32) << 16).view(np.float32)
+        # NumPy 1.26 would shift an array without axes in int64.
+        return np.asarray(np.left_shift(self.array, 16, dtype=np.uint32)).view(np.float32)
 
 
 def give_back(arrays: Iterable[Array]) -> None:
@@ -104,11 +107,11 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
         raise InputError(f"{path / INDEX_NAME} has no weight_map from tensor names to file names.")
-    tensors = {}
-    for shard in sorted(set(shard_of.values())):
+    tensors, shards = {}, sorted(set(shard_of.values()))
+    for shard in shards:
         if Path(shard).name != shard:
             raise InputError(f"{path / INDEX_NAME} names {shard!r}; expected files beside it.")
-        for name, tensor in tensors_of_file(path / shard).items():
+        for name, tensor in tensors_of_file(path / shard, len(shards) <= MAX_MAPPED).items():
             if shard_of.get(name) != shard:
                 raise InputError(
                     f"{shard} holds {name}, which {INDEX_NAME} places in "
@@ -136,32 +139,35 @@ def _no_weights(folder: Path) -> FileNotFoundError:
     )
 
 
-def tensors_of_file(path: Path) -> dict[str, Raw]:
-    """The tensors of one safetensors file by name: read-only views of the mapped file."""
+def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
+    """The tensors of one safetensors file by name: read-only views of the mapped file.
+
+    If not `is_mapped`, the file is read into memory.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing. It may not have been fetched: fetch it again."
             f"{unfinished_download(path.parent)}"
         )
     try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.offset_keys()}
-            headers = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        with safe_open(path, framework="numpy"):
+            pass
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
         ) from error
-    start = 8 + int(np.fromfile(path, "<u8", 1)[0])
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
-    rest = np.memmap(path, np.uint8, "r", start).view(np.ndarray) if headers else None
-    tensors = {}
-    for name, (stored_type, shape) in headers.items():  # in the order of their bytes, without gaps
+    read = partial(np.memmap, mode="r") if is_mapped else np.fromfile
+    content = read(path, dtype=np.uint8).view(np.ndarray)
+    start = 8 + int(content[:8].view("<u8")[0])
+    header, numbers, tensors = json.loads(content[8:start].tobytes()), content[start:], {}
+    header.pop("__metadata__", None)
+    for name, about in header.items():
+        stored_type, (first, end) = about["dtype"], about["data_offsets"]
         if stored_type not in STORED_TYPES:
             raise InputError(f"{path}: {name} is stored as {stored_type}, which is not supported.")
-        dtype = STORED_TYPES[stored_type]
-        size = math.prod(shape) * dtype.itemsize
-        tensors[name] = Raw(rest[:size].view(dtype).reshape(shape), stored_type)
-        rest = rest[size:]
+        array = numbers[first:end].view(STORED_TYPES[stored_type]).reshape(about["shape"])
+        tensors[name] = Raw(array, stored_type)
     return tensors
 
 

@@ -144,6 +144,9 @@ class PretrainedModel(Layer):
         of checkpoint_path, such as local_files_only, and fields of the config, which win over
         config.json's; `config` takes that file's place.
 
+        Weights are mapped: as long as the model is used, their file may be replaced by another of
+        its name, but not overwritten in place (as `cp` does), which changes or ends the process.
+
         Raises FileNotFoundError or InputError as checkpoint_path does and where the checkpoint does
         not fit (see checkpoints/weights.py), and InputError for an unknown backend or dtype.
         """
@@ -164,7 +167,10 @@ class PretrainedModel(Layer):
 
     @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json and model.safetensors, both or neither. transformers loads them too."""
+        """Write config.json and model.safetensors, both or neither. transformers loads them too.
+
+        Models that were loaded from older files in `folder` keep their weights.
+        """
         folder = Path(folder)
         with written_whole(folder / CONFIG_NAME) as config_file:
             config_file.write_text(self.config.to_json_string(), "utf-8")
