@@ -27,7 +27,7 @@ TILE = 32
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """Resize an image, to the last bit as Pillow's `Image.resize` does.
+    """Resize an image, to the last bit as the `Image.resize` of Pillow 13 does.
 
     image: uint8 (H,W) or (H,W,C). size: (height, width). resample: one of RESAMPLINGS.
     Returns uint8 (height,width) or (height,width,C). Shrinking widens the filter, so that every

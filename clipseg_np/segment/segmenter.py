@@ -92,7 +92,8 @@ class Segmenter:
         """Load a checkpoint: a folder, one .safetensors file or a hub id; None is the demo's.
 
         For the options and errors see the model's from_pretrained; for `record`, the class. `hub`
-        are further options of checkpoint_path, such as revision.
+        are further options of checkpoint_path, such as revision. Only with threads=1 do equal calls
+        give equal bits.
         """
         path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only, **hub)
         model = CLIPSegForImageSegmentation.from_pretrained(

@@ -226,3 +226,11 @@ def test_the_memory_of_mapped_weights_can_be_given_back(segmenter, tmp_path):
     text_alone = mapped_kilobytes(file)
     model.clip.text_model(np.array([[1, 2, 191]]))
     assert text_alone < mapped_kilobytes(file)  # Segmenter had given it back
+
+
+def test_one_thread_repeats_a_call_to_the_last_bit():
+    """Several threads do not, as the docstrings of `threads` say."""
+    segmenter = Segmenter.from_pretrained(threads=1)
+    first, *others = (segmenter("examples/shapes.png", ["a star", "red"]) for _ in range(4))
+    for other in others:
+        assert np.array_equal(first.probabilities, other.probabilities)
