@@ -23,7 +23,7 @@ def whole_vocabulary(merges):
     return {token: number for number, token in enumerate(tokens)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def toy():
     return CLIPTokenizer(whole_vocabulary(MERGES), MERGES)
 
@@ -79,12 +79,8 @@ def test_published_ids_by_the_whole_table():
 
 
 def test_the_size_of_clips_vocabulary(clip):
-    assert (clip.vocab_size, len(clip), clip.eos_token_id, clip.pad_token_id) == (
-        49408,
-        49408,
-        49407,
-        49407,
-    )
+    assert clip.vocab_size == len(clip) == 49408
+    assert clip.eos_token_id == clip.pad_token_id == 49407
 
 
 def test_P21_accents_stay_and_contractions_are_split(clip):
@@ -197,9 +193,8 @@ def test_padding(toy):
 
 
 def test_padding_with_another_token():
-    padded = CLIPTokenizer(whole_vocabulary(MERGES), MERGES, pad_token="!")(
-        ["a", "the cat"], padding=True
-    )
+    tokenizer = CLIPTokenizer(whole_vocabulary(MERGES), MERGES, pad_token="!")
+    padded = tokenizer(["a", "the cat"], padding=True)
     assert padded.input_ids[0][-1] == 0 != padded.input_ids[1][-1]
 
 
@@ -208,17 +203,9 @@ def test_P24_truncation_keeps_the_end_token(toy):
     assert len(ids) == 77 and ids[0] == toy.bos_token_id and ids[-1] == toy.eos_token_id
     assert toy("the the the", max_length=4)["input_ids"] == ids[:3] + ids[-1:]
     assert toy("the the the", max_length=2, truncation=True)["input_ids"] == [ids[0], ids[-1]]
-    assert (
-        toy("the the", max_length=1, truncation=True, add_special_tokens=False)["input_ids"]
-        == ids[1:2]
-    )
-    cut = toy(
-        ["the the the", "a"],
-        padding="max_length",
-        truncation=True,
-        max_length=4,
-        return_tensors="np",
-    )
+    one = toy("the the", max_length=1, truncation=True, add_special_tokens=False)
+    assert one["input_ids"] == ids[1:2]
+    cut = toy(["the the the", "a"], "max_length", True, 4, return_tensors="np")
     assert cut.input_ids.shape == (2, 4)
 
 
@@ -257,11 +244,8 @@ def test_decode(toy):
     assert toy.decode(ids) == "<|startoftext|>the cat , naïve 日本 <|endoftext|>"
     assert toy.decode(ids, skip_special_tokens=True) == "the cat , naïve 日本"
     assert toy.decode(np.array(ids[1:2])) == toy.decode(ids[1]) == "the"
-    assert (
-        toy.batch_decode([ids[1:2], ids[2:3]])
-        == toy.decode(np.array([ids[1:2], ids[2:3]]))
-        == ["the", "cat"]
-    )
+    rows = [ids[1:2], ids[2:3]]
+    assert toy.batch_decode(rows) == toy.decode(np.array(rows)) == ["the", "cat"]
     assert toy.batch_decode(ids[1:2]) == ["the"]
     assert toy.decode([]) == ""
     assert toy.decode(toy("the")) == toy.decode(toy("the")["input_ids"])
@@ -288,9 +272,8 @@ def test_looking_up(toy):
 
 def test_the_keywords_of_transformers(toy):
     ids = toy.encode("the cat", None)
-    assert toy.decode(
-        token_ids=ids, clean_up_tokenization_spaces=False, skip_special_tokens=True
-    ) == ("the cat")
+    options = {"clean_up_tokenization_spaces": False, "skip_special_tokens": True}
+    assert toy.decode(token_ids=ids, **options) == "the cat"
     assert toy.batch_decode(sequences=[ids], clean_up_tokenization_spaces=None) == [toy.decode(ids)]
     assert toy.encode("the cat", text_pair=None, add_special_tokens=False) == ids[1:-1]
     assert toy.encode("the cat", None, False) == ids[1:-1]
@@ -321,25 +304,20 @@ def test_ids_of_any_library(toy):
     assert toy.batch_decode(Tensor()) == toy.batch_decode([[516, 513, 517]])
 
 
-@pytest.fixture
-def changeable():
-    return CLIPTokenizer(whole_vocabulary(MERGES), MERGES)
-
-
-def test_an_assigned_setting_is_used(changeable):
-    a, t = changeable.encode("a t")[1:-1]
-    changeable.truncation_side = changeable.padding_side = "left"
-    assert changeable("the a t", truncation=True, max_length=4).input_ids == [516, a, t, 517]
-    assert changeable("the", truncation=True, max_length=2).input_ids == [516, 517]
-    padded = changeable(["a t", "a"], padding=True)
+def test_an_assigned_setting_is_used(toy):
+    a, t = toy.encode("a t")[1:-1]
+    toy.truncation_side = toy.padding_side = "left"
+    assert toy("the a t", truncation=True, max_length=4).input_ids == [516, a, t, 517]
+    assert toy("the", truncation=True, max_length=2).input_ids == [516, 517]
+    padded = toy(["a t", "a"], padding=True)
     assert padded.input_ids[1] == [517, 516, a, 517] and padded.attention_mask[1] == [0, 1, 1, 1]
-    assert changeable(["a t", "a"], padding=True, padding_side="right").input_ids[1][-1] == 517
-    changeable.pad_token_id = 0
-    assert (changeable.pad_token, changeable.pad_token_id) == ("!", 0)
-    changeable.pad_token = changeable.eos_token
-    assert changeable.pad_token_id == 517
-    changeable.model_max_length = 5
-    assert changeable("a", padding="max_length").input_ids == [517, 517, 516, a, 517]
+    assert toy(["a t", "a"], padding=True, padding_side="right").input_ids[1][-1] == 517
+    toy.pad_token_id = 0
+    assert (toy.pad_token, toy.pad_token_id) == ("!", 0)
+    toy.pad_token = toy.eos_token
+    assert toy.pad_token_id == 517
+    toy.model_max_length = 5
+    assert toy("a", padding="max_length").input_ids == [517, 517, 516, a, 517]
 
 
 @pytest.mark.parametrize(
@@ -355,10 +333,10 @@ def test_an_assigned_setting_is_used(changeable):
         ("model_max_length", 1, "model_max_length is 1"),
     ],
 )
-def test_an_impossible_setting_is_refused_at_once(changeable, name, value, message):
+def test_an_impossible_setting_is_refused_at_once(toy, name, value, message):
     with pytest.raises(InputError, match=message):
-        setattr(changeable, name, value)
-    assert changeable("the cat", padding="max_length", max_length=5).input_ids[-1] == 517
+        setattr(toy, name, value)
+    assert toy("the cat", padding="max_length", max_length=5).input_ids[-1] == 517
 
 
 def test_explain(toy):

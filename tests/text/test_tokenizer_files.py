@@ -10,14 +10,8 @@ from clipseg_np.text.tokenizer import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = ["t h", "th e</w>"]
-TOKENS = [
-    *BYTE_SYMBOLS.values(),
-    *(s + "</w>" for s in BYTE_SYMBOLS.values()),
-    "th",
-    "the</w>",
-    START,
-    END,
-]
+SYMBOLS = BYTE_SYMBOLS.values()
+TOKENS = [*SYMBOLS, *(symbol + "</w>" for symbol in SYMBOLS), "th", "the</w>", START, END]
 VOCAB = {token: number for number, token in enumerate(TOKENS)}
 PLAIN = {"vocab.json": VOCAB, "merges.txt": "#version: 0.2\nt h\nth e</w>\n"}
 
@@ -27,17 +21,20 @@ def described(content, **more):
 
 
 def whole(added=(), merges=MERGES, **model):
-    return {
-        "version": "1.0",
-        "added_tokens": list(added),
-        "model": {
-            "type": "BPE",
-            "end_of_word_suffix": "</w>",
-            "vocab": VOCAB,
-            "merges": merges,
-            **model,
-        },
-    }
+    model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": VOCAB, "merges": merges, **model}
+    return {"version": "1.0", "added_tokens": list(added), "model": model}
+
+
+def config(**values):
+    return {"tokenizer_config.json": values}
+
+
+def tokens_map(**values):
+    return {"special_tokens_map.json": values}
+
+
+def added(**ids):
+    return {"added_tokens.json": ids}
 
 
 ADDED = [
@@ -74,30 +71,17 @@ def test_layouts(load, files):
     assert tokenizer.model_max_length == 77
 
 
+NAMED = {"bos_token": "th", "pad_token": "!", "model_max_length": 9}
+
+
 @pytest.mark.parametrize(
     "files",
     [
-        {"tokenizer_config.json": {"bos_token": "th", "pad_token": "!", "model_max_length": 9}},
-        {
-            "tokenizer_config.json": {
-                "bos_token": described("th"),
-                "pad_token": "!",
-                "model_max_length": 9,
-            }
-        },
-        {
-            "tokenizer_config.json": {"bos_token": "?", "model_max_length": 9},
-            "special_tokens_map.json": {"bos_token": described("th"), "pad_token": "!"},
-        },
-        {
-            "tokenizer_config.json": {
-                "bos_token": "th",
-                "pad_token": "!",
-                "model_max_length": 9,
-                "added_tokens_decoder": {"514": described(START)},
-            },
-            "special_tokens_map.json": {"bos_token": "?"},
-        },
+        config(**NAMED),
+        config(**NAMED | {"bos_token": described("th")}),
+        config(bos_token="?", model_max_length=9)
+        | tokens_map(bos_token=described("th"), pad_token="!"),
+        config(**NAMED, added_tokens_decoder={"514": described(START)}) | tokens_map(bos_token="?"),
     ],
 )
 def test_special_tokens_named_in_files(load, files):
@@ -115,9 +99,7 @@ def test_overrides(load):
 
 
 def test_no_longest_text_is_clips(load):
-    assert (
-        load(PLAIN | {"tokenizer_config.json": {"model_max_length": 10**30}}).model_max_length == 77
-    )
+    assert load(PLAIN | config(model_max_length=10**30)).model_max_length == 77
 
 
 def test_tokens_found_in_the_normalized_text(load):
@@ -129,23 +111,17 @@ def test_tokens_found_in_the_normalized_text(load):
 
 @pytest.mark.parametrize("pad, is_found", [(END, True), (described(END, normalized=False), False)])
 def test_the_last_new_description_of_a_token_counts(load, pad, is_found):
-    config = {"eos_token": END, "unk_token": described(END, normalized=True), "pad_token": pad}
-    ids = load(PLAIN | {"tokenizer_config.json": config}).encode("<|ENDOFTEXT|>")
+    files = config(eos_token=END, unk_token=described(END, normalized=True), pad_token=pad)
+    ids = load(PLAIN | files).encode("<|ENDOFTEXT|>")
     assert (ids == [514, 515, 515]) == is_found
 
 
 def test_tokens_behind_the_vocabulary(load, tmp_path):
-    more = [
-        described("[X]", id=516, normalized=True, special=False),
-        described("[y]", id=517, special=True),
-    ]
-    tokenizer = load({"tokenizer.json": whole(ADDED + more)})
+    x = described("[X]", id=516, normalized=True, special=False)
+    y = described("[y]", id=517, special=True)
+    tokenizer = load({"tokenizer.json": whole([*ADDED, x, y])})
     assert (tokenizer.vocab_size, len(tokenizer)) == (516, 518)
-    assert tokenizer.encode("[x][Y][y]")[1:2] == [516] and tokenizer.encode("[y]") == [
-        514,
-        517,
-        515,
-    ]
+    assert tokenizer.encode("[x][Y][y]")[1] == 516 and tokenizer.encode("[y]")[1:] == [517, 515]
     assert tokenizer.decode([516, 517], skip_special_tokens=True) == "[x]"
     tokenizer.save_pretrained(tmp_path / "again")
     again = CLIPTokenizer.from_pretrained(tmp_path / "again")
@@ -156,71 +132,43 @@ def test_tokens_behind_the_vocabulary(load, tmp_path):
 PLAIN_END = {"514": described(START, special=True), "515": described(END, special=True)}
 FURTHER = [
     # files beside vocab.json and merges.txt, the ids that they add, the special ones of these
-    ({"added_tokens.json": {"<cat-toy>": 516, "[y]": 517}}, {"<cat-toy>": 516, "[y]": 517}, []),
-    ({"added_tokens.json": {"th": 512, "[y]": 516}}, {"[y]": 516}, []),
+    (added(**{"<cat-toy>": 516, "[y]": 517}), {"<cat-toy>": 516, "[y]": 517}, []),
+    (added(**{"th": 512, "[y]": 516}), {"[y]": 516}, []),
+    (added(**{"[y]": 516}) | config(additional_special_tokens=["[y]"]), {"[y]": 516}, ["[y]"]),
+    (config(extra_special_tokens=["[y]", "th"]), {"[y]": 516}, ["[y]", "th"]),
+    (config(additional_special_tokens=[described("[y]")]), {"[y]": 516}, ["[y]"]),
+    (tokens_map(additional_special_tokens=["[y]"]), {"[y]": 516}, ["[y]"]),
     (
-        {
-            "added_tokens.json": {"[y]": 516},
-            "tokenizer_config.json": {"additional_special_tokens": ["[y]"]},
-        },
-        {"[y]": 516},
-        ["[y]"],
-    ),
-    (
-        {"tokenizer_config.json": {"extra_special_tokens": ["[y]", "th"]}},
-        {"[y]": 516},
-        ["[y]", "th"],
-    ),
-    (
-        {"tokenizer_config.json": {"additional_special_tokens": [described("[y]")]}},
-        {"[y]": 516},
-        ["[y]"],
-    ),
-    ({"special_tokens_map.json": {"additional_special_tokens": ["[y]"]}}, {"[y]": 516}, ["[y]"]),
-    (
-        {
-            "special_tokens_map.json": {"extra_special_tokens": [described("[q]")]},
-            "tokenizer_config.json": {"extra_special_tokens": ["[y]"]},
-        },
+        tokens_map(extra_special_tokens=[described("[q]")]) | config(extra_special_tokens=["[y]"]),
         {"[y]": 516, "[q]": 517},
         ["[y]", "[q]"],
     ),
+    (config(extra_special_tokens={"image_token": "<img>"}), {"<img>": 516}, ["<img>"]),
     (
-        {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<img>"}}},
-        {"<img>": 516},
-        ["<img>"],
-    ),
-    (
-        {"tokenizer_config.json": {"image_token": "<img>", "mask_token": "[MASK]"}},
+        config(image_token="<img>", mask_token="[MASK]"),
         {"[MASK]": 516, "<img>": 517},
         ["[MASK]", "<img>"],
     ),
     (
-        {
-            "added_tokens.json": {"[q]": 516},
-            "tokenizer_config.json": {
-                "added_tokens_decoder": PLAIN_END,
-                "extra_special_tokens": ["[y]"],
-            },
-        },
+        added(**{"[q]": 516})
+        | config(added_tokens_decoder=PLAIN_END, extra_special_tokens=["[y]"]),
         {"[y]": 516},
         ["[y]"],
     ),
 ]
 
 
-@pytest.mark.parametrize("files, added, special", FURTHER)
-def test_further_tokens(load, tmp_path, files, added, special):
+@pytest.mark.parametrize("files, ids, special", FURTHER)
+def test_further_tokens(load, tmp_path, files, ids, special):
     tokenizer = load(PLAIN | files)
     tokenizer.save_pretrained(tmp_path / "again")
     for each in (tokenizer, CLIPTokenizer.from_pretrained(tmp_path / "again")):
-        assert {token: n for token, n in each.get_vocab().items() if n > 515} == added
-        for token, number in added.items():
+        assert {token: n for token, n in each.get_vocab().items() if n > 515} == ids
+        for token, number in ids.items():
             assert each.encode(f"a{token}a") == [514, VOCAB["a</w>"], number, VOCAB["a</w>"], 515]
         assert each.all_special_tokens == [START, END, *special]
-        assert each.decode([*added.values()], skip_special_tokens=True) == "".join(
-            token for token in added if token not in special
-        )
+        shown = "".join(token for token in ids if token not in special)
+        assert each.decode([*ids.values()], skip_special_tokens=True) == shown
 
 
 def test_further_tokens_by_an_argument(load):
@@ -231,19 +179,19 @@ def test_further_tokens_by_an_argument(load):
 
 def test_a_token_that_is_no_token_is_refused(load):
     with pytest.raises(InputError, match="extra_special_tokens in .* is a int; expected a list"):
-        load(PLAIN | {"tokenizer_config.json": {"extra_special_tokens": 5}})
+        load(PLAIN | config(extra_special_tokens=5))
     with pytest.raises(InputError, match="'<x>' has id 520; expected 516"):
-        load(PLAIN | {"tokenizer_config.json": {}, "added_tokens.json": {"<x>": 520}})
+        load(PLAIN | config() | added(**{"<x>": 520}))
+
+
+LEFT = {"direction": "Left"}
 
 
 @pytest.mark.parametrize(
     "files",
     [
-        PLAIN | {"tokenizer_config.json": {"truncation_side": "left", "padding_side": "left"}},
-        {
-            "tokenizer.json": whole(ADDED)
-            | {"truncation": {"direction": "Left"}, "padding": {"direction": "Left"}}
-        },
+        PLAIN | config(truncation_side="left", padding_side="left"),
+        {"tokenizer.json": whole(ADDED) | {"truncation": LEFT, "padding": LEFT}},
     ],
 )
 def test_the_sides_of_a_file_are_obeyed(load, tmp_path, files):
@@ -257,11 +205,11 @@ def test_the_sides_of_a_file_are_obeyed(load, tmp_path, files):
 
 
 def test_the_names_of_inputs_in_a_file_are_obeyed(load):
-    tokenizer = load(PLAIN | {"tokenizer_config.json": {"model_input_names": ["input_ids"]}})
+    tokenizer = load(PLAIN | config(model_input_names=["input_ids"]))
     assert list(tokenizer("a")) == ["input_ids"]
     assert list(tokenizer("a", return_attention_mask=True)) == ["input_ids", "attention_mask"]
     with pytest.raises(InputError, match="model_input_names .* expected a list"):
-        load(PLAIN | {"tokenizer_config.json": {"model_input_names": 5}})
+        load(PLAIN | config(model_input_names=5))
 
 
 def test_round_trip(load, tmp_path):
@@ -299,10 +247,7 @@ def without(*tokens):
         ({"tokenizer.json": whole(added=[described("[X]", id=600)])}, "has id 600; expected 516"),
         ({"tokenizer.json": whole(added=[described(END, id=3)])}, "has id 3; expected 515"),
         ({"tokenizer.json": whole(added=[described(END, id="x")])}, "id 'x'; expected a number"),
-        (
-            {"tokenizer.json": whole(added=[described(END, id=515) | {"lstrip": True}])},
-            "lstrip set",
-        ),
+        ({"tokenizer.json": whole([described(END, id=515) | {"lstrip": True}])}, "lstrip set"),
         ({"tokenizer.json": whole() | {"added_tokens": {}}}, "added_tokens in .* expected a list"),
         ({"tokenizer.json": json.dumps(whole())[:5000]}, "not valid JSON"),
         (PLAIN | {"vocab.json": without(START)}, "bos_token is '<|startoftext|>'"),
@@ -312,13 +257,10 @@ def without(*tokens):
         (PLAIN | {"vocab.json": {}}, "no mapping of tokens"),
         (PLAIN | {"vocab.json": without("the</w>")}, "no token 'the</w>'"),
         (PLAIN | {"merges.txt": "#version: 0.2\nt h\nth"}, "Merge 1 .* expected a pair"),
-        (PLAIN | {"tokenizer_config.json": {"bos_token": 3}}, "special token is given as 3"),
-        (PLAIN | {"tokenizer_config.json": {"eos_token": "[E]"}}, "eos_token is .* lack it"),
-        (
-            PLAIN | {"tokenizer_config.json": {"model_max_length": "long"}},
-            "model_max_length is 'long'",
-        ),
-        (PLAIN | {"tokenizer_config.json": {"model_max_length": 1}}, "model_max_length is 1"),
+        (PLAIN | config(bos_token=3), "special token is given as 3"),
+        (PLAIN | config(eos_token="[E]"), "eos_token is .* lack it"),
+        (PLAIN | config(model_max_length="long"), "model_max_length is 'long'"),
+        (PLAIN | config(model_max_length=1), "model_max_length is 1"),
     ],
 )
 def test_unusable_files(load, files, message):
