@@ -8,7 +8,7 @@ import reprlib
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from .errors import InputError
 
@@ -139,7 +139,11 @@ def _judge(name: str, value: Any, keyword: Keyword) -> None:
     warnings.warn(f"{given} has no effect here: {keyword.advice}", stacklevel=3)
 
 
-def explain_absence(self: Any, name: str) -> NoReturn:
-    """The __getattr__ of a class: AttributeError, with advice on a habit of transformers."""
-    advice = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
-    raise AttributeError(f"{type(self).__name__} has no {name!r}{advice}")
+class Habits:
+    """An object whose AttributeErrors give advice on habits of transformers."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            advice = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
+            raise AttributeError(f"{type(self).__name__} has no {name!r}{advice}")

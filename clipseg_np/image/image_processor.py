@@ -17,7 +17,7 @@ import os
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ..atomic_files import write_json, written_together
 from ..checkpoints.hub import IMAGES, hub_options
 from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
-from ..habits import LOADING, SAVING, explain_absence, understands
+from ..habits import LOADING, SAVING, Habits, understands
 from ..model.outputs import Features
 from ..nn.ops import Ops
 from .load_image import LAYOUTS, is_unit_float, load_image
@@ -120,7 +120,7 @@ def checked(name: str, value):
     return result
 
 
-class ViTImageProcessor:
+class ViTImageProcessor(Habits):
     """Resize, rescale to 0..1, normalize: images to pixel_values.
 
     size: {"height", "width"}, an int for a square, or (height, width); also {"shortest_edge"}, with
@@ -156,9 +156,6 @@ class ViTImageProcessor:
                 warnings.warn(f"ViTImageProcessor ignores the unknown {name!r}.", stacklevel=2)
         for name in DEFAULTS:
             setattr(self, name, settings[name])
-
-    if not TYPE_CHECKING:
-        __getattr__ = explain_absence
 
     def __setattr__(self, name, value):
         """An assigned setting keeps the rules of the constructor, too."""

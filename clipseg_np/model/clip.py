@@ -10,7 +10,6 @@ projected array; hidden states are returned only on request.
 from collections.abc import Sequence
 from typing import Any
 
-from ..habits import FEATURES, understands
 from ..nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
 from ..nn.ops import Array
 from ..nn.scope import Scope
@@ -154,7 +153,6 @@ class CLIPSegVisionModel(PretrainedModel):
     """The vision tower: pixels to one vector for each patch, and one for the image."""
 
     config_class = CLIPSegVisionConfig
-    main_input_name = "pixel_values"
     landmark = "embeddings.class_embedding"
     prefixes = ("clip.vision_model.", "vision_model.", "")
 
@@ -219,7 +217,6 @@ class CLIPSegModel(PretrainedModel):
         self.text_projection = Linear(scope / "text_projection", text.hidden_size, D, False)
         self.logit_scale = scope.take("logit_scale", ())
 
-    @understands(FEATURES)
     def get_text_features(
         self, input_ids: Array, attention_mask: Array = None, position_ids: Array = None
     ) -> Array:
@@ -227,7 +224,6 @@ class CLIPSegModel(PretrainedModel):
         text = self.text_model(input_ids, attention_mask, position_ids)
         return self.text_projection(text.pooler_output)
 
-    @understands(FEATURES)
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
     ) -> Array:

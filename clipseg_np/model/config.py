@@ -16,7 +16,7 @@ from ..atomic_files import write_json
 from ..checkpoints.hub import CONFIG, hub_options
 from ..checkpoints.locate import checkpoint_folder, read_json
 from ..errors import InputError, naming
-from ..habits import LOADING, SAVING, explain_absence, understands
+from ..habits import LOADING, SAVING, Habits, understands
 from ..nn.ops import Ops
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def ruled(default: Any, rule: Rule) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
-class _Config:
+class _Config(Habits):
     """To and from dictionaries and JSON, the same for all three.
 
     An argument that is no field is kept in `other`, and is an attribute as well.
@@ -92,7 +92,7 @@ class _Config:
 
         def __getattr__(self, name: str) -> Any:
             other = self.__dict__.get("other", {})
-            return other[name] if name in other else explain_absence(self, name)
+            return other[name] if name in other else super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise FrozenInstanceError(

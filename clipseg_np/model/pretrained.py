@@ -14,7 +14,7 @@ from ..checkpoints.hub import MODEL, hub_options
 from ..checkpoints.locate import checkpoint_path
 from ..checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
 from ..errors import InputError
-from ..habits import LOADING, SAVING, explain_absence, understands
+from ..habits import FEATURES, LOADING, SAVING, Habits, understands
 from ..nn.layers import Layer
 from ..nn.ops import Ops
 from ..nn.scope import Scope
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # a type checker knows it without the package
 
 
-class PretrainedModel(Layer):
+class PretrainedModel(Habits, Layer):
     """A model with a config, by the arithmetic of a backend or of `ops`.
 
     Its arrays come from a checkpoint, from a larger model (`scope`), or are drawn by `seed`.
     """
 
     config_class: type = CLIPSegConfig
-    main_input_name = "input_ids"
+    main_input_name: str
     training = False
     landmark: str  # one of the keys of this model, by which it is found in a larger checkpoint
     prefixes: tuple[str, ...] = ("",)  # of this model's keys there
@@ -57,6 +57,13 @@ class PretrainedModel(Layer):
         self.config: Any = config  # of config_class
         self.scope = scope
 
+    def __init_subclass__(cls) -> None:
+        """Habits of transformers that differ by model, kept out of the formulas' files."""
+        sees = cls.config_class is CLIPSegVisionConfig
+        cls.main_input_name = "pixel_values" if sees else "input_ids"
+        for name in {"get_text_features", "get_image_features"} & vars(cls).keys():
+            setattr(cls, name, understands(FEATURES)(vars(cls)[name]))
+
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         """`forward`, as a record or, with return_dict=False, as the tuple of its fields.
 
@@ -69,9 +76,6 @@ class PretrainedModel(Layer):
     def flag(self, name: str, value: bool | None) -> bool | None:
         """The value, or for None that of this model's config.json."""
         return self.config.other.get(name) if value is None else value
-
-    if not TYPE_CHECKING:
-        __getattr__ = explain_absence
 
     @property
     def dtype(self) -> np.dtype:

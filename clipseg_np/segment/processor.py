@@ -7,12 +7,12 @@ that knows it, such as `padding` to the tokenizer; one that neither knows is war
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..atomic_files import written_together
 from ..checkpoints.hub import hub_options
 from ..errors import InputError
-from ..habits import LOADING, SAVING, TEXT, explain_absence, understands
+from ..habits import LOADING, SAVING, TEXT, Habits, understands
 from ..image.image_processor import IGNORED, RULES, ViTImageProcessor
 from ..model.outputs import Features
 from ..text.tokenizer import CLIPTokenizer
@@ -22,7 +22,7 @@ TEXT_OPTIONS |= {"add_special_tokens", "return_attention_mask"}
 IMAGE_OPTIONS = {*RULES, *IGNORED, "white_level"}
 
 
-class CLIPSegProcessor:
+class CLIPSegProcessor(Habits):
     """Texts and images to a model's inputs, and ids to texts."""
 
     model_input_names: ClassVar[list[str]] = ["pixel_values", "input_ids", "attention_mask"]
@@ -33,9 +33,6 @@ class CLIPSegProcessor:
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
-
-    if not TYPE_CHECKING:
-        __getattr__ = explain_absence
 
     @classmethod
     @understands(LOADING)

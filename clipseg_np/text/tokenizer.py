@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import regex
@@ -26,7 +26,7 @@ from ..atomic_files import written_together
 from ..checkpoints.hub import TEXTS, hub_options
 from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError, naming
-from ..habits import LOADING, SAVING, TEXT, explain_absence, understands
+from ..habits import LOADING, SAVING, TEXT, Habits, understands
 from ..model.outputs import Features
 from . import tokenizer_files
 from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
@@ -79,7 +79,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-class CLIPTokenizer:
+class CLIPTokenizer(Habits):
     """Text to ids and back, by a vocabulary and a merge table.
 
     vocab: {token: id}, ids 0, 1, 2, ... each once. merges: pairs of tokens, in order of merging.
@@ -139,9 +139,6 @@ class CLIPTokenizer:
         self._token_of = {number: token for token, number in self._vocab.items()}
         self._token_of |= {self._vocab[content]: normalize(content) for content in normalized}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
-
-    if not TYPE_CHECKING:
-        __getattr__ = explain_absence
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.endswith("_token_id"):
