@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import InputError, Segmenter
+from clipseg_np.atomic_files import folder_replaced
 from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
@@ -292,6 +294,16 @@ def test_errors_of_a_disk_name_the_image_and_no_temporary_file(job, folder, tmp_
     report = run(job, folder, patterns=["a.jpg"])
     assert report[0]["error"] == f"{tmp_path / 'out' / 'a.jpg'}: Permission denied"
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_folder_is_replaced_on_success_only(tmp_path):
+    folder = tmp_path / "folder"
+    for success in (True, False):
+        with suppress(SystemExit), folder_replaced(folder) as part:
+            (part / f"{success}").touch()
+            if not success:
+                raise SystemExit
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "True"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -45,8 +45,8 @@ def test_warnings_come_back(workers):
 
 def wait_and_clean_up(folder: str) -> None:
     file = Path(folder, str(os.getpid()))
-    file.touch()
     try:
+        file.touch()
         time.sleep(600)
     finally:
         file.unlink()
@@ -61,11 +61,13 @@ def wait_and_fail(folder: str) -> None:
 
 @pytest.mark.parametrize("task", [wait_and_clean_up, wait_and_fail])
 def test_shutdown_ends_tasks_which_clean_up(task, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipseg_np.segment.workers.MAX_SECONDS_TO_END", 600)
+    monkeypatch.setattr("clipseg_np.segment.workers.MAX_SECONDS_TO_END", 60)
     with WorkerProcesses(2) as workers:
         futures = [workers.submit(task, str(tmp_path)) for _ in range(5)]
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.01)
+        processes = multiprocessing.active_children()
+    assert [process.exitcode for process in processes] == [1, 1]  # they were not killed
     assert not list(tmp_path.iterdir()) and all(future.done() for future in futures)
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError):
@@ -95,7 +97,9 @@ def test_tasks_end_and_clean_up_when_the_parent_is_killed(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, tmp_path / "script.py", tmp_path / "files"]
     # The workers hold standard error: this waits for them, too.
-    done = subprocess.run(command, stderr=subprocess.PIPE, env=environment, check=False)
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE, env=environment, check=False, timeout=300
+    )
     assert done.returncode == -signal.SIGKILL and not done.stderr
     assert not list((tmp_path / "files").iterdir())
 
