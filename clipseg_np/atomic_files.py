@@ -18,9 +18,13 @@ NOT_UTF8 = "backslashreplace"
 
 def write_json(path: Path, value: dict) -> None:
     """Write an object as indented JSON with sorted keys, whole or not at all."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write lines of text, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, "utf-8", errors=NOT_UTF8)
+        temporary.write_text(f"{text}\n", "utf-8", errors=NOT_UTF8)
 
 
 @contextmanager
@@ -51,36 +55,30 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_replaced(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; put it in the place of `folder` on success only.
-
-    Raises InputError if `folder` is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; expected a folder, or nothing. Move it away.")
-    part = part_of(folder)
-    remove_folder(part)  # a killed run may have left one
-    part.mkdir(parents=True)
+    """Yield an empty folder beside `folder`; put it in the place of `folder` on success only."""
+    part = _part_of(folder)
+    remove_part(folder)
     try:
+        part.mkdir(parents=True)
         yield part
-        remove_folder(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:
-        remove_folder(part)
+        remove_part(folder)
 
 
-def part_of(folder: Path) -> Path:
-    """The folder that `folder_replaced` yields. It is left where the process is killed."""
+def remove_part(folder: Path) -> None:
+    """Remove what a killed process left that was to replace `folder`."""
+    shutil.rmtree(_part_of(folder), ignore_errors=True)
+
+
+def _part_of(folder: Path) -> Path:
     return folder.with_name(f".{digest(folder.name)}.part")  # the name may be as long as can be
 
 
 def digest(text: str) -> str:
     """Eleven characters that are others for another text."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:11]
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there and can be removed."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

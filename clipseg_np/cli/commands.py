@@ -238,8 +238,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         if not progress.total:
             raise
         reason = f" ({stop.filename}: {stop.strerror})" if isinstance(stop, OSError) else ""
-        done = f"{progress.done} of {progress.total} done"
-        say("stopped", f"{done}; the same command goes on{reason}")
+        say("stopped", f"{progress.done} done; the same command goes on{reason}")
         return 1 if reason else exit_code(stop)
     errors = [record["error"] for record in records if "error" in record]
     if options.json:
@@ -247,10 +246,9 @@ def run_batch_command(options: argparse.Namespace) -> int:
     else:
         for error in errors:
             say("error", error)
-        done = f"{progress.done} of {progress.total}"
         counts = f"({progress.new} new, {progress.stored} already there)"
         left = f", {len(errors)} left" if errors else ""
-        show(f"{done} {counts}{left}  {Path(options.output, REPORT)}")
+        show(f"{progress.done} {counts}{left}  {Path(options.output, REPORT)}")
     return 1 if errors else 0
 
 
@@ -261,14 +259,14 @@ class Progress:
         self.total = self.new = self.stored = 0
 
     @property
-    def done(self) -> int:
-        return self.new + self.stored
+    def done(self) -> str:
+        return f"{self.new + self.stored} of {self.total}"
 
     def __call__(self, records: Iterator[tuple[str, dict]], total: int) -> Iterator:
         self.total = total
         for name, record in self.shown(records):
-            self.new += record.get("new") is True
-            self.stored += record.get("new") is False
+            self.new += record.get("state") in ("new", "replaced")
+            self.stored += record.get("state") == "there"
             yield name, record
 
     def shown(self, records: Iterator) -> Iterator:

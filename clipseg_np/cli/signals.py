@@ -18,11 +18,10 @@ def raised_as_interrupts() -> Iterator[None]:
     Another one within a second is the same one, sent by a wrapper or a terminal, too; a later one
     ends the process at once. Signals that are ignored stay so, as under nohup.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
-        yield
-        return
-    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others have no signals
+    numbers = [n for n in signal.Signals if in_main_thread and n.name in NAMES]
+    ignored = signal.SIG_IGN, None
+    handlers = {n: handler for n in numbers if (handler := signal.getsignal(n)) not in ignored}
     times: list[float] = []
 
     def stop(number: int, _: object) -> None:
@@ -32,16 +31,15 @@ def raised_as_interrupts() -> Iterator[None]:
         if times[-1] > times[0] + 1:
             os._exit(128 + number)
 
-    handled = {n for n, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
     try:
-        for number in handled:
+        for number in handlers:
             signal.signal(number, stop)
         yield
     finally:
-        for number in handled:
-            signal.signal(number, handlers[number])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
     """As shells have it: 130 for SIGINT, 143 for SIGTERM."""
-    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    return 128 + (interrupt.args or (signal.SIGINT,))[0]

@@ -7,8 +7,7 @@ Each image gets a folder of its own under the output folder, written beside it a
 is complete. Its `record.json` holds a key: a hash of the image, prompts, options and checkpoint. A
 second run skips each image whose key is the same. A killed run loses only the images in progress.
 In the flat layout, results lie side by side in the output folder, and the records in `.records`.
-The report names each image that fails, with the reason, and the others go on. It gets a line for
-each image that is done, and is sorted at the end.
+The report gets a line for each image that is done or has failed, and is sorted at the end.
 
 An output folder belongs to one job, which its `clipseg_np.json` describes. The results of another
 job or of other images are replaced only where `Job.overwrite` says so, and other files never.
@@ -29,16 +28,9 @@ from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
-from ..atomic_files import (
-    NOT_UTF8,
-    folder_replaced,
-    is_other_file,
-    part_of,
-    remove_folder,
-    write_json,
-    written_whole,
-)
+from ..atomic_files import NOT_UTF8, folder_replaced, is_other_file, remove_part, write_text
 from ..checkpoints.hub import CHECKPOINT_FILES
 from ..errors import InputError
 from ..image.load_image import load_image
@@ -77,25 +69,42 @@ def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[P
     def warn(error: OSError) -> None:
         warnings.warn(f"{error.filename} is left out: {error.strerror}", stacklevel=4)
 
-    for parent, folders, names in os.walk(folder, onerror=warn):
-        folders[:] = [name for name in folders if not NOT_IMAGES.match(name)]
-        images += [Path(parent, name) for name in names if not NOT_IMAGES.match(name)]
-    images.sort()
+    def fits(path: Path) -> bool:
+        return any(map(path.match, patterns)) if patterns else path.suffix.lower() in suffixes
+
     try:
-        if patterns:
-            images = [path for path in images if any(map(path.match, patterns))]
-        else:
-            images = [path for path in images if path.suffix.lower() in suffixes]
+        for parent, folders, names in os.walk(folder, onerror=warn):
+            folders[:] = [name for name in folders if not NOT_IMAGES.match(name)]
+            paths = (Path(parent, name) for name in names if not NOT_IMAGES.match(name))
+            images += filter(fits, paths)
     except ValueError as error:
         problem = f"--glob {' '.join(map(repr, patterns))}: {error}"
         raise InputError(f"{problem}; expected patterns such as '*.jpg'") from error
     if not images:
         expected = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
         raise InputError(f"{folder} and its subfolders hold no image {expected}")
-    return images
+    return sorted(images)
 
 
 pictures_in = images_in  # its name in 0.1
+
+
+class Task(NamedTuple):
+    """One image of a batch; small enough to be sent to a worker."""
+
+    job: Job
+    mark: str  # of the job
+    image: str  # a path
+    name: str  # the path within the batch's folder
+    stem: str  # of the results' names
+
+    @property
+    def place(self) -> Path:
+        """The folder of the record and, unless the layout is flat, of the results."""
+        return Path(self.job.output, *[FLAT_RECORDS] * self.job.flat, self.name)
+
+    def record(self, **fields) -> dict:
+        return {"image": self.name, "picture": self.name, **fields}  # the latter is 0.1's
 
 
 def run_batch(
@@ -109,8 +118,8 @@ def run_batch(
 
     A record holds "image", the path within `folder`, and "prompts", as write_results returns them,
     or the "error". The same records are written to report.jsonl. Without an executor, this thread
-    does all. `progress` gets an iterator over each image's name and record, in which "new" is False
-    where an earlier run has done it, and their number.
+    does all. `progress` gets an iterator over each image's name and record, which also holds the
+    "state" of its results ("new", "replaced" or "there"), and their number.
     Raises InputError for a job that cannot be done at all, and OSError where the disk is full.
     After that or Ctrl-C, the executor is shut down, and the report names the images that are left.
     """
@@ -126,62 +135,50 @@ def run_batch(
     mark = job_mark(job)
     take_output(job, mark, folder)
     groups = [list(images)] if job.flat else [[name] for name in images]
-    stems = dict(zip(images, (stem for group in groups for stem in result_stems(group, job))))
-    records: dict[str, dict] = {}
+    stems = [stem for group in groups for stem in result_stems(group, job)]
+    tasks = [Task(job, mark, images[name], name, stem) for name, stem in zip(images, stems)]
+    records = {task.name: task.record(error=NOT_DONE) for task in tasks}
     replaced: list[str] = []
-
-    def write_report() -> list[dict]:
-        report = []
-        for name in images:
-            record = records.get(name, {"error": NOT_DONE})
-            report.append({"image": name, "picture": name, **record})  # 0.1's key
-            if "error" in record:  # its worker may have been killed
-                remove_folder(part_of(place_of(job, name)))
-        with written_whole(Path(job.output, REPORT)) as temporary:
-            text = json_lines(report, ensure_ascii=False) + "\n"
-            temporary.write_text(text, "utf-8", errors=NOT_UTF8)
-        if replaced:
-            text = f"replaced the results of {len(replaced)} images, such as {replaced[0]}"
-            warnings.warn(text, stacklevel=3)
-        return report
-
+    report = Path(job.output, REPORT)
     try:
         with (
-            closing(outcomes(job, mark, images, stems, executor)) as done,
-            open(Path(job.output, REPORT), "w", encoding="utf-8", errors=NOT_UTF8) as file,
+            closing(outcomes(tasks, executor)) as done,
+            open(report, "w", encoding="utf-8", errors=NOT_UTF8) as file,
         ):
-            for name, record in done if progress is None else progress(done, len(images)):
-                replaced += [images[name]] if record.get("replaced") else []
-                records[name] = {k: record[k] for k in record if k not in ("new", "replaced")}
-                line = json_lines([{"image": name, **records[name]}], ensure_ascii=False)
-                print(line, file=file, flush=True)
-    except BaseException:
-        with suppress(OSError):  # a full disk's
-            write_report()
-        raise
-    return write_report()
+            for name, record in done if progress is None else progress(done, len(tasks)):
+                replaced += [images[name]] * (record.pop("state", None) == "replaced")
+                records[name] = record
+                print(json_lines([record], ensure_ascii=False), file=file, flush=True)
+    finally:
+        for task in tasks:
+            if "error" in records[task.name]:  # its worker may have been killed
+                remove_part(task.place)
+        with suppress(OSError):  # the disk is full: what is done is in the report
+            write_lines(report, *records.values())
+        if replaced:
+            text = f"replaced the results of {len(replaced)} images, such as {replaced[0]}"
+            warnings.warn(text, stacklevel=2)
+    return list(records.values())
 
 
 def outcomes(
-    job: Job, mark: str, images: dict[str, str], stems: dict[str, str], executor: Executor | None
+    tasks: list[Task], executor: Executor | None
 ) -> Generator[tuple[str, dict], None, None]:
     """Each image's name and record, once it is done. Closed before the end, all work stops."""
     if executor is None:
-        for name, image in images.items():
-            yield name, segment_image(job, mark, image, name, stems[name])
+        yield from ((task.name, segment_image(task)) for task in tasks)
         return
-    futures: dict[Future, str] = {}
+    futures: dict[Future, Task] = {}
     try:
-        for name, image in images.items():
-            future = executor.submit(segment_image, job, mark, image, name, stems[name])
-            futures[future] = name
+        for task in tasks:
+            futures[executor.submit(segment_image, task)] = task
         for future in as_completed(futures):
-            name = futures[future]
+            task = futures[future]
             try:
                 record = future.result()
             except Exception as error:  # noqa: BLE001  (of the executor, or the disk is full)
-                record = failure(images[name], place_of(job, name), error)
-            yield name, record
+                record = failure(task, error)
+            yield task.name, record
     except BaseException:
         for future in futures:
             future.cancel()
@@ -193,21 +190,18 @@ def without_results(images: dict[str, str]) -> dict[str, str]:
     """Pass over the results of earlier runs, with a warning, unless there is nothing else."""
     keys = {"key", "prompts", "files"}
     in_record = functools.cache(lambda folder: keys <= set(read_record(folder / RECORD) or ()))
-    results = {name for name, p in images.items() if in_record(Path(p).parent) or is_result(p)}
+    results = {name: p for name, p in images.items() if in_record(Path(p).parent) or is_result(p)}
     if not 0 < len(results) < len(images):
         return images
-    example = next(images[name] for name in images if name in results)
-    warnings.warn(
-        f"passed over {len(results)} results of earlier runs, such as {example}", stacklevel=3
-    )
+    text = f"passed over {len(results)} results of earlier runs, such as {min(results.values())}"
+    warnings.warn(text, stacklevel=3)
     return {name: path for name, path in images.items() if name not in results}
 
 
 def take_output(job: Job, mark: str, folder: Path) -> None:
     """Write into the output folder whose it is. Raises InputError if it is another job's."""
-    path = Path(job.output, JOB)
-    about = {"mark": mark, "images": os.path.realpath(folder), "flat": job.flat}
-    about["prompts"] = job.captions
+    path, images = Path(job.output, JOB), os.path.realpath(folder)
+    about = {"mark": mark, "images": images, "flat": job.flat, "prompts": job.captions}
     stored = read_record(path)
     if stored not in (None, about) and not job.overwrite:
         raise InputError(
@@ -216,7 +210,7 @@ def take_output(job: Job, mark: str, folder: Path) -> None:
             f"with --overwrite"
         )
     if stored != about:
-        write_json(path, about)
+        write_lines(path, about)
 
 
 def job_mark(job: Job) -> str:
@@ -253,50 +247,59 @@ def file_hash(path: str | os.PathLike) -> str:
     return sha256.hexdigest()
 
 
-def place_of(job: Job, name: str) -> Path:
-    """The folder of an image's record and, unless the layout is flat, of its results."""
-    return Path(job.output, *[FLAT_RECORDS] * job.flat, name)
-
-
-def segment_image(job: Job, mark: str, image: str, name: str, stem: str) -> dict:
-    """A worker's task. Returns {"prompts": ..., "new": bool, "replaced": bool} or {"error": ...}.
+def segment_image(task: Task) -> dict:
+    """A worker's work. Returns the image's record, with "state" as run_batch says, or "error".
 
     Raises OSError where the disk is full.
     """
-    place = place_of(job, name)
     try:
-        key = f"{mark} {name} {file_hash(image)}{f' {stem}' * job.flat}"
+        flat = f" {task.stem}" * task.job.flat
+        key = f"{task.mark} {task.name} {file_hash(task.image)}{flat}"
         key = hashlib.sha256(key.encode(errors=NOT_UTF8)).hexdigest()
-        record = read_record(place / RECORD)
-        prompts = stored_prompts(job, place, record, key)
-        if prompts is not None:
-            return {"prompts": prompts, "new": False}
-        if record is None and place.is_dir():
-            raise InputError(f"{place} is there already, and holds no results. Move it away.")
-        replaced = bool(record) and record.get("key") != key
-        if replaced and record.get("mark") != mark and not job.overwrite:
-            raise InputError(
-                f"{place} holds results of other prompts, options or another checkpoint; name "
-                f"another --output, or replace them with --overwrite"
-            )
-        about = {"key": key, "mark": mark}
-        prompts = write_image(job, image, place, stem, about, (record or {}).get("files", []))
-        return {"prompts": prompts, "new": True, "replaced": replaced}
+        state, stored = stored_results(task, key)
+        prompts = stored["prompts"] if state == "there" else write_image(task, key, stored)
+        return task.record(prompts=prompts, state=state)
     except Exception as error:  # noqa: BLE001  (one bad image must not stop the others)
-        return failure(image, place, error)
+        return failure(task, error)
 
 
-def failure(image: str, folder: Path, error: Exception) -> dict:
+def failure(task: Task, error: Exception) -> dict:
     """The record of an image that failed. Raises OSError if the disk is full: all others fail."""
-    text = str(error)
+    text, place = str(error), str(task.place)
     if isinstance(error, OSError) and error.errno:
-        place = image if error.filename == image else str(folder)
+        place = task.image if error.filename == task.image else place
         if error.errno in DISK_FULL:
             raise OSError(error.errno, error.strerror, place) from error
         text = f"{place}: {error.strerror}"
     elif not isinstance(error, (InputError, OSError, BrokenExecutor)):
         text = f"{type(error).__name__}: {error}"
-    return {"error": text if image in text or str(folder) in text else f"{image}: {text}"}
+    return task.record(
+        error=text if task.image in text or place in text else f"{task.image}: {text}"
+    )
+
+
+def stored_results(task: Task, key: str) -> tuple[str, dict]:
+    """Whether an image's results are "there", "new" or to be "replaced", and the stored record.
+
+    Raises InputError for what is not to be replaced.
+    """
+    record, place, job = read_record(task.place / RECORD), task.place, task.job
+    if record is None and place.exists():
+        raise InputError(f"{place} is there already, and holds no results; move it away")
+    if not record:
+        return "new", {}
+    files = record.get("files", [])
+    if record.get("key") == key:
+        folder = Path(job.output) if job.flat else place
+        overlay = not job.overlay or any(file.endswith("_overlay.png") for file in files)
+        complete = overlay and all((folder / file).is_file() for file in files)
+        return "there" if complete else "new", record
+    if record.get("mark") != task.mark and not job.overwrite:
+        raise InputError(
+            f"{place} holds results of other prompts, options or another checkpoint; name another "
+            f"--output, or replace them with --overwrite"
+        )
+    return "replaced", record
 
 
 def read_record(path: Path) -> dict | None:
@@ -310,34 +313,25 @@ def read_record(path: Path) -> dict | None:
     return record if isinstance(record, dict) else {}
 
 
-def stored_prompts(job: Job, place: Path, record: dict | None, key: str) -> list[dict] | None:
-    """The prompts' records of an earlier run with the same key whose files are all there."""
-    folder = Path(job.output) if job.flat else place
-    try:
-        complete = record["key"] == key and all((folder / f).is_file() for f in record["files"])
-        if job.overlay and not any(file.endswith("_overlay.png") for file in record["files"]):
-            complete = False
-        return record["prompts"] if complete and isinstance(record["prompts"], list) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def write_lines(path: Path, *records: dict) -> None:
+    write_text(path, json_lines(records, ensure_ascii=False))
 
 
-def write_image(
-    job: Job, image: str, place: Path, stem: str, about: dict, old_files: list[str]
-) -> list[dict]:
+def write_image(task: Task, key: str, stored: dict) -> list[dict]:
     """Segment an image and write its folder whole. Returns the prompts' records."""
-    pixels = load_image(image, white_level=job.white_level, keep_alpha=True)
-    prompts = job.prompts, job.image_prompts, job.white_level
+    job = task.job
+    image = load_image(task.image, white_level=job.white_level, keep_alpha=True)
     with _loading:
+        prompts = job.prompts, job.image_prompts, job.white_level
         segmenter, query = _loaded(job.model, job.backend, *prompts)
-    result = segmenter.combine(pixels, query, scales=job.scales, input_data_format="channels_last")
-    with folder_replaced(place) as part:
-        prompts = write_results(part, stem, pixels, result, job)
+    result = segmenter.combine(image, query, scales=job.scales, input_data_format="channels_last")
+    with folder_replaced(task.place) as part:
+        prompts = write_results(part, task.stem, image, result, job)
         files = sorted(file.name for file in part.iterdir())
         if job.flat:
-            move_results(part, Path(job.output), files, old_files)
-        record = json.dumps({**about, "prompts": prompts, "files": files}, ensure_ascii=False)
-        (part / RECORD).write_text(record, "utf-8", errors=NOT_UTF8)
+            move_results(part, Path(job.output), files, stored.get("files", []))
+        about = {"key": key, "mark": task.mark, "prompts": prompts, "files": files}
+        write_lines(part / RECORD, about)
     return prompts
 
 
@@ -345,9 +339,7 @@ def move_results(part: Path, folder: Path, files: list[str], old_files: list[str
     """Move an image's results into the folder of all, where only its old ones are replaced."""
     for file in set(files) - set(old_files):
         if is_other_file(part / file, folder / file):
-            raise InputError(
-                f"{folder / file} is there already, and not of this image; move it away"
-            )
+            raise InputError(f"{folder / file} is there already, of another image; move it away")
     for file in files:
         os.replace(part / file, folder / file)
     for file in set(old_files) - set(files):

@@ -280,7 +280,7 @@ def test_a_file_in_the_place_of_results_is_kept_and_named(job, folder, tmp_path,
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
     assert main([*command, "--workers", "1", "--glob", "*.jpg"]) == 1
     said = capsys.readouterr()
-    assert f"out{os.sep}a.jpg is a file; expected a folder" in said.err
+    assert f"out{os.sep}a.jpg is there already, and holds no results" in said.err
     assert said.out.startswith("1 of 2 (1 new, 0 already there), 1 left")
     assert (tmp_path / "out" / "a.jpg").read_text() == "the user's"
     assert not list((tmp_path / "out").rglob(".*"))

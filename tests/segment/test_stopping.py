@@ -1,9 +1,11 @@
-"""Batches that are really stopped: by a signal, a killed process, a full disk, a closed pipe.
+"""Batches that are really stopped: by a signal, a killed process, a full disk.
 
 Each ends with one line, its report, no worker that lives on and nothing half written, and the same
-command goes on.
+command goes on. In these tests, each process waits at the first image after the third that it has
+segmented but not put in its place, so that it is stopped there, on a machine of any speed.
 """
 
+import functools
 import json
 import os
 import re
@@ -12,67 +14,117 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clipseg_np.cli import main
 from clipseg_np.segment.batch import NOT_DONE, REPORT
-from tests.segment.test_batch import content, finished
+from tests.segment.test_batch import content
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals")
-IMAGES = 30
+slow = pytest.mark.slow
 MAX_SECONDS = 300  # for what takes a few, on any machine
-STOPPED = r"clipseg-np: stopped: (\d+) of 30 done; the same command goes on"
+STOPPED = r"clipseg-np: stopped: (\d) of 6 done; the same command goes on"
+
+# Worker processes import this script, too.
+WAITING = """
+import os, sys, time
+from clipseg_np.cli import main
+from clipseg_np.segment import batch
+
+def write_and_wait(part, stem, *others):
+    records = write_results(part, stem, *others)
+    while stem >= "3" and not os.path.exists(__file__ + ".go"):
+        time.sleep(0.01)
+    return records
+
+write_results, batch.write_results = batch.write_results, write_and_wait
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Thirty images, one of which is larger."""
+def arguments(checkpoint, tmp_path_factory):
+    """Of a batch of six images, one of which is larger; the name of its output folder is missing."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        size = (300, 300 + number) if number != 20 else (800, 800)
-        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png", compress_level=1)
-    return folder
+    for number in range(6):
+        pixels = rng.integers(0, 256, (200 if number == 3 else 40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    options = ["--model", str(checkpoint), "--write", "mask", "heat", "--output"]
+    return ["batch", str(folder), "red", "a blue x", *options]
 
 
 @pytest.fixture(scope="module")
-def command(folder, checkpoint):
-    command = [sys.executable, "-m", "clipseg_np", "batch", str(folder), "red", "a blue x"]
-    return [*command, "--model", str(checkpoint), "--write", "mask", "soft", "heat", "--output"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(command, tmp_path_factory):
+def undisturbed(arguments, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run([*command, output, "--workers", "2"], capture_output=True, check=True)
-    assert done.stdout.decode().startswith("30 of 30 (30 new, 0 already there)")
-    assert not said(done.stderr.decode())
+    assert main([*arguments, str(output), "--workers", "1"]) == 0
     return content(output)
 
 
-class Run:
-    """The command at work in a session of its own, some of whose images are done."""
+@pytest.fixture
+def start(arguments, tmp_path):
+    """A function that starts the command, and waits until three images are done."""
+    script, output = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(WAITING)
 
-    def __init__(self, command, output, workers: int, images: int = 3, **options):
-        self.output = output
+    def start(workers: int, has_begun=lambda run: run.is_waiting, **options) -> Run:
+        run = Run([script, *arguments, output, "--workers", str(workers)], output, **options)
+        wait_until(lambda: has_begun(run) or run.process.poll() is not None)
+        assert has_begun(run), run.process.communicate()
+        return run
+
+    return start
+
+
+@pytest.fixture
+def assert_goes_on(arguments, undisturbed, tmp_path, capsys):
+    """A function that asserts that the same command does the rest, and only the rest."""
+
+    def assert_goes_on(done: int) -> None:
+        assert main([*arguments, str(tmp_path / "out"), "--workers", "1"]) == 0
+        out, err = capsys.readouterr()
+        new, there = map(int, re.match(r"6 of 6 \((\d) new, (\d) already there\)", out).groups())
+        assert new + there == 6 and there >= done and not said(err)
+        assert content(tmp_path / "out") == undisturbed
+
+    return assert_goes_on
+
+
+class Run:
+    """The command at work, in a session of its own."""
+
+    def __init__(self, command: list, output: Path, **options):
+        self.script, self.output, self.count = command[0], output, int(command[-1])
         self.process = subprocess.Popen(
-            [*command, output, "--workers", str(workers)],
+            [sys.executable, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             start_new_session=True,
             **options,
         )
-        wait_until(lambda: finished(output) >= images or self.process.poll() is not None)
-        assert self.process.poll() is None, self.process.communicate()
-        self.members = session(self.process.pid)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Three images are in the report; each process has begun to write another one."""
+        report = self.output / REPORT
+        done = report.read_text("utf-8").count("\n") if report.exists() else 0
+        begun = [files for path, _, files in os.walk(self.output) if path.endswith(".part")]
+        return done == 3 and sum(map(bool, begun)) == self.count
 
     @property
     def workers(self) -> list[int]:
-        return [pid for pid, words in self.members.items() if "spawn_main" in words]
+        return [pid for pid, words in session(self.process.pid).items() if "spawn_main" in words]
+
+    def go_on(self) -> None:
+        Path(f"{self.script}.go").touch()
 
     def end(self) -> tuple[int, str, list[str]]:
         """The exit code, standard output and error, once all processes have ended."""
@@ -90,12 +142,11 @@ def session(leader: int) -> dict[int, str]:
     """The process ids and command lines of a session; without those that only wait for a parent."""
     columns = ["ps", "-Aww", "-o", "pid=,sess=,stat=,args="]
     rows = subprocess.run(columns, capture_output=True, text=True, check=True).stdout.splitlines()
-    found = (row.split(None, 3) for row in rows)
+    processes = (row.split(None, 3) for row in rows)
     return {
-        int(pid): words
-        for pid, sess, state, *rest in found
-        if int(sess) == leader and state[0] != "Z"
-        for words in ["".join(rest)]
+        int(pid): "".join(words)
+        for pid, number, state, *words in processes
+        if int(number) == leader and state[0] != "Z"
     }
 
 
@@ -111,112 +162,90 @@ def wait_until(condition) -> None:
         time.sleep(0.01)
 
 
-def assert_goes_on(command, output, undisturbed, stored: int) -> None:
-    """The same command does the rest, and only the rest."""
-    again = [*command, output, "--workers", "2"]
-    done = subprocess.run(again, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and not said(done.stderr)
-    new, there = map(int, re.match(r"30 of 30 \((\d+) new, (\d+) already", done.stdout).groups())
-    assert new + there == IMAGES and there >= stored
-    assert content(output) == undisturbed
-
-
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("number", "target", "code"),
+    ("number", "target", "code", "workers"),
     [
-        (signal.SIGINT, os.killpg, 130),  # Ctrl-C in a terminal
-        (signal.SIGTERM, os.kill, 143),
-        pytest.param(signal.SIGINT, os.kill, 130, marks=pytest.mark.slow),
-        # The terminal is closed.
-        pytest.param(signal.SIGHUP, os.killpg, 129, marks=pytest.mark.slow),
+        (signal.SIGINT, os.killpg, 130, 1),  # Ctrl-C in a terminal
+        (signal.SIGINT, os.killpg, 130, 2),
+        (signal.SIGTERM, os.kill, 143, 2),
+        pytest.param(signal.SIGTERM, os.kill, 143, 1, marks=slow),
+        pytest.param(signal.SIGINT, os.kill, 130, 2, marks=slow),
+        pytest.param(signal.SIGHUP, os.killpg, 129, 2, marks=slow),  # the terminal is closed
     ],
 )
-def test_a_signal(number, target, code, workers, command, tmp_path, undisturbed):
-    run = Run(command, tmp_path / "out", workers)
+def test_a_signal(number, target, code, workers, start, assert_goes_on):
+    run = start(workers)
     assert len(run.workers) == (workers if workers > 1 else 0)
     target(run.process.pid, number)
     returned, out, err = run.end()
     assert returned == code and not out
-    (line,) = err
-    done = int(re.fullmatch(STOPPED, line)[1])
-    assert 0 < done < IMAGES
-    left = [record for record in run.report() if record.get("error") == NOT_DONE]
-    assert len(run.report()) == IMAGES and len(left) == IMAGES - done
-    assert_goes_on(command, tmp_path / "out", undisturbed, done)
+    assert len(err) == 1 and re.fullmatch(STOPPED, err[0])[1] == "3"
+    assert len(run.report()) == 6
+    assert [record.get("error") for record in run.report()] == [None] * 3 + [NOT_DONE] * 3
+    assert_goes_on(3)
 
 
-def test_a_signal_while_the_workers_start(command, tmp_path, undisturbed):
+def test_a_signal_while_the_workers_start(start, assert_goes_on):
     """Ctrl-C reaches all processes of a terminal, also those that cannot handle it yet."""
-    run = Run(command, tmp_path / "out", workers=2, images=0)
-    wait_until(lambda: any("spawn_main" in words for words in session(run.process.pid).values()))
+    run = start(2, has_begun=lambda run: run.workers)
     os.killpg(run.process.pid, signal.SIGINT)
     code, out, err = run.end()
     assert code == 130 and not out and len(err) == 1 and re.fullmatch(STOPPED, err[0])
-    assert_goes_on(command, tmp_path / "out", undisturbed, 0)
+    assert_goes_on(0)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_parent_is_killed(workers, command, tmp_path, undisturbed):
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=slow), 2])
+def test_the_parent_is_killed(workers, start, assert_goes_on):
     """It can say nothing more. Its workers see that it has gone; the report has what was done."""
-    run = Run(command, tmp_path / "out", workers)
+    run = start(workers)
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.communicate(timeout=MAX_SECONDS)
     wait_until(lambda: not session(run.process.pid))
-    if (
-        workers > 1
-    ):  # a process that is killed leaves what it was writing, and the next run removes it
+    if workers > 1:  # else the killed process leaves a part, which the next run removes
         assert not list(run.output.rglob(".*"))
-    assert run.report() and all("prompts" in record for record in run.report())
-    assert_goes_on(command, run.output, undisturbed, len(run.report()))
+    assert ["prompts" in record for record in run.report()] == [True] * 3
+    assert_goes_on(3)
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_worker_is_killed(number, command, tmp_path, undisturbed):
+def test_a_worker_is_killed(number, start, assert_goes_on):
     """It costs the image that it was at."""
-    run = Run(command, tmp_path / "out", workers=2)
+    run = start(2)
     os.kill(run.workers[number], signal.SIGKILL)
+    run.go_on()
     code, out, err = run.end()
-    assert code == 1 and out.startswith("29 of 30 (29 new, 0 already there), 1 left")
+    assert code == 1 and out.startswith("5 of 6 (5 new, 0 already there), 1 left")
     (failed,) = (record for record in run.report() if "error" in record)
     assert err == [f"clipseg-np: error: {failed['error']}"]
     assert f"{failed['image']}: the worker process was killed (exit code -9)" in failed["error"]
-    assert_goes_on(command, run.output, undisturbed, IMAGES - 1)
+    assert_goes_on(5)
 
 
-def test_every_worker_is_killed_again_and_again(command, tmp_path, undisturbed):
-    run, killed = Run(command, tmp_path / "out", workers=2, images=1), set()
-    while len(killed) < 5 and run.process.poll() is None:
-        alive = [pid for pid, words in session(run.process.pid).items() if "spawn_main" in words]
-        for pid in set(alive) - killed:
-            killed.add(pid)
-            os.kill(pid, signal.SIGKILL)
+def test_every_worker_is_killed_again_and_again(start, assert_goes_on):
+    run = start(2)
+    while run.process.poll() is None:
+        for worker in run.workers:
+            os.kill(worker, signal.SIGKILL)
     code, out, err = run.end()
-    failed = [record for record in run.report() if "error" in record]
-    assert code == 1 and len(run.report()) == IMAGES
-    assert 2 <= len(failed) == len(err) <= len(killed)
-    assert out.startswith(f"{IMAGES - len(failed)} of 30 (")
-    assert_goes_on(command, run.output, undisturbed, IMAGES - len(failed))
+    assert code == 1 and out.startswith("3 of 6 (3 new, 0 already there), 3 left")
+    assert len(err) == 3 and all("the worker process was killed" in line for line in err)
+    assert ["error" in record for record in run.report()] == [False] * 3 + [True] * 3
+    assert_goes_on(3)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_no_room_for_a_file(workers, command, tmp_path, undisturbed):
+def test_no_room_for_a_file(workers, start, undisturbed, assert_goes_on):
     """The process may write the files of all images but one."""
-    limit = max(len(data) for path, data in undisturbed.items() if not path.startswith("20"))
+    limit = max(len(data) for path, data in undisturbed.items() if not path.startswith("3"))
     assert limit < max(map(len, undisturbed.values()))
-    output = tmp_path / "out"
-    done = subprocess.run(
-        [*command, output, "--workers", str(workers)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    limits = limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    set_limits = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+    run = start(workers, has_begun=lambda run: True, preexec_fn=set_limits)
+    code, out, err = run.end()
+    assert code == 1 and not out and len(err) == 1
+    done, reason = re.fullmatch(STOPPED + r" \((.*)\)", err[0]).groups()
+    assert reason == f"{run.output}/3.png: File too large"
+    assert (
+        sum("prompts" in record for record in run.report()) == int(done) and len(run.report()) == 6
     )
-    (line,) = said(done.stderr)
-    number, reason = re.fullmatch(STOPPED + r" \((.*)\)", line).groups()
-    assert done.returncode == 1 and not done.stdout
-    assert reason == f"{output}/20.png: File too large"
-    assert 18 <= int(number) < IMAGES and not list(output.rglob(".*"))
-    report = [json.loads(line) for line in (output / REPORT).read_text("utf-8").splitlines()]
-    assert sum("prompts" in record for record in report) == int(number) and len(report) == IMAGES
-    assert_goes_on(command, output, undisturbed, int(number))
+    assert_goes_on(int(done))
