@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each line of code that may hold the word: public names of 0.1, kept in 0.2.
 ALIASES = {
     "clipseg_np/masks/metrics.py": ["picture_iou = image_iou"],
-    "clipseg_np/segment/batch.py": ["pictures_in = images_in", '"picture": name'],
+    "clipseg_np/segment/batch.py": ["pictures_in = images_in", '"picture": self.name'],
     "tests/segment/test_batch_0_1.py": ['["picture"]'],
     "clipseg_np/segment/visual_prompt.py": ["picture = prepared"],
     "tests/golden/test_traces.py": ['"picture"'],
