@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import errno
 import filecmp
 import hashlib
 import json
@@ -32,7 +33,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path in a temporary folder; move the file from there to `path` on success only."""
     path = Path(path)
     _require_file(path)
-    with written_together(path.parent) as part:
+    with written_together(path.parent) as part, _named_in_errors(path, part / path.name):
         yield part / path.name
 
 
@@ -48,7 +49,8 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
     with written_together(folder.parent) as part:
         temporary = part / folder.name
         temporary.mkdir()
-        yield temporary
+        with _named_in_errors(folder, temporary):
+            yield temporary
         if folder.exists():
             folder.rmdir()
 
@@ -91,7 +93,8 @@ def written_together(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
-            yield Path(part)
+            with _named_in_errors(folder, Path(part)):
+                yield Path(part)
             files = sorted(Path(part).iterdir())
             for file in files:
                 _require_file(folder / file.name)
@@ -102,6 +105,19 @@ def written_together(folder: Path) -> Iterator[Path]:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise
+
+
+@contextmanager
+def _named_in_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the disk name `path` instead of `temporary`, or of nothing."""
+    try:
+        yield
+    except OSError as error:
+        name, start = str(error.filename or temporary), str(temporary)
+        if not name.startswith(start):
+            raise
+        number, text = error.errno or errno.EIO, error.strerror or str(error)
+        raise OSError(number, text, name.replace(start, str(path), 1)) from error
 
 
 def is_other_file(new: Path, old: Path) -> bool:

@@ -170,8 +170,9 @@ def outcomes(
         return
     futures: dict[Future, Task] = {}
     try:
-        for task in tasks:
-            futures[executor.submit(segment_image, task)] = task
+        with suppress(BrokenExecutor):  # those that it has taken fail; the others are left
+            for task in tasks:
+                futures[executor.submit(segment_image, task)] = task
         for future in as_completed(futures):
             task = futures[future]
             try:

@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ import pytest
 from PIL import Image
 
 from clipseg_np import InputError, Segmenter
-from clipseg_np.atomic_files import folder_replaced
 from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
@@ -296,16 +294,6 @@ def test_errors_of_a_disk_name_the_image_and_no_temporary_file(job, folder, tmp_
     assert not list((tmp_path / "out").rglob(".*"))
 
 
-def test_a_folder_is_replaced_on_success_only(tmp_path):
-    folder = tmp_path / "folder"
-    for success in (True, False):
-        with suppress(SystemExit), folder_replaced(folder) as part:
-            (part / f"{success}").touch()
-            if not success:
-                raise SystemExit
-    assert sorted(tmp_path.rglob("*")) == [folder, folder / "True"]
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("workers", [None, 1])
 def test_a_full_disk_stops_all(number, workers, job, folder, tmp_path, monkeypatch):
@@ -328,14 +316,36 @@ def test_a_full_disk_stops_all(number, workers, job, folder, tmp_path, monkeypat
 
 
 def test_another_executor_whose_process_dies(job, folder, tmp_path):
-    """It gives up all images; each is named, and the next run does them."""
+    """It gives up the images that it has; each is named, and the next run does all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as executor:
         executor.submit(os._exit, 1)
         report = run_batch(job, folder, executor)
-    assert len(report) == 6 and all("terminated abruptly" in one["error"] for one in report)
-    assert all(one["image"] in one["error"] for one in report)
+    reasons = "terminated abruptly", batch.NOT_DONE
+    assert len(report) == 6
+    assert all(any(reason in one["error"] for reason in reasons) for one in report)
     assert [one["image"] for one in run(job, folder) if "error" in one] == ["inner/bad.png"]
+
+
+class Breaking(ThreadPoolExecutor):
+    """An executor that breaks when it gets the fourth task."""
+
+    number = 0
+
+    def submit(self, *arguments):
+        self.number += 1
+        if self.number == 4:
+            raise BrokenExecutor("a process was killed")
+        return super().submit(*arguments)
+
+
+def test_an_executor_that_takes_no_more_tasks(job, folder, tmp_path):
+    with Breaking(2) as executor:
+        report = run_batch(job, folder, executor)
+    errors = [record.get("error") for record in report]
+    assert errors == [None] * 3 + [batch.NOT_DONE] * 3
+    lines = (tmp_path / "out" / REPORT).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == report
 
 
 def test_an_interrupted_call_leaves_a_report_and_stops_its_executor(job, folder, tmp_path):

@@ -1,0 +1,59 @@
+"""Files and folders are written whole or not at all; errors of the disk name them.
+
+tests/checkpoints/test_locate.py and tests/robustness/test_odd_input.py have more.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipseg_np.atomic_files import folder_replaced, folder_written_whole, written_whole
+
+
+def test_a_folder_is_replaced_on_success_only(tmp_path):
+    folder = tmp_path / "folder"
+    with pytest.raises(SystemExit), folder_replaced(folder) as part:
+        raise SystemExit
+    assert not list(tmp_path.iterdir())
+    for name in ("old", "new"):
+        (tmp_path / part.name).mkdir()
+        (tmp_path / part.name / "of a killed process").touch()
+        with folder_replaced(folder) as part:
+            (part / name).touch()
+    with pytest.raises(SystemExit), folder_replaced(folder) as part:
+        raise SystemExit
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "new"]
+
+
+@pytest.mark.parametrize("write", [written_whole, folder_written_whole])
+def test_errors_of_the_disk_name_no_temporary_file(write, tmp_path):
+    target = tmp_path / "new" / "target"
+    for name, expected in ((None, target), ("", target), ("/other", "/other")):
+        with pytest.raises(OSError, match="full") as raised, write(target) as temporary:
+            raise OSError(errno.ENOSPC, "full", str(temporary) if name == "" else name)
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(expected))
+    with pytest.raises(OSError, match=f"5 requested and 3 written: '{target}'"), write(target):
+        raise OSError("5 requested and 3 written")  # as NumPy does
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX's limits")
+def test_no_room_for_a_mask(image_file, checkpoint, tmp_path):
+    import resource
+
+    options = ["--model", checkpoint, "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "clipseg_np", "segment", image_file, "red", *options]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)),
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"File too large: '{tmp_path / 'out' / Path(image_file).stem}_1_red.png" in done.stderr
+    assert not (tmp_path / "out").exists()
