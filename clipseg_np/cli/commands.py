@@ -6,7 +6,6 @@ import platform
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic_files import is_other_file, written_together
 from ..backends.select import ops_for
 from ..backends.threads import usual_count
 from ..checkpoints.hub import download
@@ -25,13 +23,13 @@ from ..errors import InputError, printable
 from ..golden.compare import compare, report
 from ..golden.traces import Golden, write_golden
 from ..image.load_image import load_image
-from ..image.plugins import has_image_suffix
 from ..model.clipseg import CLIPSegForImageSegmentation
+from ..segment import results
 from ..segment.batch import REPORT, run_batch
+from ..segment.coco import write_coco
 from ..segment.job import CleanUp, Job
 from ..segment.processor import CLIPSegProcessor
-from ..segment.results import json_lines, result_stems, text_lines, write_results
-from ..segment.segmentation import Segmentation, checked_threshold
+from ..segment.segmentation import checked_threshold
 from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
@@ -67,107 +65,50 @@ def run_segment(options: argparse.Namespace) -> int:
     kinds, to_stdout = kinds_of(options), options.output == "-"
     single = len(images) == len([*options.prompts, *options.image_prompt]) == len(kinds) == 1
     single = single and not (options.labels or options.overlay)
-    if to_stdout and (not single or options.json or sys.stdout is None):
+    if to_stdout and (not single or options.json or options.coco or sys.stdout is None):
         raise InputError(
             "--output - writes one image: expected one image, one prompt, one kind, no --labels, "
-            "no --overlay and no --json, and standard output to be open"
+            "no --overlay, no --json and no --coco, and standard output to be open"
         )
-    folder, file = output_place(options.output, single)
+    folder, file = results.output_place(options.output, single)
     overlay = options.overlay or not (options.write or file or to_stdout or images[1:])
     job = job_of(options, folder, overlay)
-    stems = result_stems(["image" if name == "-" else name for name in images], job)
+    stems = results.result_stems(["image" if name == "-" else name for name in images], job)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
     query = segmenter.prepare(prompts, job.white_level) if images[1:] else prompts
     segment = partial(segmenter.combine, scales=job.scales, white_level=job.white_level)
-    failures = 0
+    failures, written = 0, []
     for name, stem in zip(images, stems):
         try:
             image = read_image(name, job.white_level)
             result = segment(image, query, input_data_format="channels_last")
             if to_stdout:
                 with tempfile.TemporaryDirectory() as part:
-                    (record,) = write_results(Path(part), stem, image, result, job)
+                    (record,) = results.write_results(Path(part), stem, image, result, job)
                     sys.stdout.buffer.write(Path(part, *record["files"]).read_bytes())
                 return 0
-            records, sheet = write_unlike_others(stem, image, result, job, file)
+            records, sheet = results.write_unlike_others(stem, image, result, job, file)
         except (InputError, OSError) as error:
             if len(images) == 1:
                 raise
             failures += 1
             say("error", error if name in str(error) else f"{name}: {error}")
             continue
+        written.append({"image": name, "prompts": records})
         if options.json:
-            print(json_lines([{"image": name, **record} for record in records]))
+            print(results.json_lines([{"image": name, **record} for record in records]))
             continue
-        show(*text_lines(records))
+        show(*results.text_lines(records))
         if overlay:
             show(f"{'all together':<{max(map(len, job.captions))}}  {sheet}")
+    if options.coco:
+        write_coco(options.coco, job, written, is_batch=False)
     return 1 if failures else 0
-
-
-def write_unlike_others(
-    stem: str, image: np.ndarray, result: Segmentation, job: Job, file: str | None
-) -> tuple[list[dict], Path]:
-    """Write an image's results into the job's folder, the only one by the name `file` if given.
-
-    Returns the prompts' records and the overlay's path. An overlay of other prompts keeps its name.
-    """
-    folder = Path(job.output)
-    with written_together(folder) as part:
-        records = write_results(part, stem, image, result, job)
-        sheet = part / f"{stem}_overlay.png"
-        if job.overlay and not job.overwrite:
-            sheet = free_name(sheet, folder)
-        if file:
-            (part / records[0]["files"][0]).rename(part / file)
-            records[0]["files"] = [file]
-        check_replaced(part, folder, job.overwrite)
-    for record in records:
-        record["files"] = [str(folder / name) for name in record["files"]]
-    return records, folder / sheet.name
-
-
-def check_replaced(part: Path, folder: Path, overwrite: bool) -> None:
-    """Raise InputError where `folder` has other files of the same names; warn if they may go."""
-    replaced = [str(folder / f.name) for f in part.iterdir() if is_other_file(f, folder / f.name)]
-    if replaced and not overwrite:
-        raise InputError(
-            f"{min(replaced)} is there already, and the new one is not the same; name another "
-            f"--output, or replace it with --overwrite"
-        )
-    if replaced:
-        warnings.warn(f"replaced {', '.join(sorted(replaced))}", stacklevel=2)
-
-
-def free_name(file: Path, folder: Path) -> Path:
-    """Rename a file, a.png to a_2.png and so on, until no other file in `folder` has its name."""
-    stem, number = file.stem, 1
-    while is_other_file(file, folder / file.name):
-        number += 1
-        file = file.rename(file.with_stem(f"{stem}_{number}"))
-    return file
 
 
 def model_path(options: argparse.Namespace) -> Path:
     return checkpoint_or_demo(options.model, local_files_only=options.offline)
-
-
-def output_place(name: str, single: bool = False) -> tuple[Path, str | None]:
-    """The folder of results, which is created if missing, and the file's name if it is one file."""
-    path = Path(name)
-    if not name:
-        raise InputError("--output is empty; expected a folder")
-    if has_image_suffix(path.name) and not path.is_dir():
-        if single and name.lower().endswith(".png"):
-            return path.parent, path.name
-        raise InputError(
-            f"--output {name} has an image's suffix; expected a folder, or NAME.png for one image, "
-            f"one prompt and one kind of image"
-        )
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--output {name} is a file; expected a folder")
-    return path, None
 
 
 def read_image(name: str, white_level: float | None) -> np.ndarray:
@@ -184,7 +125,8 @@ def read_image(name: str, white_level: float | None) -> np.ndarray:
 
 
 def kinds_of(options: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(options.write or ("mask",)))
+    masks = ("mask",) if options.coco or not options.write else ()
+    return tuple(dict.fromkeys((*(options.write or ()), *masks)))
 
 
 def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
@@ -193,6 +135,8 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
     if masks and len(masks) != len(images):
         given = f"got {len(images)} --image-prompt and {len(masks)} --prompt-mask"
         raise InputError(f"{given}; expected a mask for each, or none")
+    if options.coco is not None and (options.coco[-5:] != ".json" or os.path.isdir(options.coco)):
+        raise InputError(f"--coco is {options.coco}; expected the name of a .json file")
     for name, lowest in {"smallest": 0, "feather": 0, "grow": -MAX_PIXELS}.items():
         pixels = getattr(options, name)
         if not lowest <= pixels <= MAX_PIXELS:  # NaN is not
@@ -219,7 +163,7 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
 
 def run_batch_command(options: argparse.Namespace) -> int:
     """Exit code 1 where an image failed; the others are segmented all the same."""
-    job = job_of(options, output_place(options.output)[0], options.overlay)
+    job = job_of(options, results.output_place(options.output)[0], options.overlay)
     workers = usual_count() if options.workers is None else options.workers
     if not 1 <= workers <= MAX_WORKERS:
         raise InputError(f"--workers is {workers}; expected 1 or more, at most {MAX_WORKERS}")
@@ -241,8 +185,10 @@ def run_batch_command(options: argparse.Namespace) -> int:
         say("stopped", f"{progress.done} done; the same command goes on{reason}")
         return 1 if reason else exit_code(stop)
     errors = [record["error"] for record in records if "error" in record]
+    if options.coco:
+        write_coco(options.coco, job, records, is_batch=True)
     if options.json:
-        print(json_lines(records))
+        print(results.json_lines(records))
     else:
         for error in errors:
             say("error", error)

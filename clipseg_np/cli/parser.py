@@ -252,6 +252,8 @@ def add_segment_options(add: Callable) -> None:
     text = "write a sheet of the image and all masks, as one image without --write gets anyway"
     add("--overlay", action="store_true", help=text)
     add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")
+    text = "write the masks of all images into one .json file, as COCO's annotations"
+    add("--coco", metavar="FILE", help=text)
     text = "remove components below N pixels; default: %(default)s"
     add("--smallest", metavar="N", type=int, default=0, help=text)
     text = "dilate masks by N pixels; -N erodes; default: %(default)s"

@@ -171,6 +171,13 @@ class Labels:
         np.copyto(self.highest, probabilities, where=likelier)
 
 
+def mask_statistics(mask: np.ndarray) -> dict:
+    """A mask's area, share of the image, and box (left, top, right, bottom; the ends excluded)."""
+    box = Image.fromarray(mask.view(np.uint8)).getbbox()
+    share = round(float(mask.mean()), 6)
+    return {"area": int(mask.sum()), "share": share, "box": box and list(box)}
+
+
 def run_length_encoding(mask: np.ndarray) -> dict:
     """COCO's uncompressed RLE: lengths of runs down the columns, of 0 and 1 in turn, 0 first."""
     values = mask.ravel(order="F")

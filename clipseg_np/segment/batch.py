@@ -35,8 +35,9 @@ from ..checkpoints.hub import CHECKPOINT_FILES
 from ..errors import InputError
 from ..image.load_image import load_image
 from ..image.plugins import image_suffixes
+from .contact_sheet import write_contact_sheet
 from .job import Job
-from .results import KINDS, is_result, json_lines, result_stems, write_results
+from .results import KINDS, is_result, json_lines, result_stems, text_lines, write_results
 from .segmentation import checked_threshold
 from .segmenter import Query, Segmenter, checkpoint_or_demo, read_prompts
 from .visual_prompt import image_prompts
@@ -155,6 +156,7 @@ def run_batch(
                 remove_part(task.place)
         with suppress(OSError):  # the disk is full: what is done is in the report
             write_lines(report, *records.values())
+            write_contact_sheet(job, images, list(records.values()))
         if replaced:
             text = f"replaced the results of {len(replaced)} images, such as {replaced[0]}"
             warnings.warn(text, stacklevel=2)
@@ -294,6 +296,7 @@ def stored_results(task: Task, key: str) -> tuple[str, dict]:
         folder = Path(job.output) if job.flat else place
         overlay = not job.overlay or any(file.endswith("_overlay.png") for file in files)
         complete = overlay and all((folder / file).is_file() for file in files)
+        text_lines(record["prompts"])  # raises an error for what are no records
         return "there" if complete else "new", record
     if record.get("mark") != task.mark and not job.overwrite:
         raise InputError(

@@ -45,7 +45,7 @@ _LIKE_OPERATORS = re.compile(
     r"[|,;，、；｜]|&&|\s[–—−]\s|\b(AND|OR|NOT)\b"  # other signs, other dashes, words
     r"|\s[-+&](?=\w)|(?<=[^\W\d_]{2})([-+&]\s|[+&](?=[^\W\d_]))"  # a space is missing
 )
-_OPERATORS_IN_TEXT = re.compile(r"\s[-+&]\s|^\s*!")
+_OPERATORS_IN_TEXT = re.compile(r'\s[-+&]\s|^\s*[!("]')
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,11 @@ def parse(text: str) -> Expression:
 
 
 def one_prompt(text: str, name: Hashable) -> Expression:
-    """The expression of a text that is one prompt. Warns if `parse` would read operators in it."""
-    if _OPERATORS_IN_TEXT.search(text):
+    """The expression of a text that is one prompt. Warns if `parse` would read or warn of more."""
+    if _OPERATORS_IN_TEXT.search(text) or _LIKE_OPERATORS.search(text):
         warnings.warn(
-            f"the prompt {_shortened(text)!r} is one text here; Segmenter.combine reads operators",
+            f"the prompt {_shortened(text)!r} is one text here; Segmenter.combine reads operators "
+            f"and quotes, and several prompts are a list",
             stacklevel=2,
         )
     return Expression("", name)

@@ -1,8 +1,9 @@
-"""The files that `clipseg-np segment` writes: images of each prompt, an overview, a label map."""
+"""The files of one image's result: images of each prompt, an overview, a label map."""
 
 import json
 import os
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import regex
 from PIL import Image, PngImagePlugin
 
-from ..atomic_files import digest, write_json, written_whole
+from ..atomic_files import digest, is_other_file, write_json, written_together, written_whole
+from ..errors import InputError
 from ..image.load_image import load_image
+from ..image.plugins import has_image_suffix
 from ..image.row_blocks import map_row_blocks
 from ..masks import connected_components, cut_out, draw, run_length_encoding
-from ..masks.morphology import Labels
+from ..masks.morphology import Labels, mask_statistics
 from .job import CleanUp, Job
 from .segmentation import Segmentation, checked_threshold
 
@@ -53,12 +56,6 @@ def fit(name: str, room: int) -> str:
     )
 
 
-def prompt_maps(result: Segmentation, number: int, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt `number`'s cleaned mask and its probabilities, (height,width) each."""
-    probabilities = result.probability(number)
-    return job.clean_up(probabilities > checked_threshold(job.threshold)), probabilities
-
-
 def to_gray(values: np.ndarray) -> np.ndarray:
     return map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
 
@@ -89,7 +86,8 @@ def write_results(
 
     def write_prompt(number: int, caption: str) -> dict:
         """Returns a prompt's record, adds its panel, frees its maps: 400 MB for 100 megapixels."""
-        mask, probabilities = prompt_maps(result, number, job)
+        probabilities = result.probability(number)
+        mask = job.clean_up(probabilities > checked_threshold(job.threshold))
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}
         for kind, file in files.items():
@@ -113,11 +111,64 @@ def write_results(
     return records
 
 
-def mask_statistics(mask: np.ndarray) -> dict:
-    """A mask's area, share of the image, and box (left, top, right, bottom; the ends excluded)."""
-    box = Image.fromarray(mask.view(np.uint8)).getbbox()
-    share = round(float(mask.mean()), 6)
-    return {"area": int(mask.sum()), "share": share, "box": box and list(box)}
+def write_unlike_others(
+    stem: str, image: np.ndarray, result: Segmentation, job: Job, file: str | None
+) -> tuple[list[dict], Path]:
+    """Write an image's results into the job's folder, the only one by the name `file` if given.
+
+    Returns the prompts' records and the overlay's path. An overlay of other prompts keeps its name.
+    """
+    folder = Path(job.output)
+    with written_together(folder) as part:
+        records = write_results(part, stem, image, result, job)
+        sheet = part / f"{stem}_overlay.png"
+        if job.overlay and not job.overwrite:
+            sheet = free_name(sheet, folder)
+        if file:
+            (part / records[0]["files"][0]).rename(part / file)
+            records[0]["files"] = [file]
+        check_replaced(part, folder, job.overwrite)
+    for record in records:
+        record["files"] = [str(folder / name) for name in record["files"]]
+    return records, folder / sheet.name
+
+
+def check_replaced(part: Path, folder: Path, overwrite: bool) -> None:
+    """Raise InputError where `folder` has other files of the same names; warn if they may go."""
+    replaced = [str(folder / f.name) for f in part.iterdir() if is_other_file(f, folder / f.name)]
+    if replaced and not overwrite:
+        raise InputError(
+            f"{min(replaced)} is there already, and the new one is not the same; name another "
+            f"--output, or replace it with --overwrite"
+        )
+    if replaced:
+        warnings.warn(f"replaced {', '.join(sorted(replaced))}", stacklevel=2)
+
+
+def free_name(file: Path, folder: Path) -> Path:
+    """Rename a file, a.png to a_2.png and so on, until no other file in `folder` has its name."""
+    stem, number = file.stem, 1
+    while is_other_file(file, folder / file.name):
+        number += 1
+        file = file.rename(file.with_stem(f"{stem}_{number}"))
+    return file
+
+
+def output_place(name: str, single: bool = False) -> tuple[Path, str | None]:
+    """The folder of results, which is created if missing, and the file's name if it is one file."""
+    path = Path(name)
+    if not name:
+        raise InputError("--output is empty; expected a folder")
+    if has_image_suffix(path.name) and not path.is_dir():
+        if single and name.lower().endswith(".png"):
+            return path.parent, path.name
+        raise InputError(
+            f"--output {name} has an image's suffix; expected a folder, or NAME.png for one image, "
+            f"one prompt and one kind of image"
+        )
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--output {name} is a file; expected a folder")
+    return path, None
 
 
 def write_labels(

@@ -1,25 +1,32 @@
 """`Segmentation`: one image's result. Maps of the image's own size are computed on demand."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+import io
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..image.image_processor import REFERENCE, probabilities_at
+from ..image.load_image import image_name
 from ..image.row_blocks import row_blocks
+from ..masks.morphology import label_map, mask_statistics
 from ..nn.ops import Array, Ops
 from .prompt_algebra import Expression
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The result of one image of `size` (height,width) and P prompts.
+    """The result of one image of `size` (height,width) and P prompts: P maps of probabilities.
 
+    `result["a cat"]` or `result[0]` is a prompt's map, and `for` goes over all maps.
     It holds the decoder's small `logits` (L,h,w), one map for each of L `names`, and computes maps
     of the image's size prompt by prompt, by its expression: one of 100 megapixels takes 400 MB.
+    `preview` (h,w,3) is the image made small, which a notebook shows with the masks.
     """
 
     prompts: tuple[Any, ...]
@@ -27,10 +34,47 @@ class Segmentation:
     size: tuple[int, int]
     names: tuple[Hashable, ...]
     expressions: tuple[Expression, ...]
+    preview: np.ndarray
+    image_name: str = "image"
     ops: Ops = REFERENCE
+
+    def __repr__(self) -> str:
+        return f"Segmentation({self.captions} in {self.image_name}, height and width {self.size})"
 
     def __len__(self) -> int:
         return len(self.expressions)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.probability, range(len(self)))
+
+    def __getitem__(self, prompt: str | Path | int) -> np.ndarray:
+        """A prompt's probabilities, by itself (a text, a path) or by its number, as in a list."""
+        key = prompt.name if isinstance(prompt, Path) else prompt
+        for number, caption in enumerate(self.captions if isinstance(key, (str, Integral)) else ()):
+            if key in (caption, number, number - len(self)):
+                return self.probability(number)
+        raise InputError(f"there is no such prompt; expected one of {self.captions}, or its number")
+
+    def __reduce__(self) -> tuple:
+        values = self.prompts, self.ops.to_numpy(self.logits), self.size, self.names
+        return Segmentation, (*values, self.expressions, self.preview, self.image_name)
+
+    def _repr_png_(self) -> bytes:
+        from ..masks import draw  # takes a while to load
+
+        masks = replace(self, size=self.preview.shape[:2]).masks()
+        panels = [(c, draw.highlight(self.preview, m)) for c, m in zip(self.captions, masks)]
+        file = io.BytesIO()
+        draw.sheet([("the image", self.preview), *panels]).save(file, "PNG")
+        return file.getvalue()
+
+    @property
+    def captions(self) -> list[str]:
+        """A name for each prompt: the text, or the image's file name, or "image"."""
+        return [
+            p if isinstance(p, str) else Path(image_name(getattr(p, "image", p), "image")).name
+            for p in self.prompts
+        ]
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -53,6 +97,32 @@ class Segmentation:
         A lower one gives larger masks; the paper used 0.1 to 0.3. Raises InputError outside 0 to 1.
         """
         return self.probabilities > checked_threshold(threshold)
+
+    def boxes(self, threshold: float = 0.5) -> list[list[int] | None]:
+        """Each mask's box (left, top, right, bottom; the ends excluded), None where it is empty."""
+        return [mask_statistics(mask)["box"] for mask in self.masks(threshold)]
+
+    def labels(self, threshold: float = 0.5) -> np.ndarray:
+        """Each pixel's likeliest prompt, from 1; 0 is the background: (height,width), uint8."""
+        return label_map(self.probabilities, checked_threshold(threshold))
+
+    def coco(self, threshold: float = 0.5) -> dict:
+        """The masks as COCO's dataset of one image; see coco.py, which makes one of several."""
+        from .coco import coco_dataset
+
+        return coco_dataset(self.captions, [(self.image_name, self.masks(threshold))])
+
+    def save(self, path: Any, threshold: float = 0.5, overwrite: bool = False) -> list[dict]:
+        """Write the masks into a folder, or the only one to a file NAME.png, as the command does.
+
+        Returns write_results' records. Raises InputError where a file would be replaced unasked.
+        """
+        from .results import Job, output_place, result_stems, write_unlike_others
+
+        folder, file = output_place(str(path), len(self) == 1)
+        job = Job(tuple(self.captions), str(folder), threshold=threshold, overwrite=overwrite)
+        (stem,) = result_stems([self.image_name], job)
+        return write_unlike_others(stem, self.preview, self, job, file)[0]
 
 
 def checked_threshold(threshold: float) -> float:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..backends.cuda_graph import CannotRecord
 from ..backends.cupy_ops import CupyOps
 from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError, naming
-from ..image.load_image import load_image
+from ..image.load_image import image_name, load_image
 from ..image.plugins import has_image_suffix
 from ..model.batched import in_parallel, unless_traced
 from ..model.clipseg import CLIPSegForImageSegmentation
@@ -33,6 +34,7 @@ from .sliding_window import checked_scales, join, mean_of_scales, windows
 from .visual_prompt import VisualPrompt
 
 TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
+MAX_PREVIEW = 640  # pixels of the longer side
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class Segmenter:
         FileNotFoundError for a missing file.
         """
         query = self._query(prompts, white_level, combined=False)
-        image = load_image(image, input_data_format, white_level=white_level)
-        return self._segment(image, query, scales)
+        pixels = load_image(image, input_data_format, white_level=white_level)
+        return self._segment(pixels, query, scales, image_name(image, "image"))
 
     def combine(
         self,
@@ -142,8 +144,8 @@ class Segmenter:
         `prompts` may be a Query of `prepare`. Raises InputError also if a text cannot be read.
         """
         query = prompts if isinstance(prompts, Query) else self._query(prompts, white_level)
-        image = load_image(image, input_data_format, white_level=white_level)
-        return self._segment(image, query, scales)
+        pixels = load_image(image, input_data_format, white_level=white_level)
+        return self._segment(pixels, query, scales, image_name(image, "image"))
 
     def prepare(self, prompts: Any, white_level: float | None = None) -> Query:
         """Read and embed the prompts of `combine` once, for many images."""
@@ -161,7 +163,9 @@ class Segmenter:
         embed = cache(partial(self._embedded, parts, inputs))
         return Query(tuple(prompts), tuple(expressions), names, embed, ids)
 
-    def _segment(self, image: np.ndarray, query: Query, scales: Sequence[int]) -> Segmentation:
+    def _segment(
+        self, image: Array, query: Query, scales: Sequence[int], name: str
+    ) -> Segmentation:
         ops, size = self.model.ops, image.shape[:2]
         maps = [self._scale_logits(s, image, query) for s in checked_scales(scales, size)]
         logits = mean_of_scales(maps, ops) if len(maps) > 1 else maps[0]
@@ -171,7 +175,9 @@ class Segmenter:
             damaged = [name for name, weight in weights if bool(ops.xp.isnan(weight).any())]
             cause = f"the checkpoint's {damaged[0]} holds NaN" if damaged else "a number overflowed"
             warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=3)
-        return Segmentation(query.prompts, logits, size, query.names, query.expressions, ops)
+        step = -(-max(size) // MAX_PREVIEW)
+        fields = query.prompts, logits, size, query.names, query.expressions
+        return Segmentation(*fields, image[::step, ::step].copy(), name, ops)
 
     def _scale_logits(self, scale: int, image: np.ndarray, query: Query) -> Array:
         """The logits of all windows of one scale, joined: (L,scale*h,scale*w)."""
@@ -208,7 +214,7 @@ class Segmenter:
         images = [
             prompt.prepared(mean, white_level)
             if isinstance(prompt, VisualPrompt)
-            else load_image(prompt, white_level=white_level)
+            else load_image(prompt, None, image_name(prompt, "an image prompt"), white_level)
             for prompt in prompts
             if not isinstance(prompt, str)
         ]
@@ -268,6 +274,11 @@ def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expres
     for number, prompt in enumerate(prompts, start=1):
         if isinstance(prompt, str) and not prompt.strip():
             raise InputError(f"prompt {number} is empty: name what to look for, such as 'a cat'")
+        kind = getattr(getattr(prompt, "dtype", None), "kind", None)
+        is_numbers = hasattr(prompt, "__array__") and kind not in {*"OSUT"}
+        if not (is_numbers or isinstance(prompt, (str, os.PathLike, Image.Image, VisualPrompt))):
+            expected = "expected a text, a Path, a PIL image, an array of numbers, a VisualPrompt"
+            raise InputError(f"prompt {number} is a {type(prompt).__name__}; {expected}, or a list")
 
     def read(number: int, prompt: Any) -> Expression:
         if not isinstance(prompt, str):

@@ -59,7 +59,8 @@ class VisualPrompt:
         if self.variant not in VARIANTS:
             expected = f"expected one of {', '.join(VARIANTS)}"
             raise InputError(f"unknown variant {self.variant!r} of a visual prompt; {expected}")
-        image = load_image(self.image, white_level=white_level)
+        name = image_name(self.image, "an image prompt")
+        image = load_image(self.image, None, name, white_level)
         mask = load_mask(self.mask, white_level)
         neutral = 255 * np.broadcast_to(np.array(mean, np.float32), 3)
         options = {**VARIANTS[self.variant], "ink": RED - neutral}

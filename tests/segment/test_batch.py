@@ -25,6 +25,7 @@ from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
 from clipseg_np.segment.batch import RECORD, REPORT, Job, images_in, run_batch
+from clipseg_np.segment.contact_sheet import PAGE
 from clipseg_np.segment.job import CleanUp
 
 
@@ -54,10 +55,11 @@ def run(job, folder, workers=2, **options):
 
 
 def content(folder) -> dict[str, bytes]:
+    """All files but the contact sheet, whose links depend on where the folder is."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != PAGE
     }
 
 
@@ -125,7 +127,8 @@ def test_a_second_run_does_only_what_changed(job, folder, tmp_path):
     out = tmp_path / "out"
 
     def stamps():
-        return {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != REPORT}
+        files = [p for p in out.rglob("*") if p.is_file() and p.name not in (REPORT, PAGE)]
+        return {path: path.stat().st_mtime_ns for path in files}
 
     first = stamps()
     run(job, folder)

@@ -13,6 +13,7 @@ from PIL import Image
 from clipseg_np import InputError, Job, run_batch
 from clipseg_np.cli.parser import main
 from clipseg_np.segment.batch import FLAT_RECORDS, JOB, RECORD, REPORT
+from clipseg_np.segment.contact_sheet import PAGE
 
 from .test_batch import content
 
@@ -91,7 +92,8 @@ def test_all_results_in_one_folder(job):
     stems = {"a.png": "a.png", "a.jpg": "a.jpg", "inner/a.png": "inner_a.png", "inner/b.jpg": "b"}
     names = {f"{stem}_1_red{kind}.png" for stem in stems.values() for kind in ("", "_soft")}
     assert {path.name for path in Path("out").glob("*.png")} == names
-    assert {path.name for path in Path("out").iterdir()} == {*names, JOB, REPORT, FLAT_RECORDS}
+    written = {path.name for path in Path("out").iterdir()}
+    assert written == {*names, JOB, REPORT, PAGE, FLAT_RECORDS}
     for record in report:
         stem = stems[record["image"]]
         assert record["prompts"][0]["files"] == [f"{stem}_1_red.png", f"{stem}_1_red_soft.png"]

@@ -106,10 +106,11 @@ def test_what_is_plain_is_not_warned_of(text, recwarn):
 
 
 def test_one_text_that_combine_would_read_otherwise_is_warned_of(segmenter, image, recwarn):
-    for text in ("a half-open door", "rock&roll", "a cat (big)"):
+    for text in ("a half-open door", "R&B", "a cat (big)", '12" ring'):
         segmenter(image, text)
     assert not recwarn
-    for text in ("a red thing - a star", "a & b", "!a"):
+    like_several = ["a cat, a dog", "a cat -a collar", "a|b", "a AND b"]
+    for text in ("a red thing - a star", "a & b", "!a", '"a star"', "(a star)", *like_several):
         with pytest.warns(UserWarning, match="one text here; Segmenter.combine reads operators"):
             segmenter(image, ["red", text])
 

@@ -28,7 +28,8 @@ def write(tmp_path):
     def write(kinds=("mask",), **options):
         logits = np.log(np.maximum(MAPS, 1e-20) / (1 - MAPS))
         expressions = tuple(Expression("", number) for number in range(3))
-        result = Segmentation(tuple(CAPTIONS), logits, MAPS.shape[1:], (0, 1, 2), expressions)
+        maps = logits, MAPS.shape[1:], (0, 1, 2), expressions
+        result = Segmentation(tuple(CAPTIONS), *maps, IMAGE)
         job = Job(tuple(CAPTIONS), str(tmp_path), kinds=tuple(kinds), **options)
         return write_results(tmp_path, "scene", IMAGE, result, job)
 

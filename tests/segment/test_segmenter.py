@@ -94,11 +94,26 @@ def test_white_is_said_for_the_image_and_for_image_prompts(segmenter, image):
 
 @pytest.mark.parametrize(
     "prompts, message",
-    [([], "no prompt"), (["red", "  "], "prompt 2 is empty"), ([3], "expected a path")],
+    [
+        ([], "no prompt"),
+        (["red", "  "], "prompt 2 is empty"),
+        (None, "prompt 1 is a NoneType; expected a text, a Path, a PIL image, an array of num"),
+        (["red", 3], "prompt 2 is a int; expected a text"),
+        (b"red", "prompt 1 is a bytes; expected a text"),
+        (["red", ["blue"]], "prompt 2 is a list; expected a text"),
+        ((text for text in ("red", "blue")), "prompt 1 is a generator; .*, or a list"),
+        ({"red": 1}, "prompt 1 is a dict; .*, or a list"),
+        (np.array(["red", "blue"]), "prompt 1 is a ndarray; .*, or a list"),
+        (["red", np.array(["red", None])], "prompt 2 is a ndarray"),
+        (np.zeros(3), r"an image prompt is an array of shape \(3,\)"),
+        (np.zeros((0, 3)), "an image prompt has no pixels"),
+        (VisualPrompt(None, np.ones((9, 9))), "an image prompt is a NoneType"),
+    ],
 )
 def test_unusable_prompts_are_refused(segmenter, image, prompts, message):
-    with pytest.raises(InputError, match=message):
-        segmenter(image, prompts)
+    for call in (segmenter, segmenter.combine):
+        with pytest.raises(InputError, match=message):
+            call(image, prompts)
 
 
 def test_too_long_a_prompt_is_cut_with_a_warning(segmenter, image):
