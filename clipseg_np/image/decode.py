@@ -9,14 +9,13 @@ Pillow reads the files. Where it would lose or misread something, this file step
 - Numbers whose scale Pillow does not hand on, as in FITS, are refused.
 """
 
-import contextlib
 import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -44,26 +43,21 @@ PILLOW_ERRORS = (
 )  # fmt: skip
 
 ORIENTATION = 0x0112  # in EXIF data
-# What turns pixels (H,W,C) upright.
-TURNS = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
-}
-
-# The end of an image and the start of another, as they meet in `cat a.png b.png`.
-ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b"\0;"}
-STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+# How another image follows, by format, as in `cat a.png b.png`: the end of one, the start of the
+# next. PPM files have no end; they begin alike.
+START = rb"(\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF)"
+NEXT_IMAGES = {"PNG": rb"IEND\xaeB`\x82" + START, "JPEG": rb"\xff\xd9" + START}
+NEXT_IMAGES |= {"GIF": rb"\0;" + START, "PPM": None}
 # Formats in which further frames belong to one image: a JPEG's depth map, a drawing's layers.
 FRAMES_OF_ONE = {"MPO", "PSD"}
-
-# The metadata that pixels need, of PNG (and all that begin with a capital) and of JPEG.
-PNG_CHUNKS = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
-JPEG_SEGMENTS = re.compile(rb"JFIF\0.{9}|Adobe.{7}|Exif\0\0", re.DOTALL)
+# The first bytes of a file, and of its parts: the place of their length, the bytes that this leaves
+# out, those that pixels do not need, and the last, which goes on to the file's end.
+PARTS = (
+    (b"\x89PNG\r\n\x1a\n", slice(0, 4), 12,
+     rb".{4}(?![A-Z]|tRNS|eXIf|acTL|fcTL|fdAT)", rb"\xff"),
+    (b"\xff\xd8", slice(2, 4), 2,
+     rb"\xff[\xe0-\xef\xfe]..(?!JFIF\0.{9}|Adobe.{7}|Exif\0\0)", rb"\xff\xda|[^\xff]"),
+)  # fmt: skip
 
 # Pillow unpacks numbers of 16 bits by one of these, and keeps their upper bytes. By the other, it
 # keeps their lower bytes. N is the machine's own order.
@@ -114,14 +108,10 @@ def pillow_errors(name: str) -> Iterator[None]:
             raise
         except Exception as error:
             words = str(error)
-            fitting = (
-                problem
-                for kind, pattern, problem in PILLOW_ERRORS
-                if isinstance(error, kind) and re.search(pattern, words)
-            )
-            raise InputError(
-                f"{name} {next(fitting)} ({words or type(error).__name__})."
-            ) from error
+            for kind, pattern, problem in PILLOW_ERRORS:
+                if isinstance(error, kind) and re.search(pattern, words):
+                    message = f"{name} {problem} ({words or type(error).__name__})."
+                    raise InputError(message) from error
 
 
 def _read_upright(file, name: str) -> np.ndarray:
@@ -131,48 +121,33 @@ def _read_upright(file, name: str) -> np.ndarray:
             raise InputError(f"{name} is {size}; expected at most {MAX_SIDE:,} on a side.")
         numbers, orientation = read_pil(image, name), None
         # A TIFF has none now: Pillow has turned it already.
-        with contextlib.suppress(Exception):
+        with suppress(Exception):
             orientation = image.getexif().get(ORIENTATION)
-        if image.format in (*ENDS, "PPM"):
+        if image.format in NEXT_IMAGES:
             file.seek(0)
-            if _is_followed(image.format, file.read()):
+            data = file.read()
+            pattern = NEXT_IMAGES[image.format] or re.escape(data[:7])
+            if re.compile(pattern).search(data, 7):
                 warnings.warn(f"{name} holds several images; the first is used.", stacklevel=5)
-    return TURNS[orientation](numbers) if orientation in TURNS else numbers
-
-
-def _is_followed(form: str, data: bytes) -> bool:
-    """Whether another image follows that in a file of this format."""
-    if form == "PPM":
-        return data.find(data[:7], 7) > 0  # its kind and width, or the start of a comment
-    end, place = ENDS[form], 0
-    while (place := data.find(end, place) + len(end)) >= len(end):
-        if data.startswith(STARTS, place):
-            return True
-    return False
+    numbers = numbers.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else numbers
+    down, across = (-1 if orientation in flips else 1 for flips in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return numbers[::down, ::across]
 
 
 def without_metadata(data: bytes) -> bytes | None:
     """A PNG or JPEG file without what its pixels do not need, None for other files."""
-    if data.startswith(b"\x89PNG"):
-        kept, start = [data[:8]], 8
-        while start < len(data):
-            end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-            kind = data[start + 4 : start + 8]
-            if kind[:1].isupper() or kind in PNG_CHUNKS:
-                kept.append(data[start:end])
-            start = end
-        return b"".join(kept)
-    if not data.startswith(b"\xff\xd8"):
-        return None
-    kept, start = [data[:2]], 2
-    # Up to the start of scan, FFDA. FFE0 to FFEF are application segments, FFFE a comment.
-    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != b"\xda":
-        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-        optional = data[start + 1] in (*range(0xE0, 0xF0), 0xFE)
-        if not optional or JPEG_SEGMENTS.match(data, start + 4, end):
-            kept.append(data[start:end])
-        start = end
-    return b"".join([*kept, data[start:]])
+    for first, length, others, needless, last in PARTS:
+        if data.startswith(first):
+            kept, start = [first], len(first)
+            while start < len(data):
+                head = data[start : start + 4]
+                end = start + others + int.from_bytes(head[length], "big")
+                part = data[start : None if re.match(last, head) else end]
+                if not re.match(needless, part, re.DOTALL):
+                    kept.append(part)
+                start += len(part)
+            return b"".join(kept)
+    return None
 
 
 def read_pil(image: Image.Image, name: str) -> np.ndarray:
@@ -190,14 +165,13 @@ def read_pil(image: Image.Image, name: str) -> np.ndarray:
     codec, _, offset, options = tile[0] if tile else ("", (), 0, "")
     raw, *options = options if isinstance(options, (tuple, list)) else [options]
     numbers = _numbers(image, name, codec, str(raw), offset, options)
-    key, channels = image.info.get("transparency"), numbers.shape[2]
-    if isinstance(key, (int, tuple)) and np.size(key) == channels and numbers.dtype.kind == "u":
+    key, kind = image.info.get("transparency"), numbers.dtype
+    if isinstance(key, (int, tuple)) and np.size(key) == numbers.shape[2] and kind.kind == "u":
         level = 255 * bool(key) if image.mode == "1" else np.multiply(key, FACTORS.get(raw, 1))
-        opaque = (numbers != level).any(axis=2, keepdims=True)
-        alpha = opaque.astype(numbers.dtype) * np.iinfo(numbers.dtype).max
+        alpha = (numbers != level).any(axis=2, keepdims=True).astype(kind) * np.iinfo(kind).max
         numbers = np.concatenate([numbers, alpha], axis=2)
     frames = 1
-    with contextlib.suppress(Exception):
+    with suppress(Exception):
         frames = image.n_frames if image.tell() == 0 and image.format not in FRAMES_OF_ONE else 1
     if frames > 1:
         warnings.warn(f"{name} has {frames} frames; the first is used.", stacklevel=4)
@@ -211,30 +185,30 @@ def _numbers(image, name: str, codec: str, raw: str, offset: int, options: list)
     """
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     in_planes = image.mode[:3] == "RGB" and tags.get(284) == 2 and tags[258][0] == 16
-    if image.format == "TIFF" and codec:
+    if tags and codec:
         image.filename = ""  # with it, Pillow 13 maps pixels that are to be turned by a wrong width
-    if codec.startswith("ppm") and raw == "RGB" and options == [65535]:
-        return _deep_ppm(image, offset, plain=codec == "ppm_plain")
-    if raw == "LA;16B":
-        return _decode_again(image, lambda raw: "RGBA").view(">u2")  # four bytes a pixel
-    if in_planes and codec == "raw":  # Pillow takes them for bytes
-        order = "L" if tags.prefix == b"II" else "B"
-        lower, upper = (
-            _decode_again(image, lambda raw, order=order: f"{raw};16{order}")
-            for order in (OTHER_ORDER[order], order)
+    if codec.startswith("ppm") and raw == "RGB" and options == [65535]:  # Pillow scales them to 8
+        image.fp.seek(offset)
+        data, shape = image.fp.read(), (image.height, image.width, 3)
+        numbers = (
+            data.split() if codec == "ppm_plain" else np.frombuffer(data, ">u2", np.prod(shape))
         )
+        return np.array(numbers[: np.prod(shape)]).astype(np.uint16).reshape(shape)
+    if raw == "LA;16B":
+        return _decode_again(image, "RGBA").view(">u2")  # four bytes a pixel
+    # Pillow takes those in planes for bytes.
+    if codec == "raw" if in_planes else re.fullmatch("RGB[AX]?;16[BLN]", raw):
+        order = raw[-1] if not in_planes else "L" if tags.prefix == b"II" else "B"
+        lower, upper = (_decode_again(image, f"{{}};16{o}") for o in (OTHER_ORDER[order], order))
         image.load()  # and take its orientation off, as it is off here
-        return upper.astype(np.uint16) << 8 | lower
-    if re.fullmatch("RGB[AX]?;16[BLN]", raw) and not in_planes:
-        lower = _decode_again(image, lambda raw: raw[:-1] + OTHER_ORDER[raw[-1]])
-        return (np.asarray(image).astype(np.uint16) << 8 | lower)[..., : 4 - ("X" in raw)]
+        return (upper.astype(np.uint16) << 8 | lower)[..., : 4 - ("X" in raw)]
     numbers = _levels(image, name)
     if codec.startswith("ppm") and raw == "L" and image.mode == "I" and options != [65535]:
         return (numbers / 257 + 0.5).astype(np.uint8)  # scaled by the file's own white
     if codec == "libtiff" and re.fullmatch("[IF];.*B.*", raw) and sys.byteorder == "little":
         # libtiff has put the bytes into the machine's order, and Pillow has swapped them again.
         return (numbers.astype(np.int16) if "16" in raw else numbers).byteswap()
-    if codec == "SGI16" or raw.startswith("RGBa;16") or (in_planes and codec == "libtiff"):
+    if codec == "SGI16" or raw.startswith("RGBa;16") or in_planes:
         return numbers.astype(np.uint16) * 257 | 1  # the lower bytes are out of reach
     return numbers
 
@@ -247,16 +221,14 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
     )
     deep = image.mode[0] in "IF"
     cut = compression == channels == 1 and (black == 0 or bits not in (1, 8))
-    problems = {
-        "Pillow does not apply BZERO and BSCALE": deep and image.format == "FITS",
-        "0 is white, of more than 8 bits": deep and black == 0,
-        "channels lie in planes, which Pillow misreads": planes == 2 and (cut or channels == 2),
-    }
-    for problem in (problem for problem, is_there in problems.items() if is_there):
-        raise InputError(
-            f"{name} is a {image.format} in which {problem}; give its numbers as an array, 0 for "
-            f"black."
-        )
+    for problem, is_there in (
+        ("Pillow does not apply BZERO and BSCALE", deep and image.format == "FITS"),
+        ("0 is white, of more than 8 bits", deep and black == 0),
+        ("channels lie in planes, which Pillow misreads", planes == 2 and (cut or channels == 2)),
+    ):
+        if is_there:
+            message = f"{name} is a {image.format} in which {problem}; give its numbers as an array"
+            raise InputError(f"{message}, 0 for black.")
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif not re.fullmatch("L|LA|RGB|RGBA|F|I.*", image.mode):
@@ -269,22 +241,18 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
     return numbers.view(np.int8) if image.mode == "L" and sign == 2 else numbers
 
 
-def _deep_ppm(image: Image.Image, offset: int, plain: bool) -> np.ndarray:
-    """The numbers of a PPM of 16 bits, which Pillow scales to 8: (H,W,3), uint16."""
-    image.fp.seek(offset)
-    data, shape = image.fp.read(), (image.height, image.width, 3)
-    numbers = data.split() if plain else np.frombuffer(data, ">u2", np.prod(shape))
-    return np.array(numbers[: np.prod(shape)]).astype(np.uint16).reshape(shape)
+def _decode_again(image: Image.Image, form: str) -> np.ndarray:
+    """Decode the frame of a file that is open and not loaded once more, by another raw mode.
 
-
-def _decode_again(image: Image.Image, change: Callable[[str], str]) -> np.ndarray:
-    """Decode the frame of a file that is open and not loaded once more, by changed raw modes."""
+    form: such as "{};16B", where {} is the raw mode without its bits.
+    """
     position = image.fp.tell()
     again = Image.open(image.fp)
     again.seek(image.tell())
     again.tile = [
-        TILE(*place, change(o) if isinstance(o, str) else (change(o[0]), *o[1:]))
-        for *place, o in again.tile
+        TILE(*place, (form.format(raw.partition(";")[0]), *others))
+        for *place, options in again.tile
+        for raw, *others in [options if isinstance(options, tuple) else [options]]
     ]
     pixels = np.asarray(again)
     image.fp.seek(position)

@@ -16,6 +16,7 @@ import json
 import os
 import warnings
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from ..errors import InputError, naming
 from ..habits import LOADING, SAVING, Habits, understands
 from ..model.outputs import Features
 from ..nn.ops import Ops
-from .load_image import LAYOUTS, is_unit_float, load_image
+from .load_image import LAYOUTS, image_name, read_numbers, to_colors, usual_white
 from .resize import BILINEAR, RESAMPLINGS, resize, resize_bilinear
 
 REFERENCE = Ops()
@@ -53,25 +54,26 @@ IGNORED = {
 SIZES = ("height width", "shortest_edge", "longest_edge shortest_edge", "max_height max_width")
 
 
-def _whole(value, limit: int = MAX_PIXELS) -> int | None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return int(value) if whole and 0 <= value <= limit else None
+def _number(value, kind=Real, above: float = -np.inf, limit: float = MAX_NUMBER):
+    """The number, if it is of this kind, is above the one number and at most the other."""
+    is_kind = isinstance(value, kind) and not isinstance(value, bool)
+    if is_kind and above < value and abs(value) <= limit:
+        return int(value) if kind is Integral else float(value)
+    return None
 
 
-def _number(value, above: float = -np.inf) -> float | None:
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return float(value) if number and above < value and abs(value) <= MAX_NUMBER else None
+_whole = partial(_number, kind=Integral, above=0, limit=MAX_PIXELS)
 
 
 def _per_channel(value, above: float = -np.inf) -> float | tuple[float, ...] | None:
     if not isinstance(value, (list, tuple, np.ndarray)):
-        return _number(value, above)
-    numbers = tuple(_number(part, above) for part in value)
+        return _number(value, above=above)
+    numbers = tuple(_number(part, above=above) for part in value)
     return numbers if len(numbers) == 3 and None not in numbers else None
 
 
 def _size(value) -> dict[str, int] | None:
-    if isinstance(value, (int, np.integer)):
+    if isinstance(value, Integral):
         value = (value, value)
     if isinstance(value, (list, tuple)) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
@@ -96,7 +98,7 @@ _FLAG = (_flag, "True or False")
 RULES = {
     "do_resize": _FLAG,
     "size": (_size, f"H, (H, W) or a dict of {' or '.join(SIZES)}, from 1 to {MAX_PIXELS}"),
-    "resample": (partial(_whole, limit=max(RESAMPLINGS)), f"one of {RESAMPLINGS}"),
+    "resample": (partial(_whole, above=-1, limit=max(RESAMPLINGS)), f"one of {RESAMPLINGS}"),
     "do_rescale": _FLAG,
     "rescale_factor": (partial(_number, above=0), f"a number in 0..{MAX_NUMBER:g}, not 0"),
     "do_normalize": _FLAG,
@@ -187,8 +189,8 @@ class ViTImageProcessor(Habits):
         checked("data_format", data_format)
         changed = {name: value for name, value in overrides.items() if value is not None}
         processor = ViTImageProcessor(**{**vars(self), **changed}) if changed else self
-        options = {"input_data_format": input_data_format, "white_level": white_level}
-        batch = [processor._pixels(*named, options) for named in _named(images)]
+        options = input_data_format, white_level
+        batch = [processor._pixels(*named, *options) for named in _named(images)]
         sizes = {pixels.shape[:2] for pixels in batch}
         if len(sizes) > 1:
             raise InputError(
@@ -200,9 +202,10 @@ class ViTImageProcessor(Habits):
             pixel_values = np.ascontiguousarray(np.moveaxis(pixel_values, 3, 1))
         return Features(pixel_values=pixel_values)
 
-    def _pixels(self, image, name, options):
+    def _pixels(self, image, name, input_data_format, white_level):
         """One image -> (height,width,3) float32"""
-        pixels = load_image(image, name=name, **options)
+        numbers = read_numbers(image, input_data_format, name)
+        pixels = to_colors(numbers, white_level, name)
         if self.do_resize:
             size = output_size(self.size, *pixels.shape[:2])
             if not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
@@ -211,10 +214,9 @@ class ViTImageProcessor(Habits):
                     f"{pixels.shape[1]} x {pixels.shape[0]}; expected 1 to {MAX_PIXELS:,} pixels."
                 )
             pixels = resize(pixels, size, self.resample)
-        if self.do_rescale:
-            pixels = pixels.astype(np.float64) * self.rescale_factor
-        elif is_unit_float(image):
-            pixels = pixels.astype(np.float64) * (1 / 255)
+        if self.do_rescale or usual_white(numbers) == 1:
+            factor = self.rescale_factor if self.do_rescale else 1 / 255
+            pixels = pixels.astype(np.float64) * factor
         pixels = pixels.astype(np.float32)
         if self.do_normalize:
             pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
@@ -311,7 +313,7 @@ def _named(images) -> list[tuple]:
     if getattr(images, "ndim", None) == 4:
         images = list(images)
     if not isinstance(images, (list, tuple)):
-        return [(images, None)]
+        return [(images, image_name(images))]
     if not images:
         raise InputError("The list of images is empty; give at least one.")
     return [(image, f"images[{index}]") for index, image in enumerate(images)]

@@ -65,11 +65,15 @@ def load_image(
     transparency, instead of showing it on white.
     Raises FileNotFoundError for a missing file, InputError for everything else that cannot be used.
     """
-    if not (white_level is None or (isinstance(white_level, Real) and 0 < white_level < np.inf)):
-        raise InputError(f"white_level is {white_level}; expected a number above 0.")
     name = name or image_name(image)
-    pixels = to_levels(read_numbers(image, input_data_format, name), white_level, name)
-    colors, alpha = split_alpha(pixels)
+    return to_colors(read_numbers(image, input_data_format, name), white_level, name, keep_alpha)
+
+
+def to_colors(
+    numbers: np.ndarray, white_level: float | None, name: str, keep_alpha: bool = False
+) -> np.ndarray:
+    """An image's numbers (H,W,C) to what `load_image` returns."""
+    colors, alpha = split_alpha(to_levels(numbers, white_level, name))
     if alpha is not None and not keep_alpha:
         colors, alpha = map_row_blocks(_over_white, colors, alpha), None
     colors = np.broadcast_to(colors, (*colors.shape[:2], 3))
@@ -90,11 +94,17 @@ def read_numbers(image, input_data_format: str | None, name: str) -> np.ndarray:
     if isinstance(image, Image.Image):
         with pillow_errors(name):
             return read_pil(image, name)
-    if hasattr(image, "__array__"):
-        return _channels_last(as_array(image, name), input_data_format, name)
-    raise InputError(
-        f"{name} is a {type(image).__name__}; expected a path, a PIL image or an array."
-    )
+    kind = type(image).__name__
+    if not hasattr(image, "__array__"):
+        raise InputError(f"{name} is a {kind}; expected a path, a PIL image or an array.")
+    try:
+        array = in_main_memory(image)
+    except Exception as error:
+        raise InputError(
+            f"{name} is a {kind} that NumPy cannot read ({error}); expected an array in main "
+            f"memory, or a CuPy array."
+        ) from error
+    return _channels_last(array, input_data_format, name)
 
 
 def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -102,31 +112,6 @@ def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     if pixels.shape[2] % 2:
         return pixels, None
     return pixels[..., :-1], pixels[..., -1:]
-
-
-def is_unit_float(image) -> bool:
-    """Whether this holds floats in 0..1, rescaled already; floats up to 255 are not."""
-    if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
-        image = read_file(os.fspath(image), os.fspath(image))
-    elif isinstance(image, Image.Image) and image.mode == "F":
-        image = np.asarray(image)
-    if not hasattr(image, "__array__"):
-        return False
-    array = as_array(image, "the image")
-    if array.dtype.kind != "f" or array.size == 0:
-        return False
-    return array.min() >= -MAX_ROUNDING and array.max() <= 1 + MAX_ROUNDING
-
-
-def as_array(values, name: str) -> np.ndarray:
-    """An array of any library as a NumPy array. Raises InputError where it cannot be read."""
-    try:
-        return in_main_memory(values)
-    except Exception as error:
-        raise InputError(
-            f"{name} is a {type(values).__name__} that NumPy cannot read ({error}); "
-            f"expected an array in main memory, or a CuPy array."
-        ) from error
 
 
 def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarray:
@@ -155,6 +140,8 @@ def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarr
 
 def to_levels(numbers: np.ndarray, white_level: float | None, name: str) -> np.ndarray:
     """Numbers (H,W,C) to bytes, 0 for black, by the rule at the top of this file."""
+    if not (white_level is None or (isinstance(white_level, Real) and 0 < white_level < np.inf)):
+        raise InputError(f"white_level is {white_level}; expected a number above 0.")
     numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
     if numbers.dtype == np.uint8:
         return numbers
@@ -164,7 +151,7 @@ def to_levels(numbers: np.ndarray, white_level: float | None, name: str) -> np.n
         raise InputError(f"{name} holds {numbers.dtype}; expected bool, integers or floats.")
     low, high = numbers.min(), numbers.max()
     is_float = numbers.dtype.kind == "f"
-    white = white_level or _usual_white(numbers, high)
+    white = white_level or usual_white(numbers)
     if white is None or not -MAX_ROUNDING * is_float <= low <= high < np.inf:
         whole = "" if (numbers == np.floor(numbers)).all() else "fractions of "
         raise InputError(
@@ -187,8 +174,9 @@ def to_levels(numbers: np.ndarray, white_level: float | None, name: str) -> np.n
     return map_row_blocks(levels, numbers)
 
 
-def _usual_white(numbers: np.ndarray, high) -> int | None:
-    """The white of numbers whose largest is `high`, None where none is usual."""
+def usual_white(numbers: np.ndarray) -> int | None:
+    """The white of numbers by the rule at the top of this file, None where there is none."""
+    high = numbers.max()
     if numbers.dtype.kind == "f":
         if high <= 1 + MAX_ROUNDING:
             return 1
