@@ -50,8 +50,8 @@ NEXT_IMAGES = {"PNG": rb"IEND\xaeB`\x82" + START, "JPEG": rb"\xff\xd9" + START}
 NEXT_IMAGES |= {"GIF": rb"\0;" + START, "PPM": None}
 # Formats in which further frames belong to one image: a JPEG's depth map, a drawing's layers.
 FRAMES_OF_ONE = {"MPO", "PSD"}
-# The first bytes of a file, and of its parts: the place of their length, the bytes that this leaves
-# out, those that pixels do not need, and the last, which goes on to the file's end.
+# The first bytes of a PNG and of a JPEG file. Of each part that follows: the place of its length,
+# how much longer it is, the pattern of parts that pixels do not need, and that of the last part.
 PARTS = (
     (b"\x89PNG\r\n\x1a\n", slice(0, 4), 12,
      rb".{4}(?![A-Z]|tRNS|eXIf|acTL|fcTL|fdAT)", rb"\xff"),
@@ -189,11 +189,10 @@ def _numbers(image, name: str, codec: str, raw: str, offset: int, options: list)
         image.filename = ""  # with it, Pillow 13 maps pixels that are to be turned by a wrong width
     if codec.startswith("ppm") and raw == "RGB" and options == [65535]:  # Pillow scales them to 8
         image.fp.seek(offset)
-        data, shape = image.fp.read(), (image.height, image.width, 3)
-        numbers = (
-            data.split() if codec == "ppm_plain" else np.frombuffer(data, ">u2", np.prod(shape))
-        )
-        return np.array(numbers[: np.prod(shape)]).astype(np.uint16).reshape(shape)
+        data, count = image.fp.read(), image.height * image.width * 3
+        plain = codec == "ppm_plain"
+        numbers = data.split()[:count] if plain else np.frombuffer(data, ">u2", count)
+        return np.array(numbers).astype(np.uint16).reshape(image.height, image.width, 3)
     if raw == "LA;16B":
         return _decode_again(image, "RGBA").view(">u2")  # four bytes a pixel
     # Pillow takes those in planes for bytes.
