@@ -33,6 +33,7 @@ WRITTEN = {
     "the thing cut out": [
         f"masks/photo_1_a-cat_{k}.png" for k in ("cutout", "contour", "highlight")
     ],
+    "all masks of a run": ["cats.json", "masks/index.html"],
     "one label map": [
         "masks/photo_labels.png",
         "masks/photo_labels.json",
