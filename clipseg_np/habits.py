@@ -28,6 +28,9 @@ NO_EFFECT = Keyword(None)
 STRICT = Keyword(OFF, "loading is strict, and returns the object alone: leave it out")
 MAPPED = Keyword(OFF, "weights are mapped from their file and take memory when used", False)
 QUANTIZED = Keyword(OFF, "write dtype='float32'; clipseg-np convert --dtype float16 halves a file")
+OTHER_FILE = Keyword(OFF, "write config.json and safetensors, and name their folder")
+DEVICE = Keyword((None, "cpu", {"": "cpu"}), "write backend='cupy' for the GPU, or 'auto'")
+ATTENTION = Keyword((*OFF, "eager", "sdpa"), "there is one attention", False)
 PAIR = Keyword((None,), "write one text or a list of texts; there are no pairs")
 ALONE = Keyword(OFF, "the result has input_ids and attention_mask alone", False)
 FILES = Keyword((None,), "write CLIPTokenizer.from_pretrained(FOLDER)")
@@ -40,19 +43,18 @@ LOADING: dict[str, Keyword | str] = {
     "torch_dtype": "dtype",
     **dict.fromkeys(("trust_remote_code", "low_cpu_mem_usage", "weights_only"), NO_EFFECT),
     **dict.fromkeys(("resume_download", "_fast_init", "mirror", "disable_mmap"), NO_EFFECT),
+    **dict.fromkeys(("from_tf", "from_flax", "gguf_file", "key_mapping"), OTHER_FILE),
     **dict.fromkeys(("max_memory", "offload_folder", "offload_state_dict"), MAPPED),
     **dict.fromkeys(("quantization_config", "load_in_8bit", "load_in_4bit"), QUANTIZED),
     **dict.fromkeys(("output_loading_info", "return_unused_kwargs"), STRICT),
+    **dict.fromkeys(("device_map", "device"), DEVICE),
+    **dict.fromkeys(("attn_implementation", "use_flash_attention_2"), ATTENTION),
     "ignore_mismatched_sizes": STRICT,
     "use_safetensors": Keyword((None, True), "clipseg-np convert makes safetensors of .bin files"),
     "variant": Keyword((None,), "write the file's path, FOLDER/model.VARIANT.safetensors"),
-    "device_map": Keyword(
-        (None, "cpu", {"": "cpu"}), "write backend='cupy' for the GPU, or 'auto'"
-    ),
-    "attn_implementation": Keyword((None, "eager", "sdpa"), "there is one attention", False),
     "use_fast": Keyword(OFF, "images are resized as by use_fast=False; ids are the same", False),
     "proxies": Keyword((None, {}), "set HTTPS_PROXY in the environment"),
-    "state_dict": Keyword((None,), "write config.json and safetensors, and name their folder"),
+    "state_dict": OTHER_FILE,
     "return_dict": Keyword((None, True), "write model(..., return_dict=False)"),
 }
 # Of save_pretrained

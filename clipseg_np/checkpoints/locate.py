@@ -53,11 +53,12 @@ def checkpoint_path(
     InputError if the name is empty, the path is another file, or the hub does not give the
     checkpoint.
     """
-    name = os.fspath(folder_or_hub_id)
-    if not name:
+    is_path = isinstance(folder_or_hub_id, os.PathLike)
+    name = os.fspath(folder_or_hub_id) if is_path else folder_or_hub_id
+    if not isinstance(name, str) or not name:
         raise InputError(
-            "The checkpoint's name is empty; expected its folder's path (. is the current folder) "
-            "or a hub id."
+            f"The checkpoint's name is {'empty' if name == '' else name}; expected its folder's "
+            f"path (. is the current folder) or a hub id."
         )
     path, subfolder = Path(name), (subfolder or "").strip("/")
     if path.is_dir():

@@ -7,6 +7,7 @@ exits with 1 for a deviation, `batch` for an image that failed.
 import argparse
 import functools
 import os
+import re
 import sys
 import warnings
 from collections import deque
@@ -44,8 +45,9 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{problem}; expected such as 1 2 or 1,2") from error
 
 
-# Options that take several words: the first word that is none of theirs ends the list.
-LISTS = {"--write": kinds, "--scales": whole_numbers, "--extract-layers": whole_numbers}
+# Options that take several words, as patterns; the first word that is none of them ends the list.
+NUMBER = r"[-+]?\d+|"
+LISTS = {"--write": "|".join((*KINDS, "all", "")), "--scales": NUMBER, "--extract-layers": NUMBER}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,14 +106,15 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if "prompts" in options:
-        prompts = [*options.prompts, *words]
+        prompts = [*options.prompts, *getattr(options, "prompt", ()), *words]
         if "images" in options:
             first, *others = options.images
             end = next((n for n, word in enumerate(others) if not is_image(word)), len(others))
             options.images = list(dict.fromkeys([first, *others[:end]]))
             prompts = [*others[end:], *prompts]
         for prompt in prompts:
-            check_prompt(prompt)
+            if prompt != options.output or os.path.isfile(prompt):
+                check_prompt(prompt)
         options.prompts = [*prompts, *prompts_alone]
     return options
 
@@ -121,20 +124,11 @@ def joined_lists(arguments: list[str]) -> list[str]:
     words, joined = deque(arguments), []
     while words:
         word, values = words.popleft(), []
-        read = next((LISTS[n] for n in LISTS if len(word) > 2 and n.startswith(word)), None)
-        while read and words and is_one(read, words[0]):
+        one = next((LISTS[n] for n in LISTS if len(word) > 2 and n.startswith(word)), None)
+        while one and words and all(re.fullmatch(one, w.strip()) for w in words[0].split(",")):
             values.append(words.popleft())
         joined.append(f"{word}={','.join(values)}" if values else word)
     return joined
-
-
-def is_one(read: Callable, word: str) -> bool:
-    """Whether `read` takes the word."""
-    try:
-        read(word)
-    except argparse.ArgumentTypeError:
-        return False
-    return True
 
 
 def is_image(word: str) -> bool:
@@ -238,6 +232,7 @@ def add_segment_options(add: Callable) -> None:
     examples = '"a cat - a collar", "a cat + a dog", "a & b", "!a"'
     text = f"a text, or several combined: {examples}; after --, every word is one"
     add("prompts", metavar="PROMPT", nargs="*", default=[], help=text)
+    add("--prompt", **REPEATED, help=argparse.SUPPRESS)  # else, it is short for --prompt-mask
     add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
     add("--prompt-mask", metavar="FILE", **REPEATED, help=text)

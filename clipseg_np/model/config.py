@@ -5,8 +5,10 @@ here they are refused with the field's name. Fields that concern only transforme
 `dtype`, ...) are kept in `other`, and written back unchanged. A config of CLIP itself is read, too.
 """
 
+import difflib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ CONFIG_NAME = "config.json"
 MAX_COUNT, MAX_NUMBER = 2**31 - 1, 1e30  # a larger one is a mistake, and overflows
 LEGACY_EOS_TOKEN_ID = 2  # in old checkpoints, whose texts end at their highest token id
 OUTPUT_FLAGS = ("output_attentions", "output_hidden_states")  # defaults of a call, in `other`
+ABSENT = {**dict.fromkeys(OUTPUT_FLAGS, False), "return_dict": True}  # their values if not given
+MIN_LIKENESS = 0.85  # of a misspelled name; transformers' own other names reach 0.84
 
 
 def is_whole(value: Any) -> bool:
@@ -72,6 +76,9 @@ class _Config(Habits):
         names = [each.name for each in fields(self)]
         named = dict(zip(names, values)) | named
         unknown = {name: named[name] for name in named.keys() - {*names, "model_type"}}
+        for name in sorted(unknown):
+            if near := self._nearest(name):
+                warnings.warn(f"{name} is no field of {type(self).__name__}{near}", stacklevel=3)
         named["other"] = {**named.get("other", {}), **unknown}
         for each in fields(self):
             object.__setattr__(self, each.name, named.get(each.name, each.default))
@@ -91,7 +98,7 @@ class _Config(Habits):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            other = self.__dict__.get("other", {})
+            other = ABSENT | self.__dict__.get("other", {})
             return other[name] if name in other else super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
@@ -115,6 +122,12 @@ class _Config(Habits):
         named = dict(values)
         other = {key: named.pop(key) for key in ("other",) if key in named}
         return cls(**named, other=other)
+
+    @classmethod
+    def _nearest(cls, name: str) -> str:
+        names = [each.name for each in fields(cls)]
+        near = difflib.get_close_matches(name, names, 1, MIN_LIKENESS)
+        return f"; is {near[0]} meant?" if near else ""
 
     @classmethod
     def _require_object(cls, values: Any) -> None:
@@ -154,7 +167,7 @@ class _Config(Habits):
         for name in values.keys() - {each.name for each in fields(self)} - {*OUTPUT_FLAGS}:
             raise InputError(
                 f"{name} is neither an argument of from_pretrained nor a field of "
-                f"{type(self).__name__}; leave it out"
+                f"{type(self).__name__}{self._nearest(name) or '; leave it out'}"
             )
         return replace(self, **values)
 

@@ -30,7 +30,13 @@ class CLIPSegProcessor(Habits):
     decode = property(lambda self: self.tokenizer.decode)
     batch_decode = property(lambda self: self.tokenizer.batch_decode)
 
+    @understands({"feature_extractor": "image_processor"})
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
+        if not (
+            isinstance(image_processor, ViTImageProcessor) and isinstance(tokenizer, CLIPTokenizer)
+        ):
+            given = f"{type(image_processor).__name__} and a {type(tokenizer).__name__}"
+            raise InputError(f"expected a ViTImageProcessor and a CLIPTokenizer; got a {given}")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 

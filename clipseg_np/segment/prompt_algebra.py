@@ -42,7 +42,7 @@ _TOKEN = re.compile(
 )
 # What a text may hold that is meant as operators: in combined prompts, and in one text.
 _LIKE_OPERATORS = re.compile(
-    r"[|,;，、；｜]|&&|\s[–—−]\s|\b(AND|OR|NOT)\b"  # other signs, other dashes, words
+    r"[|,;，、；｜“”„«»]|&&|\s[–—−]\s|\b(AND|OR|NOT)\b"  # other signs, other dashes, words
     r"|\s[-+&](?=\w)|(?<=[^\W\d_]{2})([-+&]\s|[+&](?=[^\W\d_]))"  # a space is missing
 )
 _OPERATORS_IN_TEXT = re.compile(r'\s[-+&]\s|^\s*[!("]')

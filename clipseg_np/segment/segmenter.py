@@ -17,8 +17,10 @@ from PIL import Image
 
 from ..backends.cuda_graph import CannotRecord
 from ..backends.cupy_ops import CupyOps
+from ..checkpoints.hub import hub_options
 from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError, naming
+from ..habits import LOADING, understands
 from ..image.load_image import image_name, load_image
 from ..image.plugins import has_image_suffix
 from ..model.batched import in_parallel, unless_traced
@@ -80,6 +82,7 @@ class Segmenter:
         self.graphs = RecordedPasses(model) if record and self.on_gpu else None
 
     @classmethod
+    @understands(LOADING)
     def from_pretrained(
         cls,
         folder_or_hub_id: str | os.PathLike | None = None,
@@ -89,17 +92,17 @@ class Segmenter:
         threads: int | None = None,
         local_files_only: bool = False,
         record: bool = True,
-        **hub: Any,
+        **options: Any,
     ) -> "Segmenter":
         """Load a checkpoint: a folder, one .safetensors file or a hub id; None is the demo's.
 
-        For the options and errors see the model's from_pretrained; for `record`, the class. `hub`
-        are further options of checkpoint_path, such as revision. Only with threads=1 do equal calls
-        give equal bits.
+        For the options and errors see the model's from_pretrained; for `record`, the class. Only
+        with threads=1 do equal calls give equal bits.
         """
-        path = checkpoint_or_demo(folder_or_hub_id, local_files_only=local_files_only, **hub)
+        hub = hub_options(options) | {"local_files_only": local_files_only}
+        path = checkpoint_or_demo(folder_or_hub_id, **hub)
         model = CLIPSegForImageSegmentation.from_pretrained(
-            path, backend=backend, dtype=dtype, threads=threads
+            path, backend=backend, dtype=dtype, threads=threads, **options
         )
         processor = CLIPSegProcessor.from_pretrained(path)
         with naming(path):
@@ -283,7 +286,7 @@ def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expres
     def read(number: int, prompt: Any) -> Expression:
         if not isinstance(prompt, str):
             return Expression("", number)
-        if has_image_suffix(prompt) and os.path.isfile(prompt):
+        if has_image_suffix(prompt):
             warnings.warn(
                 f"the prompt {prompt!r} is a text here; an image's path is a pathlib.Path, or "
                 f"follows --image-prompt",

@@ -26,7 +26,7 @@ from ..atomic_files import written_together
 from ..checkpoints.hub import TEXTS, hub_options
 from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError, naming
-from ..habits import LOADING, SAVING, TEXT, Habits, understands
+from ..habits import LOADING, NEW_TOKENS, SAVING, TEXT, Habits, understands
 from ..model.outputs import Features
 from . import tokenizer_files
 from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
@@ -126,7 +126,7 @@ class CLIPTokenizer(Habits):
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
         self.model_input_names = list(model_input_names)
-        self.extra_special_tokens = list(extra_special_tokens)
+        vars(self)["extra_special_tokens"] = list(extra_special_tokens)
         for content in self.extra_special_tokens:
             self._vocab.setdefault(content, len(self._vocab))
         for content in self.all_special_tokens:
@@ -143,8 +143,11 @@ class CLIPTokenizer(Habits):
     def __setattr__(self, name: str, value: Any) -> None:
         if name.endswith("_token_id"):
             name, value = name.removesuffix("_id"), self._token(value)
+        if name in ("extra_special_tokens", "additional_special_tokens"):
+            raise InputError(f"{name} cannot be assigned: {NEW_TOKENS}")
         if name == "model_max_length":
             _check_length(name, value, 2)
+            value = int(value)
         if name in CHOICES:
             _check_choice(name, value)
         if name in SPECIAL_NAMES and not (isinstance(value, str) and value in self._vocab):
@@ -406,7 +409,7 @@ def _check_choice(name: str, value: Any) -> None:
 
 
 def _check_length(name: str, length: Any, least: int) -> None:
-    if not isinstance(length, int) or length < least:
+    if not isinstance(length, int | np.integer) or length < least:
         ends = " (the start and the end token)" if least else ""
         raise InputError(
             f"{name} is {length!r}; expected a whole number of at least {least}{ends}."

@@ -46,6 +46,9 @@ def test_a_folder_that_is_not_there(name, tmp_path, monkeypatch):
 
 
 def test_an_empty_name():
+    for name in (None, b"folder", 5):
+        with pytest.raises(InputError, match="name is .*; expected its folder's path"):
+            checkpoint_folder(name)
     with pytest.raises(InputError, match="name is empty; expected its folder's path"):
         CLIPSegForImageSegmentation.from_pretrained("")
 

@@ -113,6 +113,20 @@ def test_a_word_in_the_wrong_place(arguments, message, run):
     assert files(".") == before
 
 
+def test_a_folder_of_results_may_be_called_as_the_prompt(run):
+    assert [run("segment", name, "red", "-o", "red")[0] for name in ("a.png", "b.jpg")] == [0, 0]
+    assert sorted(files("red")) == ["a_1_red.png", "a_overlay.png", "b_1_red.png", "b_overlay.png"]
+
+
+def test_a_prompt_may_be_an_option(run):
+    code, out, _ = run("segment", "a.png", "--prompt", "a star", "--write", "mask", "--prompt=red")
+    assert code == 0 and [line.split("  ")[0] for line in out.splitlines()] == ["a star", "red"]
+
+
+def test_a_long_word_after_a_list_is_read_at_once(run):
+    assert run("segment", "a.png", "--write", "mask", " , " * 50_000 + "x")[0] == 0
+
+
 def test_behind_two_dashes_all_words_are_prompts(run):
     code, out, _ = run("segment", "a.png", "red", "--", "b.jpg", "-x", "photos", "c.png", "--json")
     assert code == 0 and len(out.splitlines()) == 7

@@ -86,6 +86,35 @@ def test_the_old_layout_repeats_a_tower_under_another_name():
     assert CLIPSegConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize(
+    ("config_class", "name", "meant"),
+    [
+        (CLIPSegConfig, "extract_layer", "extract_layers"),
+        (CLIPSegTextConfig, "layer_norm_epsilon", "layer_norm_eps"),
+        (CLIPSegVisionConfig, "img_size", "image_size"),
+    ],
+)
+def test_a_misspelled_field_is_warned_of(config_class, name, meant, tmp_path):
+    with pytest.warns(UserWarning, match=f"{name} is no field of .*; is {meant} meant?"):
+        config = config_class(**{name: 1})
+    assert config.to_dict()[name] == 1
+    config_class().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{name} is neither .*; is {meant} meant?"):
+        config_class.from_pretrained(tmp_path, **{name: 1})
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_names_of_transformers_are_not_warned_of(config_class, recwarn):
+    names = ("sep_token_id", "attention_probs_dropout_prob", "dropout", "decoder_start_token_id")
+    config = config_class(**dict.fromkeys((*names, "text_config_dict", "vision_config_dict")))
+    assert not recwarn and config.dropout is None
+    assert (config.output_attentions, config.output_hidden_states, config.return_dict) == (
+        False,
+        False,
+        True,
+    )
+
+
 def test_from_text_vision_configs():
     text, vision = CLIPSegTextConfig(vocab_size=100), CLIPSegVisionConfig(patch_size=16)
     config = CLIPSegConfig.from_text_vision_configs(text, vision, reduce_dim=16)

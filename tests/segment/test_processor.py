@@ -140,6 +140,13 @@ def test_all_of_a_processor_is_saved_or_nothing(processor, tmp_path):
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
+def test_it_is_made_of_an_image_processor_and_a_tokenizer(processor):
+    images, texts = processor.image_processor, processor.tokenizer
+    assert CLIPSegProcessor(feature_extractor=images, tokenizer=texts).image_processor is images
+    with pytest.raises(InputError, match="got a CLIPTokenizer and a ViTImageProcessor"):
+        CLIPSegProcessor(texts, images)
+
+
 def test_decode_and_batch_decode(processor):
     ids = processor(text=["a red x", "red"]).input_ids
     assert processor.decode(ids[0], skip_special_tokens=True) == "a red x"

@@ -85,7 +85,7 @@ def test_what_the_advice_says_can_be_done():
 
 @pytest.mark.parametrize(
     "text",
-    ["a cat -a collar", "a cat- a collar", "a cat,a dog", "a cat, a dog", "a|b", "a cat AND a dog"]
+    ["a cat -a collar", "a cat- a collar", "a cat,a dog", "a|b", "a cat AND a dog", "“a cat”"]
     + ["NOT a cat", "a cat+a dog", "a && b", "a cat – a collar", "猫，犬", "a; b", "a - b,c"],
 )
 def test_what_looks_like_operators_is_warned_of_unless_quoted(text, recwarn):

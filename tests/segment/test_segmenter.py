@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import (
+    CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
     CLIPTokenizer,
@@ -213,13 +214,26 @@ def mapped_kilobytes(file) -> int:
 @pytest.mark.skipif(
     not Path("/proc/self/smaps").exists(), reason="memory is measured in Linux's own way"
 )
+def test_keywords_of_transformers_load_a_segmenter(checkpoint):
+    path, options = {"pretrained_model_name_or_path": checkpoint}, {"torch_dtype": "float64"}
+    segmenter = Segmenter.from_pretrained(**path, **options, device_map="cpu", key_mapping=None)
+    assert segmenter.model.config == CLIPSegConfig.from_pretrained(checkpoint)
+    assert segmenter.model.dtype == np.float64
+    with pytest.raises(InputError, match="write backend='cupy' for the GPU"):
+        Segmenter.from_pretrained(device="cuda")
+    with pytest.raises(InputError, match="nonsense is neither an argument of from_pretrained"):
+        Segmenter.from_pretrained(nonsense=1)
+
+
 def test_a_text_that_names_an_image_is_warned_of(segmenter, image, image_file, recwarn):
-    for prompts in ("a photo.png", image_file, "scene"):
+    for prompts in ("a photo of a jpg", image_file, "scene"):
         segmenter(image, prompts)
     assert not recwarn
     for call in (segmenter, segmenter.combine):
         with pytest.warns(UserWarning, match="is a text here; an image's path is a pathlib.Path"):
             call(image, str(image_file))
+        with pytest.warns(UserWarning, match="'gone.JPG' is a text here"):
+            call(image, "gone.JPG")
 
 
 def test_the_memory_of_mapped_weights_can_be_given_back(segmenter, tmp_path):

@@ -316,7 +316,9 @@ def test_an_assigned_setting_is_used(toy):
     assert (toy.pad_token, toy.pad_token_id) == ("!", 0)
     toy.pad_token = toy.eos_token
     assert toy.pad_token_id == 517
-    toy.model_max_length = 5
+    toy.model_max_length = np.int64(5)
+    assert type(toy.model_max_length) is int
+    assert toy("a", max_length=np.int64(2)).input_ids == [516, 517]
     assert toy("a", padding="max_length").input_ids == [517, 517, 516, a, 517]
 
 
@@ -331,6 +333,8 @@ def test_an_assigned_setting_is_used(toy):
         ("pad_token_id", 600, "600 is not an id"),
         ("model_max_length", "long", "model_max_length is 'long'"),
         ("model_max_length", 1, "model_max_length is 1"),
+        ("extra_special_tokens", ["x"], r"cannot be assigned: write from_pretrained\(FOLDER"),
+        ("additional_special_tokens", ["x"], "additional_special_tokens cannot be assigned"),
     ],
 )
 def test_an_impossible_setting_is_refused_at_once(toy, name, value, message):
