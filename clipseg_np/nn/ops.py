@@ -15,7 +15,7 @@ These letters stand for axes everywhere in this package:
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,11 +35,6 @@ class Ops:
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a model maps its file and is not pickled: call from_pretrained in each process"
-        )
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """An array on this backend's device; no copy where it is one already."""
