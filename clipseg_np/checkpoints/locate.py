@@ -35,6 +35,7 @@ def checkpoint_path(
     folder_or_hub_id: str | os.PathLike,
     *,
     needed: tuple = WHOLE,
+    suffixes: tuple[str, ...] = (".safetensors",),
     local_files_only: bool = False,
     subfolder: str | None = None,
     force_download: bool = False,
@@ -42,7 +43,7 @@ def checkpoint_path(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The path of a checkpoint: a folder, or one .safetensors file beside its config.json.
+    """The path of a checkpoint: a folder, or one file of these suffixes beside its config.json.
 
     An existing path is returned as it is; of a folder, the `subfolder` in it. Any other name
     "owner/name" is a checkpoint of the Hugging Face hub. Its folder comes from the hub's cache if
@@ -65,7 +66,7 @@ def checkpoint_path(
         if not (path / subfolder).is_dir():
             raise FileNotFoundError(f"There is no folder {subfolder} in {path}.")
         return path / subfolder
-    if path.is_file() and name.endswith(".safetensors"):
+    if path.is_file() and name.endswith(suffixes):
         config = path.parent / "config.json"
         if not config.is_file():
             raise FileNotFoundError(

@@ -127,11 +127,10 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
 def _no_weights(folder: Path) -> FileNotFoundError:
     names = sorted(path.name for path in folder.iterdir())
     advice = unfinished_download(folder)
-    for name in [name for name in names if name.endswith((".bin", ".pth", ".pt"))][:1]:
-        clip = "" if name.endswith(".bin") else " --clip ViT-B-16.pt"
+    for name in [n for n in names if n.endswith((".bin", ".pth", ".pt", ".ckpt"))][:1]:
         advice += (
             f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
-            f"clipseg-np convert {folder / name if clip else folder} NEW_FOLDER{clip}"
+            f"clipseg-np convert {folder / name} NEW_FOLDER"
         )
     return FileNotFoundError(
         f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
@@ -158,10 +157,8 @@ def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
         ) from error
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     read = partial(np.memmap, mode="r") if is_mapped else np.fromfile
-    content = read(path, dtype=np.uint8).view(np.ndarray)
-    start = 8 + int(content[:8].view("<u8")[0])
-    header, numbers, tensors = json.loads(content[8:start].tobytes()), content[start:], {}
-    header.pop("__metadata__", None)
+    header, start = read_header(path)
+    numbers, tensors = read(path, dtype=np.uint8).view(np.ndarray)[start:], {}
     for name, about in header.items():
         stored_type, (first, end) = about["dtype"], about["data_offsets"]
         if stored_type not in STORED_TYPES:
@@ -169,6 +166,19 @@ def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
         array = numbers[first:end].view(STORED_TYPES[stored_type]).reshape(about["shape"])
         tensors[name] = Raw(array, stored_type)
     return tensors
+
+
+def read_header(path: Path) -> tuple[dict[str, dict], int]:
+    """The description of each tensor in the order of their numbers, and where these begin.
+
+    The library must have checked the file. Before 0.6.1, it does not tell the order.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    order = sorted(header, key=lambda name: header[name]["data_offsets"])
+    return {name: header[name] for name in order}, 8 + length
 
 
 def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
@@ -207,10 +217,17 @@ class Checkpoint:
     or "clip.text_model."); `landmark` is a key that the model certainly has.
     """
 
-    def __init__(self, folder: Path, dtype: Any, landmark: str, prefixes: tuple[str, ...] = ("",)):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        tensors: dict[str, Raw],
+        dtype: Any,
+        landmark: str,
+        prefixes: tuple[str, ...] = ("",),
+    ):
         self.folder = folder
         self.dtype = dtype
-        self.tensors = stored_tensors(folder)
+        self.tensors = tensors
         self.taken: set[str] = set()
         present = (prefix for prefix in prefixes if prefix + landmark in self.tensors)
         self.prefix = next(present, prefixes[0])
@@ -224,14 +241,16 @@ class Checkpoint:
         if tensor is None:
             near = difflib.get_close_matches(key, set(self.tensors) - self.taken, n=1)
             hint = f" The nearest key there is {near[0]}." if near else ""
+            if near and f".{near[0]}".endswith(f".{key}"):
+                hint += " `clipseg-np convert` takes the names that PyTorch's wrappers add away."
             raise InputError(
                 f"{self.folder} lacks {key}; expected an array of shape {shape}.{hint} "
-                f"Check that config.json and the weights belong together."
+                f"Check that the config and the weights belong together."
             )
         if tensor.array.shape != shape:
             raise InputError(
-                f"{self.folder}: {key} has shape {tensor.array.shape}; config.json makes it "
-                f"{shape}. Check that config.json and the weights belong together."
+                f"{self.folder}: {key} has shape {tensor.array.shape}; the config makes it "
+                f"{shape}. Check that the config and the weights belong together."
             )
         require_float(f"{self.folder}: {key}", tensor.stored_type)
         self.taken.add(key)
@@ -247,8 +266,8 @@ class Checkpoint:
         if left:
             more = ", ..." if len(left) > 3 else ""
             raise InputError(
-                f"{self.folder} holds {len(left)} key(s) that the model of config.json has no "
-                f"place for: {', '.join(left[:3])}{more}. Check that config.json and the weights "
+                f"{self.folder} holds {len(left)} key(s) that the model of the config has no "
+                f"place for: {', '.join(left[:3])}{more}. Check that the config and the weights "
                 f"belong together (extract_layers, num_hidden_layers and "
                 f"use_complex_transposed_convolution decide which keys there are)."
             )

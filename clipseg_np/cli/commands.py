@@ -17,7 +17,7 @@ import numpy as np
 from ..backends.select import ops_for
 from ..backends.threads import usual_count
 from ..checkpoints.hub import download
-from ..convert.checkpoint import convert
+from ..convert.checkpoint import PYTORCH_SUFFIXES, convert, has_transformers_names
 from ..convert.from_authors import convert_original
 from ..errors import InputError, printable
 from ..golden.compare import compare, report
@@ -296,7 +296,8 @@ def run_download(options: argparse.Namespace) -> None:
 
 def run_convert(options: argparse.Namespace) -> None:
     source, output, stored = options.source, options.output, (options.dtype, options.shard_size)
-    if source.endswith((".pth", ".pt")):
+    is_pytorch = source.endswith(PYTORCH_SUFFIXES) and not os.path.isdir(source)
+    if is_pytorch and not has_transformers_names(source):
         others = options.tokenizer, options.extract_layers
         written = convert_original(source, options.clip, output, *stored, *others)
         if options.tokenizer is None:

@@ -1,13 +1,16 @@
-"""Convert a checkpoint to another float type, to one file or to shards.
+"""Convert a checkpoint to another float type, to one file or to shards, from PyTorch's files too.
 
-Tensors are mapped and written in blocks, so that a checkpoint of any size needs little memory. The
-output is safetensors, with the hub's index for shards; transformers loads it too.
+What is written can be loaded: tensors that no model has a place for are refused. They are mapped
+and written in blocks, so that a checkpoint of any size needs little memory. The output is
+safetensors, with the hub's index for shards; transformers loads it too.
 """
 
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +30,10 @@ from ..checkpoints.weights import (
     write_tensors,
 )
 from ..errors import InputError
+from ..model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
+from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import CONFIG_NAME
+from ..nn.ops import Ops
 from .torch_archive import read_archive
 
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -41,6 +47,12 @@ TOKENIZER_FILES = (
 )
 OTHER_FILES = ("preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
 PYTORCH_NAME = "pytorch_model.bin"  # transformers' weights before safetensors, under the same names
+PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# What torch.compile, FSDP and so on put into the names of inner modules; what they put before all
+# names is found by a landmark.
+WRAPPERS = re.compile(r"(?<=\.)(_orig_mod|module|_(fsdp|checkpoint)_wrapped_module)\.")
+LANDMARKS = ("clip.text_projection.weight", "text_projection.weight")  # of CLIPSeg, and of CLIP
+MODELS = (CLIPSegForImageSegmentation, CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel)
 BLOCK_SIZE = 2**20  # numbers converted at a time
 
 
@@ -61,26 +73,62 @@ def convert(
 ) -> Written:
     """Write a checkpoint with its config, tokenizer and processor files to the folder `output`.
 
-    source: a folder, one .safetensors file, a hub id, or a folder with a pytorch_model.bin.
+    source: a folder, one .safetensors file, a hub id, a folder with a pytorch_model.bin, or a file
+    of PyTorch with config.json beside it, such as {"model_state_dict": model.state_dict(), ...}.
     output: a new or empty folder; it is written whole or not at all.
     dtype: "float32", "float16" or "bfloat16"; None keeps each tensor's own type.
     shard_size: the size limit of a file in MB (10**6 bytes); None writes one file. A larger tensor
     has a file of its own.
 
     Raises the errors of loading the checkpoint, and InputError if `output` is not empty, for an
-    unknown dtype or shard size, and where a finite number would become infinite.
+    unknown dtype or shard size, where a finite number would become infinite, and for tensors that
+    no model has a place for.
     """
-    path = checkpoint_path(source)
+    path = checkpoint_path(source, suffixes=(".safetensors", *PYTORCH_SUFFIXES))
     folder = path.parent if path.is_file() else path
     config = read_json(folder / CONFIG_NAME)
-    is_safetensors = any((path / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
-    pytorch = path / PYTORCH_NAME
-    is_pytorch = pytorch.is_file() and not is_safetensors
-    tensors = read_archive(pytorch) if is_pytorch else stored_tensors(path)
+    if not any((path / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME)):
+        path = path / PYTORCH_NAME if (path / PYTORCH_NAME).is_file() else path
+    is_pytorch = path.name.endswith(PYTORCH_SUFFIXES) and path.is_file()
+    tensors = unwrapped(read_archive(path) if is_pytorch else stored_tensors(path), LANDMARKS)
     kept = {name: raw for name, raw in tensors.items() if not name.endswith(IGNORED_ENDINGS)}
+    require_place(path, config, kept)
     with folder_written_whole(output) as temporary:
         copy_files(folder, temporary, OTHER_FILES)
         return write_checkpoint(temporary, config, kept, dtype, shard_size)
+
+
+def has_transformers_names(path: str | os.PathLike) -> bool:
+    """Whether a file of PyTorch holds transformers' model; if not, it may be the authors'."""
+    return any(f".{name}".endswith(f".{LANDMARKS[1]}") for name in read_archive(path))
+
+
+def unwrapped(tensors: dict[str, Raw], landmarks: Iterable[str]) -> dict[str, Raw]:
+    """The tensors without what wrappers put before and into their names; others are left out.
+
+    One of the `landmarks` is a name in each model. Warns of what is left out. Raises InputError if
+    there are several models.
+    """
+    names = {name: WRAPPERS.sub("", name) for name in tensors}
+    for landmark in landmarks:
+        ends = [name for name in names.values() if f".{name}".endswith(f".{landmark}")]
+        if len(ends) > 1:
+            raise InputError(
+                f"there are {len(ends)} models in one file, with {' and '.join(sorted(ends))}: "
+                f"save the one that is wanted alone"
+            )
+        for end in ends:
+            start = end.removesuffix(landmark)
+            others = [name for name, plain in names.items() if not plain.startswith(start)]
+            if others:
+                more = ", ..." if others[3:] else ""
+                warnings.warn(
+                    f"left out, as no part of the model {start}*: {', '.join(others[:3])}{more}",
+                    stacklevel=3,
+                )
+            kept = [name for name in names if name not in others]
+            return {names[name].removeprefix(start): tensors[name] for name in kept}
+    return tensors
 
 
 def copy_files(source: Path, folder: Path, names: tuple[str, ...]) -> None:
@@ -115,6 +163,17 @@ def write_checkpoint(
         write_tensors(folder / file, {name: parts[name] for name in names}, {"format": "pt"})
     write_json(folder / CONFIG_NAME, _with_dtype(config, dtype) if dtype else config)
     return Written(len(tensors), total, tuple(files))
+
+
+def require_place(source: str | os.PathLike, config: dict, tensors: dict[str, Raw]) -> None:
+    """Raise InputError unless a model takes all tensors; it gets zeros, which need no memory."""
+    zeros = {
+        n: Raw(np.broadcast_to(np.float32(0), t.array.shape), "F32") for n, t in tensors.items()
+    }
+    starts = ((model, prefix + model.landmark) for model in MODELS for prefix in model.prefixes)
+    model = next((model for model, landmark in starts if landmark in tensors), MODELS[0])
+    values = model.config_class.from_dict(config)
+    model.from_tensors(source, zeros, values, Ops(), np.dtype(np.float32))
 
 
 def _shards(sizes: dict[str, int], max_bytes: float) -> list[list[str]]:

@@ -15,7 +15,6 @@ import os
 import re
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -26,12 +25,17 @@ from ..errors import InputError
 from ..image.image_processor import ViTImageProcessor
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import CLIPSegConfig
-from ..nn.ops import Ops
-from ..nn.scope import Scope
 from ..text.bpe import BYTE_SYMBOLS, END_OF_WORD
 from ..text.tokenizer import CLIPTokenizer
 from ..text.tokenizer_files import END, START
-from .checkpoint import TOKENIZER_FILES, Written, copy_files, write_checkpoint
+from .checkpoint import (
+    TOKENIZER_FILES,
+    Written,
+    copy_files,
+    require_place,
+    unwrapped,
+    write_checkpoint,
+)
 from .torch_archive import read_archive
 
 EXTRACT_LAYERS = (3, 6, 9)
@@ -96,7 +100,7 @@ def convert_original(
     """
     tensors = renamed(_read(Path(decoder), clip))
     config = config_of(tensors, extract_layers)
-    _require_shapes(tensors, config)
+    require_place(decoder, config.to_dict(), tensors)
     with folder_written_whole(output) as folder:
         if tokenizer is not None:
             _write_tokenizer(Path(tokenizer), folder, config.text_config.vocab_size)
@@ -106,7 +110,7 @@ def convert_original(
 
 def _read(decoder: Path, clip: str | os.PathLike | None) -> dict[str, Raw]:
     """The tensors of both files by their own names."""
-    tensors = read_archive(decoder)
+    tensors = unwrapped(read_archive(decoder), ["film_mul.weight"])
     if "film_mul.weight" not in tensors:
         raise InputError(
             f"{decoder} lacks film_mul.weight; expected the authors' decoder, such as rd64-uni.pth."
@@ -117,7 +121,7 @@ def _read(decoder: Path, clip: str | os.PathLike | None) -> dict[str, Raw]:
                 f"{decoder} holds the decoder alone; expected OpenAI's CLIP beside it: "
                 f"--clip ViT-B-16.pt."
             )
-        tensors |= read_archive(clip)
+        tensors |= unwrapped(read_archive(clip), ["visual.proj"])
     tensors = {name.removeprefix("clip_model."): raw for name, raw in tensors.items()}
     return {name: raw for name, raw in tensors.items() if not LEFT_OUT.fullmatch(name)}
 
@@ -207,23 +211,6 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
         use_complex_transposed_convolution="decoder.transposed_convolution.0.weight" in tensors,
         other={"architectures": [CLIPSegForImageSegmentation.__name__]},
     )
-
-
-def _require_shapes(tensors: dict[str, Raw], config: CLIPSegConfig) -> None:
-    """Compare with the shapes of a model, which is made of zeros that take no memory."""
-    zeros = SimpleNamespace(take=lambda name, shape: np.broadcast_to(np.float32(0), shape))
-    model = CLIPSegForImageSegmentation(config, Scope(zeros, Ops(), np.float32))
-    shapes = {name: raw.array.shape for name, raw in tensors.items()}
-    for name, array in model.state_dict().items():
-        stored = shapes.pop(name, None)
-        if stored != array.shape:
-            state = f"of shape {stored}" if stored is not None else "missing"
-            raise InputError(f"{name} is {state}; the other tensors make it {array.shape}.")
-    if shapes:
-        names = ", ".join(sorted(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
-        raise InputError(
-            f"The files hold {len(shapes)} tensor(s) that the model has no place for: {names}."
-        )
 
 
 def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:

@@ -73,9 +73,8 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
             return _tensors(_Unpickler(path, archive).load())
     except _Refusal as reason:
         raise InputError(
-            f"{path} is not read: {str(reason)[:200]}. Expected the tensors of a state dict "
-            f"(torch.save) or of a TorchScript module (torch.jit.save), as their authors published "
-            f"them."
+            f"{path} is not read: {str(reason)[:200]}. Expected a state dict, alone (torch.save("
+            f"model.state_dict(), FILE)) or beside plain numbers, or a module of torch.jit.save."
         ) from reason
     except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
         raise InputError(
@@ -96,17 +95,19 @@ class _Tensor(Raw):
 
 
 class _Dictionary(dict):
-    """Stands for OrderedDict and for a pickle's own dictionaries. Its keys are printable text.
+    """Stands for OrderedDict and for a pickle's own dictionaries.
 
-    Other keys are refused before they are hashed: a deeply nested tuple overflows C's stack, and
-    chosen integers collide in every lookup.
+    Its keys are printable text, or the small numbers of an optimizer's state. Other keys are
+    refused before they are hashed: a deeply nested tuple overflows C's stack, and chosen integers
+    collide in every lookup.
     """
 
     def __init__(self):
         super().__init__()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if type(key) is not str or not key.isprintable():
+        is_number = type(key) is int and 0 <= key < MAX_PICKLE_BYTES
+        if not is_number and (type(key) is not str or not key.isprintable()):
             raise _Refusal(f"it has a key of type {type(key).__name__}; expected printable text")
         super().__setitem__(key, value)
 
@@ -243,11 +244,29 @@ def _scanned(program: bytes) -> bytes:
     return NEW_DICTIONARY.join([*parts, program[start:]])
 
 
+def _is_state_dict(values: dict) -> bool:
+    return all(type(name) is str and isinstance(value, Raw) for name, value in values.items())
+
+
 def _tensors(whole: Any) -> dict[str, Raw]:
-    """The tensors of a state dict, or those of a module and its parts by dotted name."""
+    """The tensors of a state dict, or those of a module and its parts by dotted name.
+
+    The state dict may be the one dictionary of tensors in a larger one, such as a training's.
+    """
     if isinstance(whole, _Dictionary):
+        inner = {
+            name: value
+            for name, value in whole.items()
+            if isinstance(value, _Dictionary) and value and _is_state_dict(value)
+        }
+        if len(inner) > 1:
+            raise _Refusal(
+                f"it holds several dictionaries of tensors: {', '.join(map(ascii, inner))}"
+            )
+        for state in inner.values():
+            return dict(state)
         for name, value in whole.items():
-            if not isinstance(value, Raw):
+            if not _is_state_dict({name: value}):
                 raise _Refusal(f"{name!a} is not a tensor")
         return dict(whole)
     if not isinstance(whole, _Module):

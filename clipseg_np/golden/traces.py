@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import safe_open
 
 from ..atomic_files import written_whole
-from ..checkpoints.weights import SHORT_NAMES, write_tensors
+from ..checkpoints.weights import SHORT_NAMES, read_header, write_tensors
 from ..errors import InputError
 from ..model.config import is_number
 from ..model.pretrained import PretrainedModel
@@ -55,7 +55,8 @@ class Golden(Mapping):
                 self._read, stored, metadata = file.__getitem__, file.files, {}
             else:
                 file = safe_open(self.path, framework="numpy")
-                self._read, stored, metadata = file.get_tensor, file.offset_keys(), file.metadata()
+                self._read, metadata = file.get_tensor, file.metadata()
+                stored, _ = read_header(self.path)
             metadata = metadata or {}
             self.about: dict[str, Any] = json.loads(metadata.get("about", "{}"))
             self.names = json.loads(metadata.get("order", "null")) or list(stored)

@@ -268,4 +268,6 @@ class CLIPSegModel(PretrainedModel):
         """The mean of two cross-entropies: of each text's image, and of each image's text."""
         require_pairs(logits)
         pairs = self.ops.xp.arange(len(logits))
-        return (self.ops.cross_entropy(logits, pairs) + self.ops.cross_entropy(logits.T, pairs)) / 2
+        losses = self.ops.cross_entropy(logits, pairs) + self.ops.cross_entropy(logits.T, pairs)
+        # NumPy 1.26 would halve a float32 in float64.
+        return (losses / 2).astype(logits.dtype)

@@ -12,7 +12,14 @@ from ..atomic_files import written_whole
 from ..backends.select import ops_for
 from ..checkpoints.hub import MODEL, hub_options
 from ..checkpoints.locate import checkpoint_path
-from ..checkpoints.weights import WEIGHTS_NAME, Checkpoint, give_back, save_weights
+from ..checkpoints.weights import (
+    WEIGHTS_NAME,
+    Checkpoint,
+    Raw,
+    give_back,
+    save_weights,
+    stored_tensors,
+)
 from ..errors import InputError
 from ..habits import FEATURES, LOADING, SAVING, Habits, understands
 from ..nn.layers import Layer
@@ -169,7 +176,19 @@ class PretrainedModel(Habits, Layer):
         named = config.other.get("dtype") or config.other.get("torch_dtype")
         if is_auto and named in ops.FLOAT_TYPES:
             dtype = np.dtype(named)
-        checkpoint = Checkpoint(path, dtype, cls.landmark, cls.prefixes)
+        return cls.from_tensors(path, stored_tensors(path), config, ops, dtype)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        source: str | os.PathLike,
+        tensors: dict[str, Raw],
+        config: Any,
+        ops: Ops,
+        dtype: np.dtype,
+    ) -> "Self":
+        """A model of all tensors of `source`. Raises InputError as Checkpoint does."""
+        checkpoint = Checkpoint(source, tensors, dtype, cls.landmark, cls.prefixes)
         model = cls(config, Scope(checkpoint, ops, dtype))
         checkpoint.finish()
         return model

