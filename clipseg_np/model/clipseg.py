@@ -47,8 +47,7 @@ class RefinedHead(Layer):
 class Decoder(Layer):
     """Reduced tokens of the extracted layers, deepest first, and the prompts' vectors, to logits.
 
-    (B,1+hw,D) for each layer, and conditional_embeddings (P,projection_dim) -> (P,H,W); B is P or
-    1.
+    (B,1+hw,D) a layer and conditional_embeddings (P,projection_dim) -> (P,H,W); B is P or 1.
     """
 
     def __init__(self, scope: Scope, config: CLIPSegConfig):
@@ -81,8 +80,7 @@ class Decoder(Layer):
         output_hidden_states: bool | None = None,
     ) -> CLIPSegDecoderOutput:
         attentions = [] if output_attentions else None
-        hidden_states = []
-        x = 0
+        hidden_states, x = [], 0
         for i, tokens in enumerate(reduced):
             x = tokens + x
             if i == self.conditional_layer:

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,11 +83,6 @@ class PretrainedModel(Habits, Layer):
     def flag(self, name: str, value: bool | None) -> bool | None:
         """The value, or for None that of this model's config.json."""
         return self.config.other.get(name) if value is None else value
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a model maps its file and is not pickled: call from_pretrained in each process"
-        )
 
     @property
     def dtype(self) -> np.dtype:
