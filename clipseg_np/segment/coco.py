@@ -8,8 +8,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from ..atomic_files import written_together
 from ..image.load_image import load_image
 from ..masks.morphology import mask_statistics, run_length_encoding
@@ -18,10 +16,8 @@ from .job import Job
 from .results import check_replaced
 
 
-def coco_dataset(
-    captions: Iterable[str], images: Iterable[tuple[str, Iterable[np.ndarray]]], about: str = ""
-) -> dict:
-    """The dataset of images: the name of each, and its masks, one a caption, (height,width) bool.
+def coco_dataset(captions: Iterable[str], images: Iterable[tuple], about: str = "") -> dict:
+    """The dataset of pairs of an image's name and masks: one for each caption, (height,width) bool.
 
     Ids begin with 1; boxes are (left, top, width, height). `about` is added to the description.
     """
@@ -48,11 +44,10 @@ def write_coco(path: str | os.PathLike, job: Job, report: list[dict], is_batch: 
     Raises InputError where another file would be replaced unasked; the same batch's may be.
     """
     path, images, kind = Path(path), [], job.kinds.index("mask")
-    for record in report:
+    for record in (record for record in report if "prompts" in record):
         folder = Path(job.output, "" if job.flat else record["image"]) if is_batch else Path()
-        files = [folder / prompt["files"][kind] for prompt in record.get("prompts", ())]
-        if files:
-            images.append((record["image"], (load_image(file)[..., 0] > 127 for file in files)))
+        files = [folder / prompt["files"][kind] for prompt in record["prompts"]]
+        images.append((record["image"], (load_image(file)[..., 0] > 127 for file in files)))
     about = file_hash(Path(job.output, JOB))[:11] if is_batch else ""
     dataset = coco_dataset(job.captions, images, about)
     is_older = is_batch and (read_record(path) or {}).get("info") == dataset["info"]
