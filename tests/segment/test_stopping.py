@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def arguments(checkpoint, tmp_path_factory):
-    """Of a batch of six images, one of which is larger; the name of its output folder is missing."""
+    """Of a batch of six images, one of them larger; its output folder's name is missing."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(6):
