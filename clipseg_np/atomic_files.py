@@ -61,10 +61,11 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
     part = _part_of(folder)
     remove_part(folder)
     try:
-        part.mkdir(parents=True)
-        yield part
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        with _named_in_errors(folder, part):
+            part.mkdir(parents=True)
+            yield part
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
     finally:
         remove_part(folder)
 

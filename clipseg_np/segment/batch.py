@@ -3,11 +3,10 @@
     with WorkerProcesses(4) as executor:
         report = run_batch(Job(prompts=("a cat",), output="out"), "photos", executor)
 
-Each image gets a folder of its own under the output folder, written beside it and renamed once it
-is complete. Its `record.json` holds a key: a hash of the image, prompts, options and checkpoint. A
-second run skips each image whose key is the same. A killed run loses only the images in progress.
-In the flat layout, results lie side by side in the output folder, and the records in `.records`.
-The report gets a line for each image that is done or has failed, and is sorted at the end.
+Each image gets a folder of its own under the output folder, which is there once it is complete. Its
+`record.json` holds a key: a hash of the image, prompts, options and checkpoint; a second run skips
+each image whose key is the same. In the flat layout, results lie side by side in the output folder,
+and the records in `.records`. The report gets a line for each image, and is sorted at the end.
 
 An output folder belongs to one job, which its `clipseg_np.json` describes. The results of another
 job or of other images are replaced only where `Job.overwrite` says so, and other files never.
@@ -155,7 +154,7 @@ def run_batch(
             if "error" in records[task.name]:  # its worker may have been killed
                 remove_part(task.place)
         with suppress(OSError):  # the disk is full: what is done is in the report
-            write_lines(report, *records.values())
+            write_text(report, json_lines(records.values(), ensure_ascii=False))
             write_contact_sheet(job, images, list(records.values()))
         if replaced:
             text = f"replaced the results of {len(replaced)} images, such as {replaced[0]}"
@@ -213,7 +212,7 @@ def take_output(job: Job, mark: str, folder: Path) -> None:
             f"with --overwrite"
         )
     if stored != about:
-        write_lines(path, about)
+        write_text(path, json_lines([about], ensure_ascii=False))
 
 
 def job_mark(job: Job) -> str:
@@ -268,17 +267,15 @@ def segment_image(task: Task) -> dict:
 
 def failure(task: Task, error: Exception) -> dict:
     """The record of an image that failed. Raises OSError if the disk is full: all others fail."""
-    text, place = str(error), str(task.place)
+    text = str(error)
     if isinstance(error, OSError) and error.errno:
-        place = task.image if error.filename == task.image else place
         if error.errno in DISK_FULL:
-            raise OSError(error.errno, error.strerror, place) from error
-        text = f"{place}: {error.strerror}"
+            raise error
+        text = f"{error.filename or task.image}: {error.strerror}"
     elif not isinstance(error, (InputError, OSError, BrokenExecutor)):
         text = f"{type(error).__name__}: {error}"
-    return task.record(
-        error=text if task.image in text or place in text else f"{task.image}: {text}"
-    )
+    is_named = task.image in text or str(task.place) in text
+    return task.record(error=text if is_named else f"{task.image}: {text}")
 
 
 def stored_results(task: Task, key: str) -> tuple[str, dict]:
@@ -317,10 +314,6 @@ def read_record(path: Path) -> dict | None:
     return record if isinstance(record, dict) else {}
 
 
-def write_lines(path: Path, *records: dict) -> None:
-    write_text(path, json_lines(records, ensure_ascii=False))
-
-
 def write_image(task: Task, key: str, stored: dict) -> list[dict]:
     """Segment an image and write its folder whole. Returns the prompts' records."""
     job = task.job
@@ -335,7 +328,7 @@ def write_image(task: Task, key: str, stored: dict) -> list[dict]:
         if job.flat:
             move_results(part, Path(job.output), files, stored.get("files", []))
         about = {"key": key, "mark": task.mark, "prompts": prompts, "files": files}
-        write_lines(part / RECORD, about)
+        write_text(part / RECORD, json_lines([about], ensure_ascii=False))
     return prompts
 
 

@@ -293,7 +293,7 @@ def test_errors_of_a_disk_name_the_image_and_no_temporary_file(job, folder, tmp_
 
     monkeypatch.setattr(batch, "write_results", refused)
     report = run(job, folder, patterns=["a.jpg"])
-    assert report[0]["error"] == f"{tmp_path / 'out' / 'a.jpg'}: Permission denied"
+    assert report[0]["error"] == f"{tmp_path / 'out' / 'a.jpg' / 'x.png'}: Permission denied"
     assert not list((tmp_path / "out").rglob(".*"))
 
 

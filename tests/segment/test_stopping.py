@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,20 @@ def undisturbed(arguments, tmp_path_factory):
 @pytest.fixture
 def start(arguments, tmp_path):
     """A function that starts the command, and waits until three images are done."""
-    script, output = tmp_path / "script.py", tmp_path / "out"
+    script, output, runs = tmp_path / "script.py", tmp_path / "out", []
     script.write_text(WAITING)
 
     def start(workers: int, has_begun=lambda run: run.is_waiting, **options) -> Run:
         run = Run([script, *arguments, output, "--workers", str(workers)], output, **options)
+        runs.append(run)
         wait_until(lambda: has_begun(run) or run.process.poll() is not None)
         assert has_begun(run), run.process.communicate()
         return run
 
-    return start
+    yield start
+    for run in runs:  # where a test fails, nothing is left running
+        with suppress(ProcessLookupError):
+            os.killpg(run.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -186,12 +191,16 @@ def test_a_signal(number, target, code, workers, start, assert_goes_on):
 
 
 def test_a_signal_while_the_workers_start(start, assert_goes_on):
-    """Ctrl-C reaches all processes of a terminal, also those that cannot handle it yet."""
+    """Ctrl-C reaches all processes of a terminal. It is for the parent, even if a worker starts."""
     run = start(2, has_begun=lambda run: run.workers)
+    for worker in run.workers:
+        os.kill(worker, signal.SIGINT)
+    wait_until(lambda: run.is_waiting or run.process.poll() is not None)
+    assert run.is_waiting
     os.killpg(run.process.pid, signal.SIGINT)
     code, out, err = run.end()
     assert code == 130 and not out and len(err) == 1 and re.fullmatch(STOPPED, err[0])
-    assert_goes_on(0)
+    assert_goes_on(3)
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=slow), 2])
@@ -244,7 +253,7 @@ def test_no_room_for_a_file(workers, start, undisturbed, assert_goes_on):
     code, out, err = run.end()
     assert code == 1 and not out and len(err) == 1
     done, reason = re.fullmatch(STOPPED + r" \((.*)\)", err[0]).groups()
-    assert reason == f"{run.output}/3.png: File too large"
+    assert reason == f"{run.output}/3.png/3_1_red_heat.png: File too large"
     assert (
         sum("prompts" in record for record in run.report()) == int(done) and len(run.report()) == 6
     )
