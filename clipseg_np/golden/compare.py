@@ -63,8 +63,7 @@ def compare(
     """A row for each golden name, in golden order; names that only `other` has are ignored.
 
     An array that `other` lacks is missing, and does not deviate: a port may be unfinished.
-    relative: the tolerance, in place of the float types' one. Raises InputError if `other` has no
-    golden name.
+    relative: the tolerance, in place of the float types' one. Raises InputError if all are missing.
     """
     errors = getattr(golden, "about", {}).get("float32_error", {})
     names, spare = set(other), sorted(set(other).difference(golden))
