@@ -126,7 +126,7 @@ def joined_lists(arguments: list[str]) -> list[str]:
         word, values = words.popleft(), []
         one = next((LISTS[n] for n in LISTS if len(word) > 2 and n.startswith(word)), None)
         while one and words and all(re.fullmatch(one, w.strip()) for w in words[0].split(",")):
-            values.append(words.popleft())
+            values.append(words.popleft().strip(" ,"))
         joined.append(f"{word}={','.join(values)}" if values else word)
     return joined
 

@@ -123,6 +123,11 @@ def test_a_prompt_may_be_an_option(run):
     assert code == 0 and [line.split("  ")[0] for line in out.splitlines()] == ["a star", "red"]
 
 
+def test_numbers_of_a_list_may_stand_apart(run):
+    assert run("segment", "a.png", "--scales", "1,", "2", ",3", "red", "--prompt", "4")[0] == 0
+    assert sorted(files()) == ["a_1_4.png", "a_2_red.png", "a_overlay.png"]
+
+
 def test_a_long_word_after_a_list_is_read_at_once(run):
     assert run("segment", "a.png", "--write", "mask", " , " * 50_000 + "x")[0] == 0
 
