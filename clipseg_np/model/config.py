@@ -77,7 +77,7 @@ class _Config(Habits):
         named = dict(zip(names, values)) | named
         unknown = {name: named[name] for name in named.keys() - {*names, "model_type"}}
         for name in sorted(unknown):
-            if near := self._nearest(name):
+            if unknown[name] and (near := self._nearest(name)):  # old files name 60 of no value
                 warnings.warn(f"{name} is no field of {type(self).__name__}{near}", stacklevel=3)
         named["other"] = {**named.get("other", {}), **unknown}
         for each in fields(self):
