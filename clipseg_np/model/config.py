@@ -270,10 +270,8 @@ class CLIPSegConfig(_Config):
                 named[name] = {**new, **tower.from_dict(old).to_dict()}
         if named.get("model_type") == self.clip_type:
             # CLIP has no decoder: of the default's layers, those that its vision tower has.
-            depth = CLIPSegVisionConfig.from_dict(
-                named.get("vision_config") or {}
-            ).num_hidden_layers
-            layers = [layer for layer in type(self).extract_layers if layer < depth]
+            vision = CLIPSegVisionConfig.from_dict(named.get("vision_config") or {})
+            layers = [n for n in type(self).extract_layers if n < vision.num_hidden_layers]
             named.setdefault("extract_layers", layers or [0])
         super().__init__(*values, **named)
 
