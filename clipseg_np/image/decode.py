@@ -89,8 +89,7 @@ def read_file(path: str, name: str) -> np.ndarray:
             raise
         except Exception:
             file.seek(0)
-            pixels = without_metadata(file.read())
-            if pixels is None:
+            if (pixels := without_metadata(file.read())) is None:
                 raise
             return _read_upright(io.BytesIO(pixels), name)
 

@@ -52,15 +52,13 @@ def open_image(file, name: str) -> Image.Image:
     except UnidentifiedImageError:
         file.seek(0)
         start = file.read(12)
+        file.seek(0)
         for kind, (_, pattern, (package, module)) in PLUGINS.items():
             if re.match(pattern, start, re.DOTALL):
                 try:
                     import_module(module)
                 except ImportError as error:
-                    raise InputError(
-                        f"{name} is an image of the format {kind}, which Pillow reads with the "
-                        f"package {package}: pip install {package}"
-                    ) from error
-                file.seek(0)
+                    way = f"which Pillow reads with the package {package}: pip install {package}"
+                    raise InputError(f"{name} is an image of the format {kind}, {way}") from error
                 return Image.open(file)
         raise
