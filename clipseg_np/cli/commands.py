@@ -34,7 +34,6 @@ from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
 from ..version import __version__
-from .signals import exit_code
 
 MAX_MESSAGE = 2000  # characters
 MAX_PIXELS, MAX_WORKERS = 10**9, 1024
@@ -183,7 +182,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
             raise
         reason = f" ({stop.filename}: {stop.strerror})" if isinstance(stop, OSError) else ""
         say("stopped", f"{progress.done} done; the same command goes on{reason}")
-        return 1 if reason else exit_code(stop)
+        return 1 if reason else stop.args[0]
     errors = [record["error"] for record in records if "error" in record]
     if options.coco:
         write_coco(options.coco, job, records, is_batch=True)

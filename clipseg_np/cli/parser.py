@@ -22,7 +22,7 @@ from ..image.plugins import has_image_suffix
 from ..segment.results import KINDS
 from ..version import __version__
 from . import commands
-from .signals import exit_code, raised_as_interrupts
+from .signals import raised_as_interrupts
 
 REPEATED = {"action": "append", "default": []}
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         except KeyboardInterrupt as stop:
             commands.say("stopped", "nothing is left half written")
-            return exit_code(stop)
+            return stop.args[0]
         except MemoryError as error:
             reason = str(error) or "give a smaller image"
             commands.say("error", f"there is not enough memory: {reason}")

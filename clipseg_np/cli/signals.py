@@ -13,10 +13,11 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def raised_as_interrupts() -> Iterator[None]:
-    """Within this, a signal that stops the process raises KeyboardInterrupt with its number.
+    """Within this, a signal that stops the process raises KeyboardInterrupt with the exit code.
 
     Another one within a second is the same one, sent by a wrapper or a terminal, too; a later one
-    ends the process at once. Signals that are ignored stay so, as under nohup.
+    ends the process at once. Signals that are ignored stay so, as under nohup. Exit codes are as
+    in shells: 130 for SIGINT, 143 for SIGTERM.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # others have no signals
     numbers = [n for n in signal.Signals if in_main_thread and n.name in NAMES]
@@ -27,7 +28,7 @@ def raised_as_interrupts() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         times.append(time.monotonic())
         if len(times) == 1:
-            raise KeyboardInterrupt(number)
+            raise KeyboardInterrupt(128 + number)
         if times[-1] > times[0] + 1:
             os._exit(128 + number)
 
@@ -38,8 +39,3 @@ def raised_as_interrupts() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """As shells have it: 130 for SIGINT, 143 for SIGTERM."""
-    return 128 + (interrupt.args or (signal.SIGINT,))[0]

@@ -428,7 +428,7 @@ def test_a_batch_that_is_stopped_computes_no_more(job, folder, monkeypatch):
 
     def stopped(self, done):
         yield next(done)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(130)
 
     monkeypatch.setattr(commands, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
     monkeypatch.setattr(commands.Progress, "shown", stopped)
