@@ -37,7 +37,10 @@ def learn_merges(words) -> list[tuple[str, str]]:
 
 
 def write_vocabulary(folder: Path, words, max_tokens: int) -> int:
-    """Write vocab.json, merges.txt and the tokenizer's settings; returns the number of tokens."""
+    """Write vocab.json, merges.txt, words.txt and the tokenizer's settings.
+
+    Returns the number of tokens.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(BYTE_SYMBOLS.values())
     merges = learn_merges(words)
@@ -63,6 +66,7 @@ def write_vocabulary(folder: Path, words, max_tokens: int) -> int:
     texts = {
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "merges.txt": "\n".join(lines) + "\n",
+        "words.txt": "\n".join(words) + "\n",
         "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
     }

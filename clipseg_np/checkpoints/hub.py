@@ -13,6 +13,8 @@ from ..errors import InputError, optional
 # The files of a checkpoint that this package reads; other frameworks' weights and inner folders,
 # which hold other weights, stay on the hub.
 CHECKPOINT_FILES = ["*.json", "*.txt", "*.safetensors"]
+# All words that a checkpoint was trained on, one a line; only the demonstration checkpoint has it.
+WORDS_NAME = "words.txt"
 # Arguments of locate.checkpoint_path, which every from_pretrained hands on.
 HUB_OPTIONS = ("local_files_only", "subfolder", "cache_dir", "revision", "token", "force_download")
 

@@ -28,13 +28,15 @@ from ..segment import results
 from ..segment.batch import REPORT, run_batch
 from ..segment.coco import write_coco
 from ..segment.job import CleanUp, Job
-from ..segment.processor import CLIPSegProcessor
+from ..segment.processor import CLIPSegProcessor, known_words, unknown_words
+from ..segment.prompt_algebra import parse
 from ..segment.segmentation import checked_threshold
 from ..segment.segmenter import Segmenter, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
 from ..version import __version__
 
+DEMONSTRATION = "demonstration"
 MAX_MESSAGE = 2000  # characters
 MAX_PIXELS, MAX_WORKERS = 10**9, 1024
 PROGRESS_SECONDS = 5
@@ -96,7 +98,9 @@ def run_segment(options: argparse.Namespace) -> int:
             continue
         written.append({"image": name, "prompts": records})
         if options.json:
-            print(results.json_lines([{"image": name, **record} for record in records]))
+            records = with_unknown_words(records, job)
+            about = {"image": name, "checkpoint": options.model or DEMONSTRATION}
+            print(results.json_lines([{**about, **record} for record in records]))
             continue
         show(*results.text_lines(records))
         if overlay:
@@ -160,6 +164,17 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
     )
 
 
+def with_unknown_words(records: list[dict], job: Job) -> list[dict]:
+    """The prompts' records; those with words that the checkpoint does not know name them."""
+    path = Path(str(job.model))
+    known = known_words(path.parent if path.is_file() else path)
+    for record in records:
+        texts = parse(record["prompt"]).prompts if record["prompt"] in job.prompts else ()
+        if unknown := unknown_words(known, map(str, texts)):
+            record["unknown_words"] = unknown
+    return records
+
+
 def run_batch_command(options: argparse.Namespace) -> int:
     """Exit code 1 where an image failed; the others are segmented all the same."""
     job = job_of(options, results.output_place(options.output)[0], options.overlay)
@@ -187,6 +202,9 @@ def run_batch_command(options: argparse.Namespace) -> int:
     if options.coco:
         write_coco(options.coco, job, records, is_batch=True)
     if options.json:
+        for record in records:
+            record["checkpoint"] = options.model or DEMONSTRATION
+            with_unknown_words(record.get("prompts", []), job)
         print(results.json_lines(records))
     else:
         for error in errors:
@@ -246,7 +264,7 @@ def run_info(options: argparse.Namespace) -> None:
         f"clipseg-np   {__version__}\n"
         f"Python       {platform.python_version()}, NumPy {np.__version__}, {cores} CPU cores\n"
         f"backend      {options.backend}, on {model.ops.xp.__name__}, {model.dtype}\n"
-        f"checkpoint   {path}\n"
+        f"checkpoint   {path if options.model else f'{DEMONSTRATION}, in {path}'}\n"
         f"size         {parameters:,} parameters, {size:.1f} MB on disk\n"
         f"vision       {vision.num_hidden_layers} layers, {vision.hidden_size} wide, patches of "
         f"{vision.patch_size} pixels, positions for {side} x {side} pixels\n"
@@ -271,7 +289,7 @@ def run_trace(options: argparse.Namespace) -> None:
     image = load_image(options.image, white_level=options.white_level)
     images = [image] * len(options.prompts)
     inputs = processor(options.prompts, images, padding=True, input_data_format="channels_last")
-    about = {"checkpoint": options.model or "demonstration", "image": Path(options.image).name}
+    about = {"checkpoint": options.model or DEMONSTRATION, "image": Path(options.image).name}
     about["prompts"] = options.prompts
     write_golden(options.output, model, inputs, options.names, about, rough)
     if replaced:
@@ -295,9 +313,10 @@ def run_download(options: argparse.Namespace) -> None:
 
 def run_convert(options: argparse.Namespace) -> None:
     source, output, stored = options.source, options.output, (options.dtype, options.shard_size)
+    decoder_settings = options.extract_layers, options.cond_layer, options.rev_activations
     is_pytorch = source.endswith(PYTORCH_SUFFIXES) and not os.path.isdir(source)
     if is_pytorch and not has_transformers_names(source):
-        others = options.tokenizer, options.extract_layers
+        others = options.tokenizer, *decoder_settings
         written = convert_original(source, options.clip, output, *stored, *others)
         if options.tokenizer is None:
             say(
@@ -306,10 +325,10 @@ def run_convert(options: argparse.Namespace) -> None:
                 "vocab.json and merges.txt of openai/clip-vit-base-patch16 into "
                 f"{output}, or convert again with --tokenizer.",
             )
-    elif options.clip or options.tokenizer or options.extract_layers:
+    elif options.clip or options.tokenizer or any(s is not None for s in decoder_settings):
         raise InputError(
-            f"--clip, --tokenizer and --extract-layers are for the authors' decoder, a .pth file; "
-            f"got {source}"
+            f"--clip, --tokenizer, --extract-layers, --cond-layer and --rev-activations are for "
+            f"the authors' decoder, a .pth file; got {source}"
         )
     else:
         written = convert(source, output, *stored)

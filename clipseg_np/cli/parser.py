@@ -224,6 +224,11 @@ def parser() -> argparse.ArgumentParser:
     convert("--tokenizer", metavar="PATH", help=text)
     text = f"layers that {authors} reads, counted from 0; default: 3 6 9"
     convert("--extract-layers", metavar="N,N", type=whole_numbers, action="extend", help=text)
+    text = f"layer of {authors} before which the prompt comes in; default: 0"
+    convert("--cond-layer", metavar="N", type=int, help=text)
+    text = f"{authors} reads the first of its layers first; default: --no-rev-activations"
+    flag = argparse.BooleanOptionalAction
+    convert("--rev-activations", action=flag, default=None, help=text)
     return top
 
 

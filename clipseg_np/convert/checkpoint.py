@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic_files import folder_written_whole, write_json
+from ..checkpoints.hub import WORDS_NAME
 from ..checkpoints.locate import checkpoint_path, read_json
 from ..checkpoints.weights import (
     IGNORED_ENDINGS,
@@ -45,7 +46,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-OTHER_FILES = ("preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", WORDS_NAME)
+OTHER_FILES = (*PROCESSOR_FILES, *TOKENIZER_FILES)
 PYTORCH_NAME = "pytorch_model.bin"  # transformers' weights before safetensors, under the same names
 PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # What torch.compile, FSDP and so on put into the names of inner modules; what they put before all

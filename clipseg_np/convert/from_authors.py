@@ -3,8 +3,8 @@
 The decoder's file holds a state dict of the authors' CLIPDensePredT; CLIP's is a TorchScript
 archive. Names become those of transformers. An attention's three projections, one matrix in the
 files, are split; CLIP's two projections are transposed. Names and shapes imply the architecture.
-Three things are in neither file and are the authors' constants: the extracted layers, 64 features
-in each head of CLIP's attention, and four heads in the decoder.
+Two things are in neither file and are constants: 64 features in each head of CLIP's attention, and
+four heads in the decoder. Three more are a training's settings, and are warned of if not given.
 
 Sources: models/clipseg.py of timojl/clipseg; clip/model.py of openai/CLIP.
 """
@@ -13,6 +13,7 @@ import gzip
 import math
 import os
 import re
+import warnings
 import zlib
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def convert_original(
     shard_size: float | None = None,
     tokenizer: str | os.PathLike | None = None,
     extract_layers: tuple[int, ...] | None = None,
+    cond_layer: int | None = None,
+    rev_activations: bool | None = None,
 ) -> Written:
     """Convert the authors' decoder and OpenAI's CLIP to a checkpoint in the folder `output`.
 
@@ -94,12 +97,29 @@ def convert_original(
     dtype: None is float32, as in the official checkpoints.
     tokenizer: a folder with CLIP's tokenizer, or OpenAI's bpe_simple_vocab_16e6.txt.gz; None writes
     none, and prompts are then token ids or images only.
-    extract_layers: the vision tower's layers that the decoder reads, from 0; None is 3, 6, 9.
+    extract_layers, cond_layer, rev_activations: as in the training's own settings: the vision
+    tower's layers that the decoder reads, from 0; the decoder's layer before which the prompt comes
+    in; whether the first of them is read first. None are those of the published decoders, 3, 6, 9;
+    0; False, with a warning, since other settings fit the same tensors.
 
     Raises FileNotFoundError, and InputError if a file is not such or the files do not fit together.
     """
     tensors = renamed(_read(Path(decoder), clip))
-    config = config_of(tensors, extract_layers)
+    settings = {
+        "extract_layers": EXTRACT_LAYERS if extract_layers is None else tuple(extract_layers),
+        "cond_layer": cond_layer or 0,
+        "rev_activations": bool(rev_activations),
+    }
+    given = extract_layers, cond_layer, rev_activations
+    assumed = [f"{n}={v}" for (n, v), value in zip(settings.items(), given) if value is None]
+    if assumed:
+        warnings.warn(
+            f"the files do not say with which settings the decoder was trained; assumed, as in the "
+            f"published ones: {', '.join(assumed)}. With others, the masks are wrong: look them up "
+            f"in the training's configuration, and give each",
+            stacklevel=2,
+        )
+    config = config_of(tensors, **settings)
     require_place(decoder, config.to_dict(), tensors)
     with folder_written_whole(output) as folder:
         if tokenizer is not None:
@@ -153,7 +173,9 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
     return converted
 
 
-def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -> CLIPSegConfig:
+def config_of(
+    tensors: dict[str, Raw], extract_layers: tuple[int, ...], cond_layer: int, rev_activations: bool
+) -> CLIPSegConfig:
     """The architecture that names and shapes imply. Raises InputError if they imply none."""
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
@@ -183,7 +205,7 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
     _, channels, _, patch_size = shape(f"{vision}.embeddings.patch_embedding.weight", axes=4)
     side = math.isqrt(shape(f"{vision}.embeddings.position_embedding.weight")[0] - 1)
     depth = count("decoder.reduces.", ".weight")
-    layers = EXTRACT_LAYERS if extract_layers is None else tuple(extract_layers)
+    layers = extract_layers
     if depth != len(layers):
         raise InputError(
             f"The decoder reads {depth} of the vision tower's layers; expected {len(layers)}, "
@@ -204,7 +226,9 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
             "image_size": patch_size * side,
         },
         projection_dim=shape("clip.text_projection.weight")[0],
-        extract_layers=layers,
+        # The decoder reads them from the last to the first.
+        extract_layers=layers[::-1] if rev_activations else layers,
+        conditional_layer=cond_layer,
         reduce_dim=shape("decoder.film_mul.weight")[0],
         decoder_num_attention_heads=DECODER_HEADS,
         decoder_intermediate_size=shape("decoder.layers.0.mlp.fc1.weight")[0],

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..atomic_files import NOT_UTF8, folder_replaced, is_other_file, remove_part, write_text
-from ..checkpoints.hub import CHECKPOINT_FILES
+from ..checkpoints.hub import CHECKPOINT_FILES, WORDS_NAME
 from ..errors import InputError
 from ..image.load_image import load_image
 from ..image.plugins import image_suffixes
@@ -232,6 +232,7 @@ def job_mark(job: Job) -> str:
     path = checkpoint_or_demo(job.model)
     folder = path.parent if path.is_file() else path
     files = sorted(f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file())
+    files = [file for file in files if file.name != WORDS_NAME]  # changes no mask
     if path.is_file():
         files = [file for file in files if file.suffix != ".safetensors" or file == path]
     hashes += [f"{file.name} {file_hash(file)}" for file in files]

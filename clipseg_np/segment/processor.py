@@ -6,11 +6,14 @@ that knows it, such as `padding` to the tokenizer; one that neither knows is war
 
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from string import punctuation
 from typing import Any, ClassVar
 
 from ..atomic_files import written_together
-from ..checkpoints.hub import hub_options
+from ..checkpoints.hub import TEXTS, WORDS_NAME, hub_options
+from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError
 from ..habits import LOADING, SAVING, TEXT, Habits, understands
 from ..image.image_processor import IGNORED, RULES, ViTImageProcessor
@@ -19,7 +22,20 @@ from ..text.tokenizer import CLIPTokenizer
 
 TEXT_OPTIONS = {"padding", "truncation", "max_length", "padding_side", "return_tensors"}
 TEXT_OPTIONS |= {"add_special_tokens", "return_attention_mask"}
+ADVISED = "CIDAS/clipseg-rd64-refined"
 IMAGE_OPTIONS = {*RULES, *IGNORED, "white_level"}
+
+
+def known_words(folder: Path) -> frozenset[str]:
+    """All words that a checkpoint was trained on; empty if it reads any language."""
+    file = folder / WORDS_NAME
+    return frozenset(file.read_text("utf-8").split() if file.is_file() else ())
+
+
+def unknown_words(known: frozenset[str], texts: Iterable[str]) -> list[str]:
+    """The words of the texts that are not known; none where any language is."""
+    words = (word.strip(punctuation) for text in texts for word in text.lower().split())
+    return list(dict.fromkeys(word for word in words if known and word and word not in known))
 
 
 class CLIPSegProcessor(Habits):
@@ -31,7 +47,13 @@ class CLIPSegProcessor(Habits):
     batch_decode = property(lambda self: self.tokenizer.batch_decode)
 
     @understands({"feature_extractor": "image_processor"})
-    def __init__(self, image_processor: ViTImageProcessor, tokenizer: CLIPTokenizer):
+    def __init__(
+        self,
+        image_processor: ViTImageProcessor,
+        tokenizer: CLIPTokenizer,
+        words: frozenset[str] = frozenset(),
+    ):
+        """For `words` see known_words."""
         if not (
             isinstance(image_processor, ViTImageProcessor) and isinstance(tokenizer, CLIPTokenizer)
         ):
@@ -39,6 +61,7 @@ class CLIPSegProcessor(Habits):
             raise InputError(f"expected a ViTImageProcessor and a CLIPTokenizer; got a {given}")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.words = words
 
     @classmethod
     @understands(LOADING)
@@ -52,10 +75,20 @@ class CLIPSegProcessor(Habits):
         """
         hub = hub_options(options)
         images = {name: options.pop(name) for name in IMAGE_OPTIONS & options.keys()}
-        return cls(
-            ViTImageProcessor.from_pretrained(folder_or_hub_id, **hub, **images),
-            CLIPTokenizer.from_pretrained(folder_or_hub_id, **hub, **options),
-        )
+        image_processor = ViTImageProcessor.from_pretrained(folder_or_hub_id, **hub, **images)
+        tokenizer = CLIPTokenizer.from_pretrained(folder_or_hub_id, **hub, **options)
+        folder = checkpoint_folder(folder_or_hub_id, needed=(TEXTS,), **hub)
+        return cls(image_processor, tokenizer, known_words(folder))
+
+    def warn_of_unknown_words(self, texts: Iterable[str]) -> None:
+        if unknown := unknown_words(self.words, texts):
+            warnings.warn(
+                f"the checkpoint does not know {', '.join(map(repr, unknown))}: it was trained on "
+                f"drawn shapes, as in 'a red circle', and other prompts' masks mean nothing. For "
+                f"photographs: `clipseg-np download {ADVISED} FOLDER`, then --model FOLDER, in "
+                f"Python from_pretrained(FOLDER)",
+                stacklevel=4,
+            )
 
     @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -63,6 +96,8 @@ class CLIPSegProcessor(Habits):
         with written_together(Path(folder)) as part:
             self.image_processor.write(part, Path(folder))
             self.tokenizer.write(part, Path(folder))
+            if self.words:
+                (part / WORDS_NAME).write_text("\n".join(sorted(self.words)) + "\n", "utf-8")
 
     @understands(TEXT)
     def __call__(
@@ -102,6 +137,7 @@ class CLIPSegProcessor(Habits):
 
         image_options, features = known(IMAGE_OPTIONS, images_kwargs), Features()
         if text is not None:
+            self.warn_of_unknown_words([text] if isinstance(text, str) else text)
             features |= self.tokenizer(text, **known(TEXT_OPTIONS, text_kwargs))
         if images is not None:
             features |= self.image_processor(images, **image_options)

@@ -161,6 +161,7 @@ class Segmenter:
         prompts, expressions = read_prompts(prompts, combined)
         names = tuple(dict.fromkeys(name for e in expressions for name in e.prompts))
         parts = [name if isinstance(name, str) else prompts[name] for name in names]
+        self.processor.warn_of_unknown_words(part for part in parts if isinstance(part, str))
         inputs = self._inputs(parts, white_level)
         ids = inputs[0].get("input_ids") if self.graphs is not None and len(inputs) == 1 else None
         embed = cache(partial(self._embedded, parts, inputs))

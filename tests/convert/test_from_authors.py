@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -258,6 +259,40 @@ def test_default_layers(plain_files, tmp_path):
     refused(tmp_path, *plain_files, "expected 2, 0, 1. Say which", extract_layers=(0, 1))
 
 
+SETTINGS = {"extract_layers": LAYERS, "cond_layer": 1, "rev_activations": True}
+
+
+def test_settings_that_the_files_do_not_say(plain_files, tmp_path):
+    """Each fits the same tensors: it is warned of unless it is given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert_original(*plain_files, tmp_path / "given", **SETTINGS)
+    config = CLIPSegConfig.from_pretrained(tmp_path / "given")
+    assert config.extract_layers == LAYERS[::-1] and config.conditional_layer == 1
+    for name, assumed in [("cond_layer", "cond_layer=0"), ("rev_activations", "=False")]:
+        given = {each: value for each, value in SETTINGS.items() if each != name}
+        with pytest.warns(UserWarning, match=rf"the published ones: \w*{assumed}\. With others"):
+            convert_original(*plain_files, tmp_path / name, **given)
+    config = CLIPSegConfig.from_pretrained(tmp_path / "cond_layer")
+    assert config.extract_layers == LAYERS[::-1] and config.conditional_layer == 0
+    config = CLIPSegConfig.from_pretrained(tmp_path / "rev_activations")
+    assert config.extract_layers == LAYERS and config.conditional_layer == 1
+    given = {**SETTINGS, "extract_layers": None}
+    message = r"extract_layers=\(3, 6, 9\)\. With others"
+    with pytest.warns(UserWarning, match=message), pytest.raises(InputError, match="from 0 to 2"):
+        convert_original(*plain_files, tmp_path / "none", **given)
+    refused(tmp_path, *plain_files, "conditional_layer is 3; expected", cond_layer=3)
+
+
+def test_settings_on_the_command_line(plain_files, tmp_path, capsys):
+    decoder, clip = map(str, plain_files)
+    command = ["convert", decoder, str(tmp_path / "new"), "--clip", clip, "--cond-layer", "1"]
+    assert main([*command, "--rev-activations", "--extract-layers", "0", "2", "1"]) == 0
+    assert "assumed" not in capsys.readouterr().err
+    config = CLIPSegConfig.from_pretrained(tmp_path / "new")
+    assert config.extract_layers == LAYERS[::-1] and config.conditional_layer == 1
+
+
 # The tokenizer
 
 
@@ -343,6 +378,7 @@ def test_the_command(plain_files, tmp_path, capsys):
     assert main([*command, "--clip", clip, "--dtype", "bfloat16"]) == 0
     printed = capsys.readouterr()
     assert "model.safetensors" in printed.out
-    assert printed.err.count("\n") == 1 and "warning: no tokenizer was given" in printed.err
+    assert printed.err.count("\n") == 2 and "warning: no tokenizer was given" in printed.err
+    assert "assumed, as in the published ones: cond_layer=0, rev_activations=False." in printed.err
     assert main(["info", "--model", str(tmp_path / "new")]) == 0
     assert "reads vision layers 0, 2, 1, plain head" in capsys.readouterr().out

@@ -123,13 +123,13 @@ def of_image_prompts(clip: Clip, pixels):
     return clip.visual.ln_post(of_images(clip.visual, pixels)[-1][0]) @ clip.visual.proj
 
 
-def logits(clip: Clip, decoder: Decoder, pixels, condition, layers):
+def logits(clip: Clip, decoder: Decoder, pixels, condition, layers, cond_layer, rev_activations):
     """(P,3,H,W), (P,projected) -> (P,H,W)"""
     outputs = of_images(clip.visual, pixels)
     x = 0
-    for i, layer in enumerate(reversed(layers)):
+    for i, layer in enumerate(layers if rev_activations else reversed(layers)):
         x = decoder.reduces[i](outputs[layer]) + x
-        if i == 0:
+        if i == cond_layer:
             x = decoder.film_mul(condition) * x + decoder.film_add(condition)
         x = decoder.blocks[i](x)
     side = int((len(x) - 1) ** 0.5)

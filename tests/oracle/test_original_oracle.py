@@ -26,8 +26,11 @@ PROMPTS = np.random.default_rng(1).normal(size=(2, 3, 48, 48))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("reduced", [64, 16])
 @pytest.mark.parametrize("refined", [False, True])
-@pytest.mark.parametrize("apart", [True, False])
-def test_a_checkpoint_of_the_authors_files(reduced, refined, apart, tmp_path, agreement):
+@pytest.mark.parametrize(("apart", "cond_layer"), [(True, 0), (False, 0), (False, 1)])
+@pytest.mark.parametrize("rev_activations", [False, True])
+def test_a_checkpoint_of_the_authors_files(
+    reduced, refined, apart, cond_layer, rev_activations, tmp_path, agreement
+):
     """CLIP in half precision and apart, as published; or both in one file."""
     clip = authors.drawn(authors.Clip(VISION, TEXT, words=32, places=8, projected=24), seed=1)
     decoder = authors.drawn(authors.Decoder(128, reduced, 24, 16, refined), seed=2)
@@ -41,7 +44,8 @@ def test_a_checkpoint_of_the_authors_files(reduced, refined, apart, tmp_path, ag
         again = {f"model.{name}": tensor for name, tensor in clip.visual.state_dict().items()}
         torch.save({**whole, **again, **decoder.state_dict()}, file)
     folder = tmp_path / "new"
-    convert_original(file, of_clip, folder, extract_layers=LAYERS)
+    settings = {"cond_layer": cond_layer, "rev_activations": rev_activations}
+    convert_original(file, of_clip, folder, extract_layers=LAYERS, **settings)
 
     clip, decoder = clip.double(), decoder.double()
     ours = clipseg_np.CLIPSegForImageSegmentation.from_pretrained(folder, dtype="float64")
@@ -55,7 +59,7 @@ def test_a_checkpoint_of_the_authors_files(reduced, refined, apart, tmp_path, ag
             ({"input_ids": ids}, authors.of_texts(clip, ids)),
             ({"conditional_pixel_values": prompts}, authors.of_image_prompts(clip, prompts)),
         ]:
-            expected = authors.logits(clip, decoder, pixels, condition, LAYERS)
+            expected = authors.logits(clip, decoder, pixels, condition, LAYERS, **settings)
             assert expected.shape == (2, 48, 48) and expected.std() > 0.05
             arrays = {name: tensor.numpy() for name, tensor in prompt.items()}
             found = worst(ours(pixel_values=PIXELS, **arrays).logits, expected)

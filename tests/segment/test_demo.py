@@ -1,5 +1,8 @@
 """The demonstration checkpoint segments named objects, in the example and in generated scenes."""
 
+import json
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +10,10 @@ import PIL
 import pytest
 from PIL import Image
 
-from clipseg_np import Segmenter, VisualPrompt
+from clipseg_np import CLIPSegProcessor, Segmenter, VisualPrompt
 from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.cli.parser import main
+from clipseg_np.convert import convert
 from clipseg_np.masks.metrics import image_iou
 
 ROOT = Path(__file__).parents[2]
@@ -99,3 +103,59 @@ def test_the_prompt_matters(training, demo):
 
 def test_it_is_small():
     assert sum(file.stat().st_size for file in demo_folder().iterdir()) < 10e6
+
+
+def test_the_demonstration_checkpoint_knows_its_words(training, demo):
+    words = training.phrases.vocabulary_words()
+    assert (ROOT / "weights/demo/words.txt").read_text("utf-8").split() == words
+    assert demo.processor.words == set(words)
+
+
+PROMPTS = ["a cat - a red circle", "A Photo of the STRIPED stars.", "a cup: 猫."]
+UNKNOWN = {PROMPTS[0]: ["cat"], PROMPTS[2]: ["cup", "猫"]}
+WARNING = "the checkpoint does not know 'cat', 'cup', '猫': .*clipseg-np download .* FOLDER"
+
+
+def test_other_words_are_warned_of_in_python(demo, image, checkpoint, tmp_path):
+    for call in (demo.combine, demo, lambda image, prompts: demo.prepare(prompts)):
+        with pytest.warns(UserWarning, match="the checkpoint does not know 'cat'") as caught:
+            call(image, PROMPTS)
+        assert __file__ in {w.filename for w in caught if "know 'cat'" in str(w.message)}
+    with pytest.warns(UserWarning, match=WARNING) as caught:
+        demo.processor(text=PROMPTS)
+    assert caught[0].filename == __file__
+    demo.processor.save_pretrained(tmp_path)
+    assert CLIPSegProcessor.from_pretrained(tmp_path).words == demo.processor.words
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        demo.combine(image, [PROMPTS[1], image])
+        Segmenter.from_pretrained(checkpoint)(image, "a cat")
+
+
+@pytest.mark.parametrize("command", ["segment", "batch"])
+def test_other_words_are_warned_of_by_the_commands(command, checkpoint, tmp_path, capsys):
+    place = {"segment": "examples/shapes.png", "batch": "examples"}[command]
+    start = [command, str(ROOT / place), *PROMPTS, "--json", "--output"]
+    if command == "batch":
+        start[2:2] = ["--glob", "shapes.png", "--workers", "1"]
+    assert main([*start, str(tmp_path / "a")]) == 0
+    printed = capsys.readouterr()
+    assert re.search(WARNING, printed.err.replace("\\u732b", "猫"))
+    records = [json.loads(line) for line in printed.out.splitlines()]
+    assert {record["checkpoint"] for record in records} == {"demonstration"}
+    records = records[0]["prompts"] if command == "batch" else records
+    found = {r["prompt"]: r["unknown_words"] for r in records if "unknown_words" in r}
+    assert found == UNKNOWN
+    assert main([*start, str(tmp_path / "b"), "--model", str(checkpoint)]) == 0
+    printed = capsys.readouterr()
+    assert "does not know" not in printed.err and "unknown_words" not in printed.out
+    assert f'"checkpoint": "{checkpoint}"' in printed.out
+
+
+def test_the_name_of_the_checkpoint(checkpoint, tmp_path, capsys):
+    assert main(["info"]) == 0
+    assert "checkpoint   demonstration, in " in capsys.readouterr().out
+    assert main(["info", "--model", str(checkpoint)]) == 0
+    assert f"checkpoint   {checkpoint}\n" in capsys.readouterr().out
+    convert(ROOT / "weights/demo", tmp_path / "new", "bfloat16")
+    assert CLIPSegProcessor.from_pretrained(tmp_path / "new").words
