@@ -65,6 +65,7 @@ def test_shutdown_ends_tasks_which_clean_up(task, tmp_path, monkeypatch):
     with WorkerProcesses(2) as workers:
         futures = [workers.submit(task, str(tmp_path)) for _ in range(5)]
         while len(list(tmp_path.iterdir())) < 2:
+            assert not all(future.done() for future in futures)
             time.sleep(0.01)
         processes = multiprocessing.active_children()
     assert [process.exitcode for process in processes] == [1, 1]  # they were not killed
