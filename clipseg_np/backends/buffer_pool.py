@@ -1,8 +1,7 @@
 """A buffer pool: arrays in the memory of arrays that are no longer used.
 
-The system clears new memory, page by page, before it hands it out. A pass has hundreds of arrays of
-some megabytes, for which that takes longer than the arithmetic on them: the pool gains 5 % of the
-first passes of a process, until malloc has learned to keep memory itself.
+The system clears new memory, page by page, which takes longer than the arithmetic on an array of
+some megabytes: the pool gains 5 % of a process's first passes, until malloc keeps memory itself.
 """
 
 import math

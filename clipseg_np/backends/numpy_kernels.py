@@ -1,7 +1,4 @@
-"""The work of one thread of the NumPy backend on a piece of an array that stays in a core's cache.
-
-Each step writes over the one before, into arrays that the caller gives.
-"""
+"""The NumPy backend's work of one thread, on a piece of an array that stays in a core's cache."""
 
 import math
 from collections.abc import Callable
@@ -71,18 +68,11 @@ ELEMENTWISE: dict[str, Elementwise] = {"quick_gelu": quick_gelu, "relu": relu}
 
 
 def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None,
-    weights: Array,
-    context: Array,
-    kept: Array | None,
+    q: Array, k: Array, v: Array, mask: Array | None, weights: Array, out: Array, kept: Array | None
 ) -> None:
-    """Attention of some heads, (B,N,T,d) each, into `context` (N,d,B,T).
+    """Attention of some heads, (B,N,T,d) each, with a mask (B,1,T,T), into `out` (N,d,B,T).
 
-    `mask` is (B,1,T,T) or None. `weights` (T,T) is overwritten for each head; they are all written
-    into `kept` (B,N,T,T), if there is one.
+    Each head's weights overwrite `weights` (T,T), and stay in `kept` (B,N,T,T), if there is one.
     """
     B, N, _, d = q.shape
     q = q * d**-0.5
@@ -90,10 +80,9 @@ def attend(
         hidden = None if mask is None else ~mask[b, 0].T
         for head in range(N):
             sums = _exponentials(q[b, head], k[b, head], hidden, out=weights)
-            head_context = context[head, :, b]
-            np.matmul(v[b, head].T, weights, out=head_context)
+            context = np.matmul(v[b, head].T, weights, out=out[head, :, b])
             # Divides d numbers for each query instead of T.
-            head_context /= sums
+            context /= sums
             if kept is not None:
                 np.divide(weights.T, sums[:, None], out=kept[b, head])
 
@@ -101,8 +90,8 @@ def attend(
 def _exponentials(q: Array, k: Array, hidden: Array | None, out: Array) -> Array:
     """Fill `out` (keys,queries) with e^scores of a head; return its sums, the softmax's divisors.
 
-    As a rule no power overflows, and no query's largest score need be found and subtracted. It is
-    where some power would overflow, or where all of a query's are so small that they lose digits.
+    Each query's largest score is subtracted only where a power would overflow, or where all of a
+    query's are so small that they lose digits.
     """
     for subtracted in (False, True):
         np.matmul(k, q.T, out=out)

@@ -1,11 +1,10 @@
-"""Whole layers on the NumPy backend, whose operations are joined: the same numbers in less time.
+"""Whole layers on the NumPy backend, whose operations are joined.
 
-A function here takes the backend, the layer and the arguments of the layer's `forward`, which it
-equals but for rounding (tests/backends/test_numpy_layers.py). A traced layer runs `forward`, so
-that the trace sees its children.
+A function takes the backend, the layer and the arguments of its `forward`, which it equals but for
+rounding (tests/backends/test_numpy_layers.py).
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from ..nn.layers import MLP, Attention
 from ..nn.ops import Array, split_heads
 from .numpy_kernels import ELEMENTWISE, MIN_MULTIPLIES_PER_THREAD, attend, project
 from .threads import slices
-
-if TYPE_CHECKING:
-    from .numpy_ops import NumpyOps
 
 # Shorter texts attend all at once: gains 3 % (AVX-512), 1 % (AVX2 imitated), 20 prompts.
 MIN_TOKENS = 32
@@ -26,11 +22,7 @@ MAX_HIDDEN = 1 << 19
 
 
 def attention(
-    ops: "NumpyOps",
-    layer: Attention,
-    x: Array,
-    mask: Array | None = None,
-    attentions: list | None = None,
+    ops: Any, layer: Attention, x: Array, mask: Array | None = None, attentions: list | None = None
 ) -> Array:
     """Each thread takes its heads from the projections to the context."""
     (B, T, D), N = x.shape, layer.num_heads
@@ -65,11 +57,8 @@ def attention(
     return layer.out_proj(context.reshape(D, B, T).transpose(1, 2, 0))
 
 
-def mlp(ops: "NumpyOps", layer: MLP, x: Array) -> Array:
-    """Activate a piece of `fc1` while the cache holds it.
-
-    Where the hidden features are many times the layer's, make and use them a cacheful at a time.
-    """
+def mlp(ops: Any, layer: MLP, x: Array) -> Array:
+    """Activate a piece of the hidden features, and use it if they are many, in a core's cache."""
     if layer.activation not in ELEMENTWISE:
         return layer.forward(x)
     activate, fc1, fc2 = ELEMENTWISE[layer.activation], layer.fc1, layer.fc2

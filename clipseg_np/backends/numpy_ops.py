@@ -1,13 +1,10 @@
 """NumPy's operations, faster than the readable `Ops`: fewer passes over memory, on all cores.
 
-NumPy's elementwise arithmetic runs on one core, and each step of a formula reads and writes a whole
-array. Here the steps reuse one array, and threads share out images, prompts, heads and the features
-of a product. A method equals the one that it overrides, but for rounding
-(tests/backends/test_numpy_ops.py); whole layers are in numpy_layers.py.
+The steps of a formula reuse one array, and threads share out images, prompts, heads and features. A
+method equals the one that it overrides, but for rounding (tests/backends/test_numpy_ops.py).
 
-Tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). This gains
-13 % (AVX-512), 3 % (AVX2 imitated), 1 prompt: a whole pass at 352 x 352 takes that much longer
-without it (benchmarks/tricks.md).
+Tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). This gains 13 %
+(AVX-512), 3 % (AVX2 imitated) of a pass at 352 x 352 with 1 prompt (benchmarks/tricks.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +32,6 @@ class NumpyOps(Ops):
     whole_layers = WHOLE_LAYERS
 
     def __init__(self, threads: int | None = None):
-        """`threads`: how many threads share out the work; by default, one for each core."""
         super().__init__()
         self.threads = Threads(threads)
         self.workers = self.threads.count
@@ -49,14 +45,10 @@ class NumpyOps(Ops):
         return self.threads.run(tasks)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        return self.activated_linear(x, weight, bias)
+        return self.activated_linear(x, weight, bias, None)
 
     def activated_linear(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None = None,
-        activate: Elementwise | None = None,
+        self, x: Array, weight: Array, bias: Array | None, activate: Elementwise | None
     ) -> Array:
         """`linear`, and the activation of MAX_FEATURES features while the cache holds them."""
         # (B,T,in) -> (in,n)

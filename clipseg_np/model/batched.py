@@ -6,12 +6,10 @@ In a trace, one runs after the other, in order.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
-from ..nn.ops import Array, Ops
+from ..nn.ops import Array, Ops, T
 from ..nn.trace import is_traced
-
-T = TypeVar("T")
 
 
 def in_parallel(ops: Ops, tasks: Sequence[Callable[[], T]]) -> list[T]:

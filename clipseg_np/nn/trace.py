@@ -46,7 +46,5 @@ def is_traced() -> bool:
 
 
 def record(name: str, value: Any) -> None:
-    """Keep a layer's output. Does nothing outside a trace."""
-    activations = _current.get()
-    if activations is not None:
-        activations.record(name, value)
+    """Keep a layer's output in the trace in which it is called."""
+    _current.get().record(name, value)
