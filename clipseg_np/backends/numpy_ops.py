@@ -56,14 +56,12 @@ class NumpyOps(Ops):
         y = self.memory.empty((len(weight), columns.shape[1]), np.result_type(x, weight))
 
         def some_features(part: slice) -> None:
-            for start in range(part.start, part.stop, MAX_FEATURES):
-                features = slice(start, min(part.stop, start + MAX_FEATURES))
-                piece = project(columns, weight, bias, features, out=y[features])
-                if activate is not None:
-                    activate(piece, self.memory.empty(piece.shape, piece.dtype), piece)
+            piece = project(columns, weight, bias, part, out=y[part])
+            if activate is not None:
+                activate(piece, self.memory.empty(piece.shape, piece.dtype), piece)
 
         min_features = MIN_MULTIPLIES_PER_THREAD // max(1, columns.size) + 1
-        self.threads.for_slices(some_features, len(weight), min_features)
+        self.threads.for_slices(some_features, len(weight), min_features, MAX_FEATURES)
         # (out,n) -> (B,T,out)
         return y.T.reshape(*x.shape[:-1], len(weight))
 
