@@ -1,10 +1,9 @@
 """Read and write safetensors.
 
 Loading is strict: each key is taken exactly once, in the expected shape; a missing or left-over key
-is an error that names it, where transformers only warns.
-
-Files are mapped, not read: an array whose stored type is the wanted one costs no memory until it is
-used. The safetensors library reads and checks the header; it makes no arrays of bfloat16.
+is an error, where transformers only warns. Files are mapped, not read: an array whose stored type
+is the wanted one costs no memory until it is used. The safetensors library checks the header; it
+makes no arrays of bfloat16.
 """
 
 import difflib
@@ -47,11 +46,9 @@ SHORT_NAMES = {dtype.name: name for name, dtype in STORED_TYPES.items()}
 
 
 def require_float(name: str, stored_type: str) -> None:
-    """Raise InputError for a tensor of another type."""
+    expected = ", ".join(FLOAT_TYPES)
     if stored_type not in FLOAT_TYPES:
-        raise InputError(
-            f"{name} is stored as {stored_type}; expected one of {', '.join(FLOAT_TYPES)}."
-        )
+        raise InputError(f"{name} is stored as {stored_type}; expected one of {expected}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +66,7 @@ class Raw:
 
 
 def give_back(arrays: Iterable[Array]) -> None:
-    """Return the memory of mapped arrays to the system; when used again, they are read again.
-
-    Does nothing to other arrays, or where the system has no such call.
-    """
+    """Return the memory of mapped arrays to the system, if it can; their next use reads them."""
     for array in arrays:
         file = array
         while isinstance(file, np.ndarray):
@@ -91,10 +85,7 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
     """
     if path.is_file():
         if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
-            raise InputError(
-                f"{path} is one of several shards of a checkpoint: "
-                f"give their folder, {path.parent}."
-            )
+            raise InputError(f"{path} is one of several shards: give their folder, {path.parent}.")
         return tensors_of_file(path)
     if (path / WEIGHTS_NAME).is_file():
         return tensors_of_file(path / WEIGHTS_NAME)
@@ -104,20 +95,19 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
         raise InputError(f"{path / INDEX_NAME} has no weight_map from tensor names to file names.")
-    tensors = {}
+    tensors, places = {}, set()
     for shard in sorted(set(shard_of.values())):
         if Path(shard).name != shard:
             raise InputError(f"{path / INDEX_NAME} names {shard!r}; expected files beside it.")
-        for name, tensor in tensors_of_file(path / shard).items():
-            if shard_of.get(name) != shard:
-                raise InputError(
-                    f"{shard} holds {name}, which {INDEX_NAME} places in "
-                    f"{shard_of.get(name, 'no file')}. Index and shards are not of one checkpoint: "
-                    f"fetch them together."
-                )
-            tensors[name] = tensor
-    for name in sorted(set(shard_of) - set(tensors))[:1]:
-        raise InputError(f"{shard_of[name]} lacks {name}, which {INDEX_NAME} places there.")
+        part = tensors_of_file(path / shard)
+        tensors |= part
+        places |= {(name, shard) for name in part}
+    for name, shard in sorted(places ^ set(shard_of.items())):
+        raise InputError(
+            f"{shard} {'holds' if (name, shard) in places else 'lacks'} {name}, which {INDEX_NAME} "
+            f"places in {shard_of.get(name, 'no file')}. Index and shards are not of one "
+            f"checkpoint: fetch them together."
+        )
     return tensors
 
 
@@ -177,8 +167,8 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file: for each tensor its stored type, shape, and numbers in blocks.
 
-    The library's writer takes all arrays at once, in types that NumPy has. As there, wide types
-    come first, so that every number lies at a multiple of its size.
+    The library's writer takes all numbers at once. As there, wide types come first, so that every
+    number lies at a multiple of its size.
     """
     order = sorted(tensors, key=lambda name: (-STORED_TYPES[tensors[name][0]].itemsize, name))
     header, end = {"__metadata__": metadata}, 0
@@ -195,7 +185,7 @@ def write_tensors(
 
 
 class Checkpoint:
-    """The tensors of a folder or of one file, each to be taken once.
+    """The tensors of a folder or of one file that are left to be taken.
 
     `prefixes` are those that the wanted model's keys may have (a text tower's: none, "text_model."
     or "clip.text_model."); `landmark` is a key that the model certainly has.
@@ -205,18 +195,15 @@ class Checkpoint:
         self.folder = folder
         self.dtype = dtype
         self.tensors = stored_tensors(folder)
-        self.taken: set[str] = set()
         present = (prefix for prefix in prefixes if prefix + landmark in self.tensors)
         self.prefix = next(present, prefixes[0])
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One array. Raises InputError if it is missing, or has another shape or no float type."""
         key = self.prefix + name
-        if key in self.taken:
-            raise AssertionError(f"{key} was taken twice: two layers share a name")
-        tensor = self.tensors.get(key)
+        tensor = self.tensors.pop(key, None)
         if tensor is None:
-            near = difflib.get_close_matches(key, set(self.tensors) - self.taken, n=1)
+            near = difflib.get_close_matches(key, self.tensors, n=1)
             hint = f" The nearest key there is {near[0]}." if near else ""
             raise InputError(
                 f"{self.folder} lacks {key}; expected an array of shape {shape}.{hint} "
@@ -228,16 +215,12 @@ class Checkpoint:
                 f"{shape}. Check that config.json and the weights belong together."
             )
         require_float(f"{self.folder}: {key}", tensor.stored_type)
-        self.taken.add(key)
         return tensor.floats().astype(self.dtype, copy=False)
 
     def finish(self) -> None:
         """Raise InputError for left-over keys of the model, except IGNORED_ENDINGS."""
-        left = [
-            key
-            for key in sorted(set(self.tensors) - self.taken)
-            if key.startswith(self.prefix) and not key.endswith(IGNORED_ENDINGS)
-        ]
+        own = sorted(key for key in self.tensors if key.startswith(self.prefix))
+        left = [key for key in own if not key.endswith(IGNORED_ENDINGS)]
         if left:
             more = ", ..." if len(left) > 3 else ""
             raise InputError(

@@ -74,9 +74,8 @@ def convert(
     folder = path.parent if path.is_file() else path
     config = read_json(folder / CONFIG_NAME)
     is_safetensors = any((path / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
-    pytorch = path / PYTORCH_NAME
-    is_pytorch = pytorch.is_file() and not is_safetensors
-    tensors = read_archive(pytorch) if is_pytorch else stored_tensors(path)
+    is_pytorch = (path / PYTORCH_NAME).is_file() and not is_safetensors
+    tensors = read_archive(path / PYTORCH_NAME) if is_pytorch else stored_tensors(path)
     kept = {name: raw for name, raw in tensors.items() if not name.endswith(IGNORED_ENDINGS)}
     with folder_written_whole(output) as temporary:
         copy_files(folder, temporary, OTHER_FILES)
@@ -157,18 +156,15 @@ def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
         return raw.array
     floats = raw.floats()
     with np.errstate(over="ignore"):
-        if stored_type == "BF16":
-            # As in PyTorch, float64 is rounded to float32 first.
-            stored = _bfloat16(floats.astype(np.float32))
-        else:
-            stored = floats.astype(STORED_TYPES[stored_type])
+        # As in PyTorch, float64 is rounded to float32 first.
+        is_half = stored_type == "BF16"
+        stored = floats.astype(np.float32 if is_half else STORED_TYPES[stored_type])
+        stored = _bfloat16(stored) if is_half else stored
     lost = np.isinf(Raw(stored, stored_type).floats()) & np.isfinite(floats)
     if lost.any():
         dtype = next(dtype for dtype, short in STORED_AS.items() if short == stored_type)
-        raise InputError(
-            f"{name} holds {floats[lost][0]:.6g}, which is too large for {dtype}. "
-            f"Choose a type with a larger range."
-        )
+        number = f"{floats[lost][0]:.6g}"
+        raise InputError(f"{name} holds {number}, which is too large for {dtype}; choose another")
     return stored
 
 

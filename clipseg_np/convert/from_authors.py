@@ -211,14 +211,16 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
 
 def _require_shapes(tensors: dict[str, Raw], config: CLIPSegConfig) -> None:
     """Compare with the shapes of a model, which is made of zeros that take no memory."""
-    zeros = SimpleNamespace(take=lambda name, shape: np.broadcast_to(np.float32(0), shape))
-    model = CLIPSegForImageSegmentation(config, Scope(zeros, Ops(), np.float32))
     shapes = {name: raw.array.shape for name, raw in tensors.items()}
-    for name, array in model.state_dict().items():
+
+    def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
         stored = shapes.pop(name, None)
-        if stored != array.shape:
-            state = f"of shape {stored}" if stored is not None else "missing"
-            raise InputError(f"{name} is {state}; the other tensors make it {array.shape}.")
+        if stored != shape:
+            state = "missing" if stored is None else f"of shape {stored}"
+            raise InputError(f"{name} is {state}; the other tensors make it {shape}.")
+        return np.broadcast_to(np.float32(0), shape)
+
+    CLIPSegForImageSegmentation(config, Scope(SimpleNamespace(take=take), Ops(), np.float32))
     if shapes:
         names = ", ".join(sorted(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
         raise InputError(
@@ -251,9 +253,7 @@ def _merges(path: Path, count: int) -> list[tuple[str, ...]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines = [file.readline(1000).split() for _ in range(max(count, 0) + 1)]
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not OpenAI's list of merges, bpe_simple_vocab_16e6.txt.gz ({error}). "
             f"{what_to_do(path)}"

@@ -1,7 +1,4 @@
-"""Images and prompts in slices, and texts beside an image, by the workers of a backend.
-
-In a trace, one runs after the other, in order.
-"""
+"""Images and prompts in slices, and texts beside an image: one after the other in a trace."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -23,8 +23,7 @@ def checked_texts(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Token ids (P,T) and, if given, their mask (P,T) and positions (P,T) or (1,T).
 
-    One text may come without its axis: (T). Ids lie in the vocabulary, positions in the table, and
-    no text is longer than the table; a text without an end token is warned of.
+    One text may come without its axis: (T). A text without an end token is warned of.
     """
     input_ids = in_main_memory(input_ids)
     require(
@@ -53,17 +52,14 @@ def checked_texts(
             stacklevel=6,
         )
     if attention_mask is not None:
-        attention_mask = in_main_memory(attention_mask)
-        attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
+        attention_mask = np.atleast_2d(in_main_memory(attention_mask))
         shape = attention_mask.shape
         require(shape == (P, T), f"attention_mask has shape {shape}; expected the ids', {(P, T)}")
     if position_ids is not None:
-        position_ids = in_main_memory(position_ids)
+        position_ids = np.atleast_2d(in_main_memory(position_ids))
         shape = position_ids.shape
-        require(
-            shape in ((T,), (1, T), (P, T)),
-            f"position_ids have shape {shape}; expected {(P, T)} or {(1, T)}",
-        )
+        fits = shape in ((P, T), (1, T))
+        require(fits, f"position_ids have shape {shape}; expected {(P, T)} or {(1, T)}")
         require(
             position_ids.min() >= 0 and position_ids.max() < max_T,
             f"position_ids must lie in 0 to {max_T - 1} (max_position_embeddings)",
@@ -72,7 +68,6 @@ def checked_texts(
 
 
 def checked_pixels(pixel_values: Array, config: CLIPSegVisionConfig) -> Array:
-    """Images (B,C,H,W), at least one, that each hold a whole patch."""
     C, p, shape = config.num_channels, config.patch_size, pixel_values.shape
     require(
         len(shape) == 4 and shape[0] >= 1 and shape[1] == C and min(shape[2:]) >= p,
@@ -84,7 +79,6 @@ def checked_pixels(pixel_values: Array, config: CLIPSegVisionConfig) -> Array:
 
 
 def require_own_size(pixel_values: Array, config: CLIPSegVisionConfig) -> None:
-    """Images (B,C,H,W) have the size that positions were learned for."""
     side, (height, width) = config.image_size, pixel_values.shape[-2:]
     require(
         (height, width) == (side, side),
@@ -102,7 +96,6 @@ def require_one_kind_of_prompt(input_ids: Any, conditional_pixel_values: Any) ->
 
 
 def require_inputs(pixel_values: Any, conditional_embeddings: Any, *others: Any) -> None:
-    """There are images, and no other prompts beside conditional embeddings."""
     require(pixel_values is not None, "pixel_values are missing: expected images, (B,C,H,W)")
     require(
         conditional_embeddings is None or all(other is None for other in others),
@@ -111,7 +104,6 @@ def require_inputs(pixel_values: Any, conditional_embeddings: Any, *others: Any)
 
 
 def require_batch_size(embeddings: Array, batch_size: int | None) -> None:
-    """There are `batch_size` embeddings, if that is given."""
     require(
         batch_size in (None, len(embeddings)),
         f"got {len(embeddings)} prompts; expected {batch_size}, one for each image",
@@ -119,7 +111,6 @@ def require_batch_size(embeddings: Array, batch_size: int | None) -> None:
 
 
 def checked_embeddings(embeddings: Array, num_images: int, config: CLIPSegConfig) -> Array:
-    """Conditional embeddings (P,projection_dim), at least one, for one image or P images."""
     D, shape = config.projection_dim, embeddings.shape
     require(
         len(shape) == 2 and shape[1] == D and shape[0] >= 1,
@@ -135,13 +126,11 @@ def checked_embeddings(embeddings: Array, num_images: int, config: CLIPSegConfig
 
 
 def checked_labels(labels: Array, logits: Array) -> Array:
-    """Labels of the logits' shape."""
     shape, expected = labels.shape, logits.shape
     require(shape == expected, f"labels have shape {shape}; expected the logits', {expected}")
     return labels
 
 
 def require_pairs(logits: Array) -> None:
-    """Logits (P,B) are of as many texts as images."""
     P, B = logits.shape
     require(P == B, f"return_loss takes as many texts as images, in pairs; got {P} and {B}")
