@@ -13,7 +13,7 @@ import numpy as np
 
 BLOCK_BYTES = 1 << 16  # blocks are multiples of it; smaller arrays are NumPy's own
 MAX_BYTES = 1 << 25  # of an array; larger ones are few
-MAX_IDLE_BYTES = 1 << 26
+MAX_IDLE_BYTES = 3 << 23
 
 
 class Memory:
