@@ -31,15 +31,11 @@ from ..model.config import CONFIG_NAME
 from .torch_archive import read_archive
 
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+OTHER_FILES = (
+    *("preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
 )
-OTHER_FILES = ("preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
 PYTORCH_NAME = "pytorch_model.bin"  # transformers' weights before safetensors, under the same names
 BLOCK_SIZE = 2**20  # numbers converted at a time
 
@@ -78,15 +74,10 @@ def convert(
     tensors = read_archive(path / PYTORCH_NAME) if is_pytorch else stored_tensors(path)
     kept = {name: raw for name, raw in tensors.items() if not name.endswith(IGNORED_ENDINGS)}
     with folder_written_whole(output) as temporary:
-        copy_files(folder, temporary, OTHER_FILES)
+        for file in (folder / name for name in OTHER_FILES):
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
         return write_checkpoint(temporary, config, kept, dtype, shard_size)
-
-
-def copy_files(source: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Copy the files of these names that exist."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def write_checkpoint(

@@ -31,7 +31,7 @@ from ..nn.scope import Scope
 from ..text.bpe import BYTE_SYMBOLS, END_OF_WORD
 from ..text.tokenizer import CLIPTokenizer
 from ..text.tokenizer_files import END, START
-from .checkpoint import TOKENIZER_FILES, Written, copy_files, write_checkpoint
+from .checkpoint import Written, write_checkpoint
 from .torch_archive import read_archive
 
 EXTRACT_LAYERS = (3, 6, 9)
@@ -54,9 +54,7 @@ PREFIXES = {
     "ln_final.": "clip.text_model.final_layer_norm.",
     "text_projection": "clip.text_projection.weight",
     "logit_scale": "clip.logit_scale",
-    "film_mul.": "decoder.film_mul.",
-    "film_add.": "decoder.film_add.",
-    "reduces.": "decoder.reduces.",
+    **{name: f"decoder.{name}" for name in ("film_mul.", "film_add.", "reduces.")},
     "blocks.": "decoder.layers.",
     "trans_conv.": "decoder.transposed_convolution.",
 }
@@ -108,9 +106,7 @@ def _read(decoder: Path, clip: str | os.PathLike | None) -> dict[str, Raw]:
     """The tensors of both files by their own names."""
     tensors = read_archive(decoder)
     if "film_mul.weight" not in tensors:
-        raise InputError(
-            f"{decoder} lacks film_mul.weight; expected the authors' decoder, such as rd64-uni.pth."
-        )
+        raise InputError(f"{decoder} lacks film_mul.weight; expected the authors' decoder")
     if not any(name.startswith("clip_model.") for name in tensors):
         if clip is None:
             raise InputError(
@@ -128,10 +124,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
     for name, raw in tensors.items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if prefix is None:
-            raise InputError(
-                f"There is no place for {name!r}: expected the names of the authors' "
-                f"CLIPDensePredT and of OpenAI's CLIP."
-            )
+            raise InputError(f"There is no place for {name!r}; expected the authors' and OpenAI's names")
         key = PREFIXES[prefix] + name[len(prefix) :]
         for old, new in PARTS.items():
             key = re.sub(old, new, key)
@@ -140,10 +133,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
             converted[key] = Raw(array.T if key in TRANSPOSED else array, raw.stored_type)
             continue
         if array.ndim == 0 or len(array) % 3:
-            raise InputError(
-                f"{name} has shape {array.shape}; "
-                f"expected queries, keys and values above one another."
-            )
+            raise InputError(f"{name} has shape {array.shape}; expected queries, keys and values")
         for letter, third in zip("qkv", np.split(array, 3)):
             converted[key.replace(".in_proj_", f".{letter}_proj.")] = Raw(third, raw.stored_type)
     return converted
@@ -229,10 +219,9 @@ def _require_shapes(tensors: dict[str, Raw], config: CLIPSegConfig) -> None:
 
 
 def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
-    """Copy a tokenizer's files, or make them from OpenAI's list of merges."""
+    """Save a folder's tokenizer, or make one from OpenAI's list of merges."""
     if source.is_dir():
         tokenizer = CLIPTokenizer.from_pretrained(source)
-        copy_files(source, folder, TOKENIZER_FILES)
     else:
         merges = _merges(source, vocab_size - 2 * len(BYTE_SYMBOLS) - 2)
         symbols = list(BYTE_SYMBOLS.values())
@@ -240,12 +229,12 @@ def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
         tokens += [*map("".join, merges), START, END]
         vocab = {token: number for number, token in enumerate(tokens)}
         tokenizer = CLIPTokenizer(vocab, merges, model_max_length=77)
-        tokenizer.save_pretrained(folder)
     if len(tokenizer) != vocab_size:
         raise InputError(
             f"The tokenizer of {source} has {len(tokenizer)} tokens and CLIP {vocab_size}: "
             f"they do not belong together."
         )
+    tokenizer.save_pretrained(folder)
 
 
 def _merges(path: Path, count: int) -> list[tuple[str, ...]]:

@@ -49,7 +49,6 @@ LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # opens files of PyT
 MAX_PICKLE_BYTES = 2**21  # CLIP's tensors need less than a tenth of it
 MAX_AXES = 32
 MAX_MODULE_DEPTH = 100
-READ_BYTES = 2**20
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
@@ -74,8 +73,7 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
     except _Refusal as reason:
         raise InputError(
             f"{path} is not read: {str(reason)[:200]}. Expected the tensors of a state dict "
-            f"(torch.save) or of a TorchScript module (torch.jit.save), as their authors published "
-            f"them."
+            f"(torch.save) or of a TorchScript module (torch.jit.save)."
         ) from reason
     except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
         raise InputError(
@@ -142,19 +140,16 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tens
     return _Tensor(array, storage.stored_type)
 
 
-def _first_argument(value: Any, *_: Any) -> Any:
-    """TorchScript passes lists through functions that tell their types."""
-    return value
-
-
+# TorchScript passes lists through functions that tell their types.
 _LIST_FUNCTIONS = ("boollist", "doublelist", "intlist", "tensorlist")
 # The BUILD opcode sets any attribute of a function, and none of its bound `__call__`.
+_first_argument = (lambda value, *_: value).__call__
 STAND_INS = {
     "collections.OrderedDict": _Dictionary,
     "torch._utils._rebuild_tensor_v2": _tensor.__call__,
-    "torch._utils._rebuild_parameter": _first_argument.__call__,
-    "torch.jit._pickle.restore_type_tag": _first_argument.__call__,
-    **{f"torch.jit._pickle.build_{n}": _first_argument.__call__ for n in _LIST_FUNCTIONS},
+    "torch._utils._rebuild_parameter": _first_argument,
+    "torch.jit._pickle.restore_type_tag": _first_argument,
+    **{f"torch.jit._pickle.build_{name}": _first_argument for name in _LIST_FUNCTIONS},
 }
 
 
@@ -204,7 +199,7 @@ class _Unpickler(pickle.Unpickler):
             if self.unread_bytes < 0:
                 raise _Refusal("its members overlap: together they have more bytes than the file")
             with self.archive.open(member) as content:
-                while content.read(READ_BYTES):  # zipfile compares the checksum at the end
+                while content.read(2**20):  # zipfile compares the checksum at the end
                     pass
             header = self.content[member.header_offset :]
             start = 30 + sum(header[26:30].view("<u2").tolist())  # the name and the extra field

@@ -42,10 +42,8 @@ def count(probabilities: np.ndarray, mask: np.ndarray) -> Counts:
     """
     probabilities, mask = np.asarray(probabilities), np.asarray(mask)
     if probabilities.shape != mask.shape:
-        raise InputError(
-            f"the probabilities have shape {probabilities.shape} and the mask {mask.shape}; "
-            f"expected the same"
-        )
+        shapes = f"{probabilities.shape} and the mask {mask.shape}"
+        raise InputError(f"the probabilities have shape {shapes}; expected the same")
     if not np.isin(mask, (0, 1)).all():
         raise InputError("the mask holds other values than 0 and 1 (or False and True)")
     thresholds = THRESHOLDS.astype(probabilities.dtype)

@@ -15,8 +15,7 @@ import regex
 
 def _characters(ranges: str) -> str:
     """The inside of a regular expression's [class], from "A7CE-A7CF A7D2"."""
-    ends = [[chr(int(end, 16)) for end in part.split("-")] for part in ranges.split()]
-    return "".join("-".join(pair) for pair in ends)
+    return regex.sub("[0-9A-F]+", lambda code: chr(int(code[0], 16)), ranges).replace(" ", "")
 
 
 # Characters newer than Unicode 9 that NFC composes or reorders: marks with a combining class, and
