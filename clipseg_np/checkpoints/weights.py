@@ -129,18 +129,15 @@ def _no_weights(folder: Path) -> FileNotFoundError:
 def tensors_of_file(path: Path) -> dict[str, Raw]:
     """The tensors of one safetensors file by name: read-only views of the mapped file."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing. It may not have been fetched: fetch it again."
-            f"{unfinished_download(path.parent)}"
-        )
+        advice = unfinished_download(path.parent)
+        raise FileNotFoundError(f"{path} is missing: fetch it again.{advice}")
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
             headers = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
-        ) from error
+        advice = what_to_do(path)
+        raise InputError(f"{path} is not a whole safetensors file ({error}). {advice}") from error
     start = 8 + int(np.fromfile(path, "<u8", 1)[0])
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     rest = np.memmap(path, np.uint8, "r", start).view(np.ndarray) if headers else None

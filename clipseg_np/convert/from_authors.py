@@ -124,7 +124,9 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
     for name, raw in tensors.items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if prefix is None:
-            raise InputError(f"There is no place for {name!r}; expected the authors' and OpenAI's names")
+            raise InputError(
+                f"There is no place for {name!r}; expected the authors' or CLIP's names"
+            )
         key = PREFIXES[prefix] + name[len(prefix) :]
         for old, new in PARTS.items():
             key = re.sub(old, new, key)
@@ -155,18 +157,21 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
     def count(start: str, end: str) -> int:
         return sum(name.startswith(start) and name.endswith(end) for name in tensors)
 
-    def tower(prefix: str) -> dict:
+    def tower(prefix: str, **others: int) -> dict[str, int]:
         _, width = shape(f"{prefix}.embeddings.position_embedding.weight")
         return {
             "hidden_size": width,
             "num_attention_heads": width // HEAD_FEATURES,
             "num_hidden_layers": count(f"{prefix}.encoder.layers.", ".layer_norm1.weight"),
             "intermediate_size": shape(f"{prefix}.encoder.layers.0.mlp.fc1.weight")[0],
+            **others,
         }
 
     text, vision = "clip.text_model", "clip.vision_model"
-    vocab_size, _ = shape(f"{text}.embeddings.token_embedding.weight")
-    _, channels, _, patch_size = shape(f"{vision}.embeddings.patch_embedding.weight", axes=4)
+    V, _ = shape(f"{text}.embeddings.token_embedding.weight")
+    ids = {"vocab_size": V, "bos_token_id": V - 2, "eos_token_id": V - 1}
+    max_T, _ = shape(f"{text}.embeddings.position_embedding.weight")
+    _, C, _, p = shape(f"{vision}.embeddings.patch_embedding.weight", axes=4)
     side = math.isqrt(shape(f"{vision}.embeddings.position_embedding.weight")[0] - 1)
     depth = count("decoder.reduces.", ".weight")
     layers = EXTRACT_LAYERS if extract_layers is None else tuple(extract_layers)
@@ -176,19 +181,8 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
             f"{', '.join(map(str, layers))}. Say which with --extract-layers."
         )
     return CLIPSegConfig(
-        text_config={
-            **tower(text),
-            "vocab_size": vocab_size,
-            "max_position_embeddings": shape(f"{text}.embeddings.position_embedding.weight")[0],
-            "bos_token_id": vocab_size - 2,
-            "eos_token_id": vocab_size - 1,
-        },
-        vision_config={
-            **tower(vision),
-            "num_channels": channels,
-            "patch_size": patch_size,
-            "image_size": patch_size * side,
-        },
+        text_config=tower(text, max_position_embeddings=max_T, **ids),
+        vision_config=tower(vision, num_channels=C, patch_size=p, image_size=p * side),
         projection_dim=shape("clip.text_projection.weight")[0],
         extract_layers=layers,
         reduce_dim=shape("decoder.film_mul.weight")[0],
@@ -213,9 +207,7 @@ def _require_shapes(tensors: dict[str, Raw], config: CLIPSegConfig) -> None:
     CLIPSegForImageSegmentation(config, Scope(SimpleNamespace(take=take), Ops(), np.float32))
     if shapes:
         names = ", ".join(sorted(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
-        raise InputError(
-            f"The files hold {len(shapes)} tensor(s) that the model has no place for: {names}."
-        )
+        raise InputError(f"The files hold {len(shapes)} tensor(s) too many: {names}.")
 
 
 def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
@@ -243,8 +235,6 @@ def _merges(path: Path, count: int) -> list[tuple[str, ...]]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines = [file.readline(1000).split() for _ in range(max(count, 0) + 1)]
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not OpenAI's list of merges, bpe_simple_vocab_16e6.txt.gz ({error}). "
-            f"{what_to_do(path)}"
-        ) from error
+        message = f"{path} is not OpenAI's list of merges ({error}). {what_to_do(path)}"
+        raise InputError(message) from error
     return [tuple(line) for line in lines[1:]]
