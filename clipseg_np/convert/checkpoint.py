@@ -139,10 +139,7 @@ def _blocks(raw: Raw, stored_type: str, name: str) -> Iterator[np.ndarray]:
 
 
 def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
-    """The numbers in another stored type, rounded to nearest, ties to even.
-
-    Raises InputError with the tensor's name where a finite number would become infinite.
-    """
+    """Round to nearest, ties to even. Raises InputError where a number would become infinite."""
     if raw.stored_type == stored_type:
         return raw.array
     floats = raw.floats()

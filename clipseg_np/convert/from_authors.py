@@ -3,8 +3,6 @@
 The decoder's file holds a state dict of the authors' CLIPDensePredT; CLIP's is a TorchScript
 archive. Names become those of transformers. An attention's three projections, one matrix in the
 files, are split; CLIP's two projections are transposed. Names and shapes imply the architecture.
-Three things are in neither file and are the authors' constants: the extracted layers, 64 features
-in each head of CLIP's attention, and four heads in the decoder.
 
 Sources: models/clipseg.py of timojl/clipseg; clip/model.py of openai/CLIP.
 """
@@ -34,6 +32,7 @@ from ..text.tokenizer_files import END, START
 from .checkpoint import Written, write_checkpoint
 from .torch_archive import read_archive
 
+# Constants of the authors, which are in neither file.
 EXTRACT_LAYERS = (3, 6, 9)
 HEAD_FEATURES = 64
 DECODER_HEADS = 4
@@ -67,9 +66,7 @@ PARTS = {
 }
 TRANSPOSED = ("clip.visual_projection.weight", "clip.text_projection.weight")
 # Unused: a layer of earlier models, CLIP's settings, masks, and the vision tower a second time.
-LEFT_OUT = re.compile(
-    r"reduce\..*|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|model\..*"
-)
+LEFT_OUT = r"reduce\..*|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|model\..*"
 
 
 def convert_original(
@@ -115,7 +112,7 @@ def _read(decoder: Path, clip: str | os.PathLike | None) -> dict[str, Raw]:
             )
         tensors |= read_archive(clip)
     tensors = {name.removeprefix("clip_model."): raw for name, raw in tensors.items()}
-    return {name: raw for name, raw in tensors.items() if not LEFT_OUT.fullmatch(name)}
+    return {name: raw for name, raw in tensors.items() if not re.fullmatch(LEFT_OUT, name)}
 
 
 def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
@@ -124,9 +121,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
     for name, raw in tensors.items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if prefix is None:
-            raise InputError(
-                f"There is no place for {name!r}; expected the authors' or CLIP's names"
-            )
+            raise InputError(f"no place for {name!r}; expected the authors' or CLIP's names")
         key = PREFIXES[prefix] + name[len(prefix) :]
         for old, new in PARTS.items():
             key = re.sub(old, new, key)
@@ -148,10 +143,8 @@ def config_of(tensors: dict[str, Raw], extract_layers: tuple[int, ...] | None) -
         raw = tensors.get(name)
         if raw is None or raw.array.ndim != axes:
             state = "is missing" if raw is None else f"has the shape {raw.array.shape}"
-            raise InputError(
-                f"{name} {state}; expected an array of {axes} axes. "
-                f"Are these the authors' decoder and ViT-B-16.pt?"
-            )
+            advice = "Are these the authors' decoder and ViT-B-16.pt?"
+            raise InputError(f"{name} {state}; expected an array of {axes} axes. {advice}")
         return raw.array.shape
 
     def count(start: str, end: str) -> int:
@@ -222,10 +215,8 @@ def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
         vocab = {token: number for number, token in enumerate(tokens)}
         tokenizer = CLIPTokenizer(vocab, merges, model_max_length=77)
     if len(tokenizer) != vocab_size:
-        raise InputError(
-            f"The tokenizer of {source} has {len(tokenizer)} tokens and CLIP {vocab_size}: "
-            f"they do not belong together."
-        )
+        sizes = f"{len(tokenizer)} tokens and CLIP {vocab_size}"
+        raise InputError(f"The tokenizer of {source} has {sizes}: they do not belong together.")
     tokenizer.save_pretrained(folder)
 
 

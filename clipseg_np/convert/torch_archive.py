@@ -71,14 +71,12 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
         with zipfile.ZipFile(path) as archive:
             return _tensors(_Unpickler(path, archive).load())
     except _Refusal as reason:
-        raise InputError(
-            f"{path} is not read: {str(reason)[:200]}. Expected the tensors of a state dict "
-            f"(torch.save) or of a TorchScript module (torch.jit.save)."
-        ) from reason
+        expected = "the tensors of a state dict (torch.save) or TorchScript module (torch.jit.save)"
+        raise InputError(f"{path}: {str(reason)[:200]}. Expected {expected}.") from reason
     except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
+        reason, advice = f"{type(error).__name__}: {str(error)[:200]}", what_to_do(path)
         raise InputError(
-            f"{path} is not a whole archive of PyTorch ({type(error).__name__}: "
-            f"{str(error)[:200]}). {what_to_do(path)}"
+            f"{path} is not a whole archive of PyTorch ({reason}). {advice}"
         ) from error
 
 
@@ -170,10 +168,9 @@ class _Unpickler(pickle.Unpickler):
         if order is not None and order.file_size == len("big"):
             raise _Refusal("its numbers are big-endian")
         member = self.member("data.pkl")
-        if member.file_size > MAX_PICKLE_BYTES:
-            raise _Refusal(
-                f"data.pkl has {member.file_size} bytes; expected at most {MAX_PICKLE_BYTES}"
-            )
+        size = member.file_size
+        if size > MAX_PICKLE_BYTES:
+            raise _Refusal(f"data.pkl has {size} bytes; expected at most {MAX_PICKLE_BYTES}")
         super().__init__(io.BytesIO(_scanned(archive.read(member))))
 
     def find_class(self, module: str, name: str) -> Any:

@@ -35,9 +35,7 @@ def checked_texts(
     P, T = input_ids.shape
     max_T, eos = config.max_position_embeddings, config.eos_token_id
     require(
-        T <= max_T,
-        f"a text has {T} tokens; the model has {max_T} positions (max_position_embeddings). "
-        "Tokenize with truncation=True.",
+        T <= max_T, f"a text has {T} tokens; the model has {max_T} positions: use truncation=True"
     )
     low, high = input_ids.min(), input_ids.max()
     require(
@@ -60,10 +58,8 @@ def checked_texts(
         shape = position_ids.shape
         fits = shape in ((P, T), (1, T))
         require(fits, f"position_ids have shape {shape}; expected {(P, T)} or {(1, T)}")
-        require(
-            position_ids.min() >= 0 and position_ids.max() < max_T,
-            f"position_ids must lie in 0 to {max_T - 1} (max_position_embeddings)",
-        )
+        fits = position_ids.min() >= 0 and position_ids.max() < max_T
+        require(fits, f"position_ids must lie in 0 to {max_T - 1} (max_position_embeddings)")
     return input_ids, attention_mask, position_ids
 
 
@@ -88,11 +84,9 @@ def require_own_size(pixel_values: Array, config: CLIPSegVisionConfig) -> None:
 
 
 def require_one_kind_of_prompt(input_ids: Any, conditional_pixel_values: Any) -> None:
-    require(
-        (input_ids is None) != (conditional_pixel_values is None),
-        "expected one kind of prompt: input_ids, or conditional_pixel_values; got "
-        f"{'neither' if input_ids is None else 'both'}",
-    )
+    is_one = (input_ids is None) != (conditional_pixel_values is None)
+    got = "neither" if input_ids is None else "both"
+    require(is_one, f"expected one of input_ids and conditional_pixel_values; got {got}")
 
 
 def require_inputs(pixel_values: Any, conditional_embeddings: Any, *others: Any) -> None:
@@ -104,24 +98,17 @@ def require_inputs(pixel_values: Any, conditional_embeddings: Any, *others: Any)
 
 
 def require_batch_size(embeddings: Array, batch_size: int | None) -> None:
-    require(
-        batch_size in (None, len(embeddings)),
-        f"got {len(embeddings)} prompts; expected {batch_size}, one for each image",
-    )
+    P = len(embeddings)
+    require(batch_size in (None, P), f"got {P} prompts; expected {batch_size}, one for each image")
 
 
 def checked_embeddings(embeddings: Array, num_images: int, config: CLIPSegConfig) -> Array:
     D, shape = config.projection_dim, embeddings.shape
-    require(
-        len(shape) == 2 and shape[1] == D and shape[0] >= 1,
-        f"conditional embeddings have shape {shape}; expected (prompts, {D}) (projection_dim) "
-        "with at least one prompt",
-    )
-    require(
-        num_images in (1, shape[0]),
-        f"got {num_images} images and {shape[0]} prompts; expected as many prompts as images, "
-        "or one image",
-    )
+    fits = len(shape) == 2 and shape[1] == D and shape[0] >= 1
+    expected = f"(prompts, {D}) (projection_dim) with at least one prompt"
+    require(fits, f"conditional embeddings have shape {shape}; expected {expected}")
+    numbers = f"{num_images} images and {shape[0]} prompts"
+    require(num_images in (1, shape[0]), f"got {numbers}; expected one image, or as many of both")
     return embeddings
 
 

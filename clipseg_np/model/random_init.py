@@ -32,7 +32,6 @@ class RandomStart:
 
 
 def deviation(name: str, config: Config) -> float:
-    """The standard deviation of an array."""
     factor = config.initializer_factor
     if isinstance(config, CLIPSegConfig):
         tower = config.text_config if "text_" in name else config.vision_config

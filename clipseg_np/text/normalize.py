@@ -9,6 +9,7 @@ as it does since 2024.9.11. Characters newer than Unicode 18 differ until they a
 """
 
 import unicodedata
+from itertools import chain
 
 import regex
 
@@ -76,8 +77,5 @@ def pieces(normalized: str) -> list[str]:
     >>> pieces("it's 42 cats!!")
     ['it', "'s", '4', '2', 'cats', '!!']
     """
-    return [
-        piece
-        for match in _PIECE.finditer(normalized)
-        for piece in (match.groups() if match[1] else [match[0]])
-    ]
+    parts = (match.groups() if match[1] else [match[0]] for match in _PIECE.finditer(normalized))
+    return [*chain.from_iterable(parts)]
