@@ -83,12 +83,11 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
 
     Raises FileNotFoundError for a folder without weights, InputError for a damaged file or index.
     """
-    if path.is_file():
-        if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
-            raise InputError(f"{path} is one of several shards: give their folder, {path.parent}.")
-        return tensors_of_file(path)
-    if (path / WEIGHTS_NAME).is_file():
-        return tensors_of_file(path / WEIGHTS_NAME)
+    if path.is_file() and re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
+        raise InputError(f"{path} is one of several shards: give their folder, {path.parent}.")
+    file = path if path.is_file() else path / WEIGHTS_NAME
+    if file.is_file():
+        return tensors_of_file(file)
     if not (path / INDEX_NAME).is_file():
         raise _no_weights(path)
     index = read_json(path / INDEX_NAME)
@@ -103,11 +102,9 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
         tensors |= part
         places |= {(name, shard) for name in part}
     for name, shard in sorted(places ^ set(shard_of.items())):
-        raise InputError(
-            f"{shard} {'holds' if (name, shard) in places else 'lacks'} {name}, which {INDEX_NAME} "
-            f"places in {shard_of.get(name, 'no file')}. Index and shards are not of one "
-            f"checkpoint: fetch them together."
-        )
+        state = "holds" if (name, shard) in places else "lacks"
+        place = f"{INDEX_NAME} places in {shard_of.get(name, 'no file')}"
+        raise InputError(f"{shard} {state} {name}, which {place}. Fetch all of them together.")
     return tensors
 
 
@@ -116,10 +113,8 @@ def _no_weights(folder: Path) -> FileNotFoundError:
     advice = unfinished_download(folder)
     for name in [name for name in names if name.endswith((".bin", ".pth", ".pt"))][:1]:
         clip = "" if name.endswith(".bin") else " --clip ViT-B-16.pt"
-        advice += (
-            f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
-            f"clipseg-np convert {folder / name if clip else folder} NEW_FOLDER{clip}"
-        )
+        place = folder / name if clip else folder
+        advice += f" Convert PyTorch's weights with clipseg-np convert {place} NEW_FOLDER{clip}"
     return FileNotFoundError(
         f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
         f"shards. It holds: {', '.join(names) or 'nothing'}.{advice}"

@@ -74,10 +74,8 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
         expected = "the tensors of a state dict (torch.save) or TorchScript module (torch.jit.save)"
         raise InputError(f"{path}: {str(reason)[:200]}. Expected {expected}.") from reason
     except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
-        reason, advice = f"{type(error).__name__}: {str(error)[:200]}", what_to_do(path)
-        raise InputError(
-            f"{path} is not a whole archive of PyTorch ({reason}). {advice}"
-        ) from error
+        fault, advice = f"{type(error).__name__}: {str(error)[:200]}", what_to_do(path)
+        raise InputError(f"{path} is not a whole archive of PyTorch ({fault}). {advice}") from error
 
 
 class _Refusal(Exception):

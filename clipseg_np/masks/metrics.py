@@ -14,25 +14,17 @@ choices:
   rule. The curve does not begin at recall 0, so a model that is always sure of itself scores low.
 """
 
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 
 THRESHOLDS = np.linspace(0, 1, 51)[1:-1]
-
-
-class Counts(NamedTuple):
-    """True and false positives and negatives, in pixels, at each threshold: int64 (49,) each."""
-
-    tp: np.ndarray
-    fp: np.ndarray
-    fn: np.ndarray
-    tn: np.ndarray
+# True and false positives and negatives, in pixels, at each threshold: int64 (49,) each.
+Counts = namedtuple("Counts", "tp fp fn tn")
 
 
 def count(probabilities: np.ndarray, mask: np.ndarray) -> Counts:

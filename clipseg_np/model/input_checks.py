@@ -26,29 +26,20 @@ def checked_texts(
     One text may come without its axis: (T). A text without an end token is warned of.
     """
     input_ids = in_main_memory(input_ids)
-    require(
-        input_ids.ndim > 0 and input_ids.size > 0 and input_ids.dtype.kind in "iu",
-        f"input_ids are {input_ids.dtype} of shape {input_ids.shape}; expected whole numbers, "
-        "(prompts, tokens), with at least one token",
-    )
+    fits = input_ids.ndim > 0 and input_ids.size > 0 and input_ids.dtype.kind in "iu"
+    given = f"{input_ids.dtype} of shape {input_ids.shape}"
+    expected = "whole numbers, (prompts, tokens), with at least one token"
+    require(fits, f"input_ids are {given}; expected {expected}")
     input_ids = input_ids.reshape(-1, input_ids.shape[-1])
     P, T = input_ids.shape
     max_T, eos = config.max_position_embeddings, config.eos_token_id
-    require(
-        T <= max_T, f"a text has {T} tokens; the model has {max_T} positions: use truncation=True"
-    )
-    low, high = input_ids.min(), input_ids.max()
-    require(
-        low >= 0 and high < config.vocab_size,
-        f"input_ids hold {low if low < 0 else high}; the vocabulary has ids 0 to "
-        f"{config.vocab_size - 1} (vocab_size). Is the tokenizer this checkpoint's?",
-    )
+    require(T <= max_T, f"a text has {T} tokens; the model has {max_T} positions: truncate it")
+    low, high, last = input_ids.min(), input_ids.max(), config.vocab_size - 1
+    fault = f"input_ids hold {low if low < 0 else high}; the vocabulary has ids 0 to {last}"
+    require(low >= 0 and high <= last, f"{fault} (vocab_size). Is the tokenizer this checkpoint's?")
     if eos != LEGACY_EOS_TOKEN_ID and not (input_ids == eos).any(axis=1).all():
-        warnings.warn(
-            f"a text without the end token {eos} (eos_token_id) is pooled at its first token; "
-            "expected ids that the checkpoint's own tokenizer made",
-            stacklevel=6,
-        )
+        fault = f"a text without the end token {eos} (eos_token_id) is pooled at its first token"
+        warnings.warn(f"{fault}; expected ids of the checkpoint's own tokenizer", stacklevel=6)
     if attention_mask is not None:
         attention_mask = np.atleast_2d(in_main_memory(attention_mask))
         shape = attention_mask.shape
@@ -76,11 +67,9 @@ def checked_pixels(pixel_values: Array, config: CLIPSegVisionConfig) -> Array:
 
 def require_own_size(pixel_values: Array, config: CLIPSegVisionConfig) -> None:
     side, (height, width) = config.image_size, pixel_values.shape[-2:]
-    require(
-        (height, width) == (side, side),
-        f"the image is {height} by {width} pixels; without interpolate_pos_encoding it must be "
-        f"{side} by {side} (image_size)",
-    )
+    expected = f"{side} by {side} (image_size), or interpolate_pos_encoding"
+    fits = (height, width) == (side, side)
+    require(fits, f"the image is {height} by {width} pixels; expected {expected}")
 
 
 def require_one_kind_of_prompt(input_ids: Any, conditional_pixel_values: Any) -> None:
@@ -91,10 +80,8 @@ def require_one_kind_of_prompt(input_ids: Any, conditional_pixel_values: Any) ->
 
 def require_inputs(pixel_values: Any, conditional_embeddings: Any, *others: Any) -> None:
     require(pixel_values is not None, "pixel_values are missing: expected images, (B,C,H,W)")
-    require(
-        conditional_embeddings is None or all(other is None for other in others),
-        "conditional_embeddings are given, and another kind of prompt besides",
-    )
+    fits = conditional_embeddings is None or all(other is None for other in others)
+    require(fits, "conditional_embeddings are given, and another kind of prompt besides")
 
 
 def require_batch_size(embeddings: Array, batch_size: int | None) -> None:

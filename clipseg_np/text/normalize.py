@@ -51,7 +51,6 @@ _LOWER |= {c: c + 0x1B for c in range(0x16EA0, 0x16EB9)}
 _LOWER[ord("Σ")] = ord("σ")
 
 _PLAIN = regex.compile(f"([{_PLAIN_TO_NFC}])")
-_WHITESPACE = regex.compile(r"\s+")
 
 _LETTER = rf"[\p{{L}}--[{_NOT_LETTERS}]]"
 _NUMBER = rf"[\p{{N}}--[{_NOT_NUMBERS}]]"
@@ -68,7 +67,7 @@ def normalize(text: str) -> str:
     parts = _PLAIN.split(text)
     # The characters that NFC leaves alone stand at odd places.
     parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
-    return _WHITESPACE.sub(" ", "".join(parts)).translate(_LOWER).lower()
+    return regex.sub(r"\s+", " ", "".join(parts)).translate(_LOWER).lower()
 
 
 def pieces(normalized: str) -> list[str]:
