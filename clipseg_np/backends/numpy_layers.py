@@ -10,7 +10,7 @@ import numpy as np
 
 from ..nn.layers import MLP, Attention
 from ..nn.ops import Array, split_heads
-from .numpy_kernels import ELEMENTWISE, MIN_MULTIPLIES_PER_THREAD, attend, project
+from .numpy_kernels import ELEMENTWISE, MAX_FEATURES, MIN_MULTIPLIES_PER_THREAD, attend, project
 from .threads import slices
 
 # Shorter texts attend all at once: gains 3 % (AVX-512), 1 % (AVX2 imitated), 20 prompts.
@@ -32,25 +32,27 @@ def attention(
     # (B,T,D) -> (D,n)
     columns = x.reshape(-1, D).T
     mask = None if mask is None else np.broadcast_to(mask, (B, 1, T, T))
-    context = ops.memory.empty((N, d, B, T), x.dtype)
+    projections = [
+        (p, np.empty((D, B * T), x.dtype)) for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    ]
+    context = np.empty((N, d, B, T), x.dtype)
     kept = None if attentions is None else np.empty((B, N, T, T), x.dtype)
 
     def some_heads(part: slice) -> None:
         features = slice(part.start * d, part.stop * d)
-        outs = (ops.memory.empty(((part.stop - part.start) * d, B * T), x.dtype) for _ in range(3))
-        projections = (
-            project(columns, linear.weight, linear.bias, features, out)
-            for linear, out in zip((layer.q_proj, layer.k_proj, layer.v_proj), outs)
+        qkv = (
+            project(columns, linear.weight, linear.bias, features, out[features])
+            for linear, out in projections
         )
         # (some of D,n) -> (B,T,some of D) -> (B,some of N,T,d)
-        q, k, v = (split_heads(y.T.reshape(B, T, -1), part.stop - part.start) for y in projections)
-        weights = ops.memory.empty((T, T), x.dtype)
-        attend(q, k, v, mask, weights, context[part], None if kept is None else kept[:, part])
+        q, k, v = (split_heads(y.T.reshape(B, T, -1), part.stop - part.start) for y in qkv)
+        attend(q, k, v, mask, context[part], None if kept is None else kept[:, part])
 
     # Of one head: three projections, the scores, and the context.
     multiplies = B * T * d * (3 * D + 2 * T)
     min_heads = MIN_MULTIPLIES_PER_THREAD // multiplies + 1
-    ops.threads.for_slices(some_heads, N, min_heads)
+    # While a text has a thread, its slices must not be too long: 3 % of a pass at 480 x 480.
+    ops.threads.for_slices(some_heads, N, min_heads, max(1, MAX_FEATURES // d))
     if attentions is not None:
         attentions.append(kept)
     # (N,d,B,T) -> (D,B,T) -> (B,T,D)
@@ -67,7 +69,7 @@ def mlp(ops: Any, layer: MLP, x: Array) -> Array:
     (D, n), width = columns.shape, len(fc1.weight)
     if width < MIN_WIDENING * D:
         return fc2(ops.activated_linear(x, fc1.weight, fc1.bias, activate))
-    y = ops.memory.empty((D, n), np.result_type(x, fc1.weight))
+    y = np.empty((D, n), np.result_type(x, fc1.weight))
     weight, bias = fc1.weight, fc1.bias
     if bias is not None:
         # The bias as the weight of an input that is 1: a pass over the hidden features less.
@@ -79,8 +81,8 @@ def mlp(ops: Any, layer: MLP, x: Array) -> Array:
         sums[...] = 0 if fc2.bias is None else fc2.bias[:, None]
         for features in slices(width, -(-MAX_HIDDEN // inputs.shape[1])):
             shape = features.stop - features.start, inputs.shape[1]
-            hidden, power = (ops.memory.empty(shape, y.dtype) for _ in range(2))
-            activate(project(inputs, weight, bias, features, hidden), power, hidden)
+            hidden = project(inputs, weight, bias, features, np.empty(shape, y.dtype))
+            activate(hidden)
             sums += fc2.weight[:, features] @ hidden
 
     min_tokens = MIN_MULTIPLIES_PER_THREAD // (width * 2 * D) + 1

@@ -13,13 +13,10 @@ from functools import lru_cache
 import numpy as np
 
 from ..nn.ops import Array, Ops, T
-from .buffer_pool import Memory
-from .numpy_kernels import MIN_MULTIPLIES_PER_THREAD, Elementwise, project
+from .numpy_kernels import MAX_FEATURES, MIN_MULTIPLIES_PER_THREAD, Elementwise, project
 from .numpy_layers import MIN_TOKENS, WHOLE_LAYERS
 from .threads import Threads, slices
 
-# On one thread, 10 % less than for all features of a wide layer at once.
-MAX_FEATURES = 384
 # Features of a layer norm at a time.
 MAX_NORM_FEATURES = 192
 
@@ -35,7 +32,10 @@ class NumpyOps(Ops):
         super().__init__()
         self.threads = Threads(threads)
         self.workers = self.threads.count
-        self.memory = Memory()
+        # glibc gives the memory of large arrays back to the system, which clears it, page by page,
+        # before a pass gets it again: 2 % of a pass at 480 x 480. Once it has seen an array of this
+        # size freed, it keeps up to 62 MB.
+        np.empty(31 << 20, np.uint8)
 
     # 1.5 % of a pass at 352 x 352: position embeddings.
     memoize = staticmethod(lru_cache(maxsize=8))
@@ -53,12 +53,12 @@ class NumpyOps(Ops):
         """`linear`, and the activation of MAX_FEATURES features while the cache holds them."""
         # (B,T,in) -> (in,n)
         columns = x.reshape(-1, x.shape[-1]).T
-        y = self.memory.empty((len(weight), columns.shape[1]), np.result_type(x, weight))
+        y = np.empty((len(weight), columns.shape[1]), np.result_type(x, weight))
 
         def some_features(part: slice) -> None:
             piece = project(columns, weight, bias, part, out=y[part])
             if activate is not None:
-                activate(piece, self.memory.empty(piece.shape, piece.dtype), piece)
+                activate(piece)
 
         min_features = MIN_MULTIPLIES_PER_THREAD // max(1, columns.size) + 1
         self.threads.for_slices(some_features, len(weight), min_features, MAX_FEATURES)
@@ -84,7 +84,7 @@ class NumpyOps(Ops):
         rows[1, 0] = -mean * rows[0, 0]
         rows[1, 1] = 1
         features = np.stack([weight, bias], axis=1)
-        out = self.memory.empty((D, n), x.dtype)
+        out = np.empty((D, n), x.dtype)
         for part in slices(D, MAX_NORM_FEATURES):
             piece = np.matmul(features[part], rows[0], out=out[part])
             piece *= columns[part]
@@ -94,7 +94,7 @@ class NumpyOps(Ops):
     def _layer_norm_by_passes(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         # (B,T,D) -> (n,D), features first in memory
         rows = x.reshape(-1, x.shape[-1])
-        out = self.memory.empty(rows.shape[::-1], x.dtype).T
+        out = np.empty(rows.shape[::-1], x.dtype).T
         np.subtract(rows, rows.mean(axis=1, keepdims=True), out=out)
         variance = np.einsum("nd,nd->n", out, out) / rows.shape[1]
         out *= (1 / np.sqrt(variance + eps))[:, None]
@@ -109,7 +109,7 @@ class NumpyOps(Ops):
         blocks = self.linear(x.transpose(0, 2, 3, 1), weight, bias)
         # (B,h,w,Dpp) -> (D,B,h,p,w,p)
         blocks = blocks.reshape(B, h, w, D, p, p).transpose(3, 0, 1, 4, 2, 5)
-        painted = self.memory.empty(blocks.shape, blocks.dtype)
+        painted = np.empty(blocks.shape, blocks.dtype)
         for column in range(p):
             painted[..., column] = blocks[..., column]
         return painted.reshape(D, B, h * p, w * p).swapaxes(0, 1)
