@@ -76,9 +76,6 @@ TRICKS = {
     "MIN_WIDENING": [(numpy_layers, "MIN_WIDENING", NEVER)],
     "MAX_UNPACKED": [(numpy_kernels, "MAX_UNPACKED", 0)],
     "MAX_FEATURES": [(module, "MAX_FEATURES", NEVER) for module in (numpy_ops, numpy_layers)],
-    "memoize": [(OURS, "memoize", staticmethod(lambda function: function))],
-    "conv_transpose2d": [(OURS, "conv_transpose2d", Ops.conv_transpose2d)],
-    "layer norm by products": [(OURS, "layer_norm", OURS._layer_norm_by_passes)],
 }
 PASSES = 4  # of a new process, after its first
 
