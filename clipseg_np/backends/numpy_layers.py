@@ -71,11 +71,6 @@ def mlp(ops: Any, layer: MLP, x: Array) -> Array:
         return fc2(ops.activated_linear(x, fc1.weight, fc1.bias, activate))
     y = np.empty((D, n), np.result_type(x, fc1.weight))
     weight, bias = fc1.weight, fc1.bias
-    if bias is not None:
-        # The bias as the weight of an input that is 1: a pass over the hidden features less.
-        weight = np.concatenate([weight, bias[:, None]], axis=1)
-        columns, bias = np.concatenate([columns, np.ones_like(columns[:1])]), None
-
     def some_tokens(tokens: slice) -> None:
         inputs, sums = columns[:, tokens], y[:, tokens]
         sums[...] = 0 if fc2.bias is None else fc2.bias[:, None]
