@@ -71,6 +71,7 @@ def mlp(ops: Any, layer: MLP, x: Array) -> Array:
         return fc2(ops.activated_linear(x, fc1.weight, fc1.bias, activate))
     y = np.empty((D, n), np.result_type(x, fc1.weight))
     weight, bias = fc1.weight, fc1.bias
+
     def some_tokens(tokens: slice) -> None:
         inputs, sums = columns[:, tokens], y[:, tokens]
         sums[...] = 0 if fc2.bias is None else fc2.bias[:, None]
