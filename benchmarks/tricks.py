@@ -1,15 +1,22 @@
 """Time whole passes with and without each trick of the NumPy backend, in turn in one process.
 
     python benchmarks/tricks.py
+    python benchmarks/tricks.py --new-processes
     OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" \\
         python benchmarks/tricks.py
 
-The second command imitates a processor without AVX-512. A gain is how much longer a pass takes
-without the trick: the median of the rounds' ratios, less 1. tricks.md has both tables.
+With --new-processes each time is the median of a new process's first passes: malloc has not yet
+learned to keep memory then. The last command imitates a processor without AVX-512. A gain is how
+much longer a pass takes without the trick: the median of the rounds' ratios, less 1. tricks.md has
+the tables.
 """
 
 import argparse
+import statistics
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,14 +44,14 @@ def linear_by_tokens(self, x, weight, bias=None, activate=None):
         np.matmul(rows[part], weight.T, out=y[part])
         y[part] += 0 if bias is None else bias
         if activate is not None:
-            activate(y[part], np.empty_like(y[part]), y[part])
+            activate(y[part])
 
     self.threads.for_slices(some_tokens, len(rows), (1 << 23) // weight.size + 1)
     return y.reshape(*x.shape[:-1], len(weight))
 
 
-def quick_gelu(x, _, out):
-    np.copyto(out, Ops().quick_gelu(x))
+def quick_gelu(x):
+    np.copyto(x, Ops().quick_gelu(x))
 
 
 alone = property(lambda self: 1 if threads._is_inside_task.get() else self.count)
@@ -67,39 +74,60 @@ TRICKS = {
         (numpy_layers, "ELEMENTWISE", {**numpy_kernels.ELEMENTWISE, "quick_gelu": quick_gelu})
     ],
     "MIN_WIDENING": [(numpy_layers, "MIN_WIDENING", NEVER)],
+    "MAX_UNPACKED": [(numpy_kernels, "MAX_UNPACKED", 0)],
+    "MAX_FEATURES": [(module, "MAX_FEATURES", NEVER) for module in (numpy_ops, numpy_layers)],
 }
+PASSES = 4  # of a new process, after its first
 
 
-def gain(run, patches: list[tuple], rounds: int) -> str:
+def seconds(run: Callable, off: str | None) -> float:
+    """Of one call, with the trick `off` switched off."""
+    with ExitStack() as stack:
+        for change in TRICKS[off] if off else ():
+            stack.enter_context(patch.object(*change))
+        return timed(run)[0]
+
+
+def seconds_in_new_process(folder: str, task: str, off: str | None) -> float:
+    command = [sys.executable, __file__, "--child", folder, task, *([off] if off else [])]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def gain(seconds: Callable[[str | None], float], trick: str, rounds: int) -> str:
     ratios = []
     for number in range(rounds):
-        seconds = [0.0, 0.0]
-        for is_off in (0, 1) if number % 2 else (1, 0):
-            with ExitStack() as stack:
-                for change in patches if is_off else ():
-                    stack.enter_context(patch.object(*change))
-                seconds[is_off], _ = timed(run)
-        ratios.append(seconds[1] / seconds[0] - 1)
+        order = (None, trick) if number % 2 else (trick, None)
+        taken = {off: seconds(off) for off in order}
+        ratios.append(taken[trick] / taken[None] - 1)
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     return f"{middle:.1%} ({low:.1%} to {high:.1%})"
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        folder, task, *off = sys.argv[2:]
+        run = partial(with_clipseg_np(Path(folder), "numpy"), *example(**TASKS[task]))
+        _, *times = (seconds(run, *off or [None]) for _ in range(PASSES + 1))
+        return print(statistics.median(times))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tasks", choices=TASKS, nargs="*", default=[*TASKS])
     parser.add_argument("--tricks", choices=TRICKS, nargs="*", default=[*TRICKS])
+    parser.add_argument("--new-processes", action="store_true")
     args = parser.parse_args()
+    rows = {name: [name] for name in args.tricks}
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint_without_torch(Path(folder))
         one_pass = with_clipseg_np(Path(folder), "numpy")
-    rows = {name: [name] for name in args.tricks}
-    for task in args.tasks:
-        run = partial(one_pass, *example(**TASKS[task]))
-        run()
-        for name, row in rows.items():
-            row.append(gain(run, TRICKS[name], args.rounds))
-            print(task, name, row[-1], sep=" | ", flush=True)
+        for task in args.tasks:
+            if args.new_processes:
+                time_pass = partial(seconds_in_new_process, folder, task)
+            else:
+                time_pass = partial(seconds, partial(one_pass, *example(**TASKS[task])))
+                time_pass(None)
+            for name, row in rows.items():
+                row.append(gain(time_pass, name, args.rounds))
+                print(task, name, row[-1], sep=" | ", flush=True)
     print("", setup(), "", *table(["", *args.tasks], list(rows.values())), sep="\n")
 
 

@@ -1,20 +1,22 @@
 """The GPU's kernels, in CUDA's C++: one where CuPy would launch several. cupy_ops.py calls them.
 
 Sums are in float32, and in float64 for float64, whatever the type of the array. The kernels are
-plain C++ but for CUDA's words for blocks, threads and warps, and for two PTX instructions in
-`attention`. tests/backends/test_cupy_kernels.py runs them on the CPU, with these two by the tables
-of NVIDIA's "PTX ISA" (matrix fragments for mma.m16n8k16, and ldmatrix).
+plain C++ but for CUDA's words for blocks, threads and warps, and for the PTX instructions of
+`attention`. tests/backends/test_cupy_kernels.py runs them on the CPU, with mma and ldmatrix by the
+tables of NVIDIA's "PTX ISA" (matrix fragments for mma.m16n8k16, and ldmatrix).
 """
 
 # Threads of a block (four warps), and of a warp on all GPUs.
 THREADS, WARP = 128, 32
+# Products of up to so many rows are `few_rows`, which reads a weight once for all of them.
+FEW_ROWS = 16
 # Keys that `attention` has on the chip at a time. On an H200, 32 take 1.3 times as long for 32
 # images, and 128 take 4.6 times; blocks of 64 or 256 threads take 1.2 and 1.04 times.
 KEYS = 64
 TYPES = {"float16": "__half", "float32": "float", "float64": "double"}
-# Head sizes that `attention` is compiled for.
+# Head sizes that the kernels of attention are compiled for.
 HEAD_SIZES = (16, 32, 64)
-# Activations by their numbers in `finish`.
+# Activations by their numbers in the kernels.
 ACTIVATIONS = ("", "quick_gelu", "gelu", "relu")
 
 SOURCE = """
@@ -112,13 +114,33 @@ template <typename T> __global__ void softmax(
     const bool* seen = mask ? mask + ((size_t)image * queries + query) * width : 0;
     // Finite, so that a row that is masked throughout becomes uniform.
     const A lowest = -3e38;
-    A largest = lowest;
+    A largest = lowest, sum = 0;
+    if (width <= 1024) {
+        // All of a thread's numbers are on their way at once, and stay in registers.
+        A own[1024 / WARP];
+#pragma unroll
+        for (int p = 0; p < 1024 / WARP; p++) {
+            int i = p * WARP + lane;
+            if (i < width) {
+                own[p] = seen && !seen[i] ? lowest : (A)x[i];
+                largest = largest < own[p] ? own[p] : largest;
+            }
+        }
+        largest = over_warp(largest, true);
+#pragma unroll
+        for (int p = 0; p < 1024 / WARP; p++)
+            if (p * WARP + lane < width) sum += own[p] = exp(own[p] - largest);
+        sum = 1 / over_warp(sum, false);
+#pragma unroll
+        for (int p = 0; p < 1024 / WARP; p++)
+            if (p * WARP + lane < width) x[p * WARP + lane] = (T)(own[p] * sum);
+        return;
+    }
     for (int i = lane; i < width; i += WARP) {
         A score = seen && !seen[i] ? lowest : (A)x[i];
         largest = largest < score ? score : largest;
     }
     largest = over_warp(largest, true);
-    A sum = 0;
     for (int i = lane; i < width; i += WARP)
         sum += exp((seen && !seen[i] ? lowest : (A)x[i]) - largest);
     sum = over_warp(sum, false);
@@ -156,6 +178,74 @@ template <typename T> __global__ void finish(
     *(Pack<T>*)(y + i) = a;
 }
 
+// y = activation(x weight' + bias) + residual for up to FEW_ROWS rows, where bias (features) and
+// residual (rows,features) are not null: a warp for each feature. x (rows,width) and weight
+// (features,width) are read in packs.
+template <typename T> __global__ void few_rows(
+    const T* x, const T* weight, const T* bias, const T* residual, T* y, int activation, int rows,
+    int width, int features) {
+    typedef typename Wide<T>::type A;
+    const int N = Pack<T>::N;
+    int feature = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (feature >= features) return;
+    weight += (size_t)feature * width;
+    A sums[FEW_ROWS] = {};
+    for (int i = lane * N; i < width; i += WARP * N) {
+        Pack<T> a = *(const Pack<T>*)(weight + i);
+#pragma unroll
+        for (int r = 0; r < FEW_ROWS; r++) {
+            if (r >= rows) continue;
+            Pack<T> b = *(const Pack<T>*)(x + r * width + i);
+            for (int n = 0; n < N; n++) sums[r] += (A)a.values[n] * (A)b.values[n];
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < FEW_ROWS; r++) {
+        if (r >= rows) continue;
+        A value = over_warp(sums[r], false) + (bias ? (A)bias[feature] : 0);
+        size_t to = (size_t)r * features + feature;
+        if (lane == 0) y[to] = (T)(activated(value, activation) + (residual ? (A)residual[to] : 0));
+    }
+}
+
+// The neighbors of each cell as a row, 0 beyond the border: x (B,C,h,w) -> out (B,h,w,C,k,k).
+// The steps of x are b, c, y and x_step.
+template <typename T> __global__ void neighbors(
+    const T* x, T* out, long long b, long long c, long long y, long long x_step,
+    int channels, int h, int w, int k, size_t count) {
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= count) return;
+    int column = i % k, row = i / k % k, channel = i / k / k % channels;
+    size_t cell = i / k / k / channels;
+    column += (int)(cell % w) - k / 2;
+    row += (int)(cell / w % h) - k / 2;
+    bool inside = row >= 0 && row < h && column >= 0 && column < w;
+    out[i] = inside ? x[cell / w / h * b + channel * c + row * y + column * x_step] : (T)0;
+}
+
+// activation(transposed convolution + bias) with stride = kernel, for p divisible by 4:
+// x (B,C,h,w), weight (C,D,p,p), bias (D) -> out (B,D,hp,wp). A thread for 4 pixels of a block.
+template <typename T> struct alignas(sizeof(T) == 2 ? 8 : 16) Four { T values[4]; };
+template <typename T> __global__ void conv_transpose(
+    const T* x, const T* weight, const T* bias, T* out, long long b, long long c, long long y,
+    long long x_step, int activation, int channels, int D, int h, int w, int p, size_t count) {
+    typedef typename Wide<T>::type A;
+    size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * 4;
+    if (i >= count) return;
+    int column = i % (w * p), row = i / (w * p) % (h * p), d = i / (w * p) / (h * p) % D;
+    x += i / (w * p) / (h * p) / D * b + row / p * y + column / p * x_step;
+    weight += (d * p + row % p) * p + column % p;
+    A sums[4] = {};
+    for (int channel = 0; channel < channels; channel++) {
+        A value = x[channel * c];
+        Four<T> a = *(const Four<T>*)(weight + (size_t)channel * D * p * p);
+        for (int n = 0; n < 4; n++) sums[n] += value * (A)a.values[n];
+    }
+    Four<T> result;
+    for (int n = 0; n < 4; n++) result.values[n] = (T)activated(sums[n] + (A)bias[d], activation);
+    *(Four<T>*)(out + i) = result;
+}
+
 #ifndef ON_CPU
 // c += a b on the tensor cores: (16,8) floats, (16,16) and (16,8) halves, spread over a warp by
 // PTX's tables.
@@ -169,12 +259,36 @@ __device__ void mma(float* c, const unsigned* a, const unsigned* b) {
 #endif
 }
 
-// Two (8,8) matrices of halves, transposed, as `b` of mma: each of a warp's first 16 threads passes
-// the address of a row.
-__device__ void load_turned(unsigned* b, const __half* row) {
+// Four (8,8) matrices of halves in the layout of `b` of mma, transposed or not: each thread of a
+// warp passes the address of a row.
+template <bool TRANSPOSED> __device__ void load_matrices(unsigned* b, const __half* row) {
     unsigned place = (unsigned)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-        : "=r"(b[0]), "=r"(b[1]) : "r"(place) : "memory");
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+            : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(place) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+            : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(place) : "memory");
+}
+
+// Starts a copy of 16 bytes to shared memory, or of zeros. `commit_copies` ends a group of them,
+// and `await_copies` waits for all groups of this thread but the last.
+__device__ void start_copy(void* to, const void* from, bool is_there) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+        :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(is_there ? 16 : 0)
+        : "memory");
+#endif
+}
+__device__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+__device__ void await_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+#endif
 }
 #endif
 
@@ -183,17 +297,21 @@ __device__ unsigned packed(float low, float high) {
     return *(unsigned*)&both;
 }
 
-// softmax(q k' scale) v for heads of D halves; the scores never leave the chip (Dao,
-// "FlashAttention-2", 2023). A warp takes 16 queries, and KEYS keys at a time; the sums of earlier
-// keys are scaled to the largest score so far. q, k and v (B,N,T,D) share their strides `image`,
-// `head` and `token`; out is (B,T,N,D); `mask` is that of softmax. Of each (16,8) scores, a thread
-// has those of queries `row` and row + 8, and of keys `pair` and pair + 1.
+// softmax((q + q_bias) k' scale) v + v_bias for heads of D halves; the scores never leave the chip
+// (Dao, "FlashAttention-2", 2023). A bias of k would add one number to all scores of a query, which
+// softmax does not see; and as its weights sum to 1, the bias of v is added to their mixture.
+// A warp takes 16 queries, and KEYS keys at a time, while the next ones are copied; the sums of
+// earlier keys are scaled to the largest score so far. q, k and v (B,N,T,D) share their strides
+// `image`, `head` and `token`; out is (B,T,N,D), the biases are null or (N,D); `mask` is that of
+// softmax. Of each (16,8) scores, a thread has those of queries `row` and row + 8, and of keys
+// `pair` and pair + 1.
 template <int D> __global__ void attention(
-    const __half* q, const __half* k, const __half* v, __half* out, const bool* mask, int alike,
-    int heads, int tokens, long long image, long long head, long long token, float scale) {
+    const __half* q, const __half* k, const __half* v, const __half* q_bias, const __half* v_bias,
+    __half* out, const bool* mask, int alike, int heads, int tokens,
+    long long image, long long head, long long token, float scale) {
     // 8 more, so that the rows of a fragment lie in different banks.
     const int LINE = D + 8;
-    alignas(16) __shared__ __half keys[KEYS * LINE], values[KEYS * LINE];
+    alignas(16) __shared__ __half keys[2 * KEYS * LINE], values[2 * KEYS * LINE];
     const int warps = THREADS / 32, tiles = (tokens + 16 * warps - 1) / (16 * warps);
     int lane = threadIdx.x % 32, row = lane / 4, pair = lane % 4 * 2;
     int first = (blockIdx.x % tiles * warps + threadIdx.x / 32) * 16;
@@ -203,42 +321,56 @@ template <int D> __global__ void attention(
     k += start_of_head;
     v += start_of_head;
     out += ((long long)my_image * tokens * heads + my_head) * D;
+    if (q_bias) q_bias += my_head * D;
+    if (v_bias) v_bias += my_head * D;
     if (mask && !alike) mask += (size_t)my_image * tokens * tokens;
 
     unsigned a[D / 16][4];
     for (int i = 0; i < D / 16; i++)
         for (int r = 0; r < 4; r++) {
-            int query = first + row + r % 2 * 8;
-            a[i][r] = query < tokens
-                ? *(const unsigned*)(q + query * token + i * 16 + pair + r / 2 * 8) : 0;
+            int query = first + row + r % 2 * 8, at = i * 16 + pair + r / 2 * 8;
+            const __half* from = q + query * token + at;
+            a[i][r] = 0;
+            if (query < tokens)
+                a[i][r] = !q_bias ? *(const unsigned*)from
+                    : packed((float)from[0] + (float)q_bias[at],
+                             (float)from[1] + (float)q_bias[at + 1]);
         }
     float mixed[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     // The chip has powers of 2 alone: e^x = 2^(x log2(e)).
     scale *= 1.4426950408889634f;
 
-    for (int start = 0; start < tokens; start += KEYS) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < KEYS * D / 8; i += THREADS) {
-            int key = start + i / (D / 8), from = i % (D / 8) * 8, to = i / (D / 8) * LINE + from;
-            uint4 none = {0, 0, 0, 0};
-            *(uint4*)(keys + to) = key < tokens ? *(const uint4*)(k + key * token + from) : none;
-            *(uint4*)(values + to) = key < tokens ? *(const uint4*)(v + key * token + from) : none;
+    for (int start = -KEYS; start < tokens; start += KEYS) {
+        for (int i = threadIdx.x; i < KEYS * D / 8 && start + KEYS < tokens; i += THREADS) {
+            int key = start + KEYS + i / (D / 8), from = i % (D / 8) * 8;
+            int to = (key % (2 * KEYS)) * LINE + from;
+            bool is_there = key < tokens;
+            start_copy(keys + to, is_there ? k + key * token + from : k, is_there);
+            start_copy(values + to, is_there ? v + key * token + from : v, is_there);
         }
+        commit_copies();
+        if (start < 0) continue;
+        await_copies();
         __syncthreads();
+        const __half* my_keys = keys + start % (2 * KEYS) * LINE;
+        const __half* my_values = values + start % (2 * KEYS) * LINE;
         float scores[KEYS / 8][4] = {};
-        for (int n = 0; n < KEYS / 8; n++) {
+        for (int n = 0; n < KEYS / 8; n += 2) {
             for (int i = 0; i < D / 16; i++) {
-                const __half* from = keys + (n * 8 + row) * LINE + i * 16 + pair;
-                unsigned b[2] = {*(const unsigned*)from, *(const unsigned*)(from + 8)};
+                int line = n * 8 + lane / 16 * 8 + lane % 8;
+                unsigned b[4];
+                load_matrices<false>(b, my_keys + line * LINE + i * 16 + lane / 8 % 2 * 8);
                 mma(scores[n], a[i], b);
+                mma(scores[n + 1], a[i], b + 2);
             }
+        }
+        for (int n = 0; n < KEYS / 8; n++)
             for (int c = 0; c < 4; c++) {
                 int query = first + row + c / 2 * 8, key = start + n * 8 + pair + c % 2;
                 bool seen = !mask || query >= tokens || key >= tokens
                             || mask[(size_t)query * tokens + key];
                 scores[n][c] = key >= tokens ? -INFINITY : seen ? scores[n][c] * scale : -3e38f;
             }
-        }
         for (int r = 0; r < 2; r++) {
             float most = largest[r], factor;
             for (int n = 0; n < KEYS / 8; n++)
@@ -259,22 +391,148 @@ template <int D> __global__ void attention(
                 packed(scores[n][0], scores[n][1]), packed(scores[n][2], scores[n][3]),
                 packed(scores[n + 1][0], scores[n + 1][1]),
                 packed(scores[n + 1][2], scores[n + 1][3])};
-            for (int j = 0; j < D / 8; j++) {
-                unsigned b[2];
-                load_turned(b, values + (n * 8 + lane % 16) * LINE + j * 8);
+            for (int j = 0; j < D / 8; j += 2) {
+                unsigned b[4];
+                const __half* from = my_values + (n * 8 + lane % 16) * LINE + j * 8;
+                load_matrices<true>(b, from + lane / 16 * 8);
                 mma(mixed[j], weights, b);
+                mma(mixed[j + 1], weights, b + 2);
             }
         }
+        // The next copies go where these keys and values are.
+        __syncthreads();
     }
     for (int r = 0; r < 2; r++) {
         sum[r] += __shfl_xor_sync(0xffffffff, sum[r], 1);
         sum[r] += __shfl_xor_sync(0xffffffff, sum[r], 2);
         int query = first + row + r * 8;
         if (query < tokens)
-            for (int j = 0; j < D / 8; j++)
-                *(unsigned*)(out + (long long)query * heads * D + j * 8 + pair) =
-                    packed(mixed[j][2 * r] / sum[r], mixed[j][2 * r + 1] / sum[r]);
+            for (int j = 0; j < D / 8; j++) {
+                int at = j * 8 + pair;
+                float low = v_bias ? (float)v_bias[at] : 0;
+                float high = v_bias ? (float)v_bias[at + 1] : 0;
+                *(unsigned*)(out + (long long)query * heads * D + at) =
+                    packed(mixed[j][2 * r] / sum[r] + low, mixed[j][2 * r + 1] / sum[r] + high);
+            }
     }
+}
+
+// The same in float32. A block takes WARP queries. Its warps share out the keys, 4 at a time, and
+// join their mixtures in the end. In a warp, 4 neighboring threads share 4 queries: each has every
+// fourth pack of the features of all of them. Query 0 of a thread is its own, whose scores it sums
+// up and keeps; query n is that of the thread at distance n (exclusive or).
+template <int D> __global__ void attention_float32(
+    const float* q, const float* k, const float* v, const float* q_bias, const float* v_bias,
+    float* out, const bool* mask, int alike, int heads, int tokens,
+    long long image, long long head, long long token, float scale) {
+    const int F = D / 16, WARPS = THREADS / WARP;
+    alignas(16) __shared__ float shared[2 * KEYS * D];
+    __shared__ float tops[THREADS], sums[WARP];
+    float *keys = shared, *values = shared + KEYS * D;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, part = lane % 4 * 4;
+    int tiles = (tokens + WARP - 1) / WARP, first = blockIdx.x % tiles * WARP, own = first + lane;
+    int my_head = blockIdx.x / tiles % heads, my_image = blockIdx.x / tiles / heads;
+    long long start_of_head = my_image * image + my_head * head;
+    q += start_of_head;
+    k += start_of_head;
+    v += start_of_head;
+    out += ((long long)my_image * tokens * heads + my_head) * D;
+    if (q_bias) q_bias += my_head * D;
+    if (v_bias) v_bias += my_head * D;
+    if (mask && !alike) mask += (size_t)my_image * tokens * tokens;
+
+    scale *= 1.4426950408889634f;
+    Pack<float> query[4][F];
+    float mixed[4][4 * F] = {}, largest = -INFINITY, sum = 0;
+    for (int n = 0; n < 4; n++)
+        for (int f = 0; f < F; f++) {
+            int number = first + (lane ^ n), at = f * 16 + part;
+            for (int e = 0; e < 4; e++) query[n][f].values[e] = 0;
+            if (number < tokens) query[n][f] = *(const Pack<float>*)(q + number * token + at);
+            for (int e = 0; e < 4; e++) {
+                float bias = q_bias ? q_bias[at + e] : 0;
+                query[n][f].values[e] = (query[n][f].values[e] + bias) * scale;
+            }
+        }
+
+    for (int start = 0; start < tokens; start += KEYS) {
+        __syncthreads();
+        for (int i = threadIdx.x * 4; i < KEYS * D; i += THREADS * 4) {
+            int key = start + i / D;
+            Pack<float> none = {};
+            *(Pack<float>*)(keys + i) =
+                key < tokens ? *(const Pack<float>*)(k + key * token + i % D) : none;
+            *(Pack<float>*)(values + i) =
+                key < tokens ? *(const Pack<float>*)(v + key * token + i % D) : none;
+        }
+        __syncthreads();
+        for (int j = warp * 4; j < KEYS && start + j < tokens; j += WARPS * 4) {
+            float weights[4], most = largest;
+#pragma unroll
+            for (int g = 0; g < 4; g++) {
+                float scores[4] = {};
+                for (int f = 0; f < F; f++) {
+                    Pack<float> key = *(const Pack<float>*)(keys + (j + g) * D + f * 16 + part);
+                    for (int n = 0; n < 4; n++)
+                        for (int e = 0; e < 4; e++)
+                            scores[n] += query[n][f].values[e] * key.values[e];
+                }
+                scores[0] += __shfl_xor_sync(0xffffffff, scores[1], 1);
+                scores[2] += __shfl_xor_sync(0xffffffff, scores[3], 1);
+                weights[g] = scores[0] + __shfl_xor_sync(0xffffffff, scores[2], 2);
+                int number = start + j + g;
+                if (number >= tokens) weights[g] = -INFINITY;
+                else if (mask && own < tokens && !mask[(size_t)own * tokens + number])
+                    weights[g] = -3e38f;
+                most = fmaxf(most, weights[g]);
+            }
+            float factor = exp2f(largest - most);
+            largest = most;
+            sum *= factor;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float other = __shfl_xor_sync(0xffffffff, factor, n);
+                for (int i = 0; i < 4 * F; i++) mixed[n][i] *= other;
+            }
+#pragma unroll
+            for (int g = 0; g < 4; g++) {
+                float weight = exp2f(weights[g] - most), other[4];
+                sum += weight;
+                for (int n = 0; n < 4; n++) other[n] = __shfl_xor_sync(0xffffffff, weight, n);
+                for (int f = 0; f < F; f++) {
+                    Pack<float> value = *(const Pack<float>*)(values + (j + g) * D + f * 16 + part);
+                    for (int n = 0; n < 4; n++)
+                        for (int e = 0; e < 4; e++)
+                            mixed[n][f * 4 + e] += other[n] * value.values[e];
+                }
+            }
+        }
+    }
+
+    // Each warp's sums are scaled to the largest score of all warps, and added to the others'.
+    tops[threadIdx.x] = largest;
+    __syncthreads();
+    float most = largest;
+    for (int w = 0; w < WARPS; w++) most = fmaxf(most, tops[w * WARP + lane]);
+    float factor = exp2f(largest - most);
+    for (int turn = 0; turn < WARPS; turn++) {
+        if (warp == turn) {
+            sums[lane] = (turn ? sums[lane] : 0) + sum * factor;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float other = __shfl_xor_sync(0xffffffff, factor, n);
+                for (int i = 0; i < 4 * F; i++) {
+                    float* to = shared + (lane ^ n) * D + i / 4 * 16 + part + i % 4;
+                    *to = (turn ? *to : 0) + mixed[n][i] * other;
+                }
+            }
+        }
+        __syncthreads();
+    }
+    for (int i = threadIdx.x; i < WARP * D; i += THREADS)
+        if (first + i / D < tokens)
+            out[(long long)(first + i / D) * heads * D + i % D] =
+                shared[i] / sums[i / D] + (v_bias ? v_bias[i % D] : 0);
 }
 """
 
@@ -282,12 +540,17 @@ template <int D> __global__ void attention(
 # The instances of the kernels in C++, by name and type, or head size.
 EXPRESSIONS = {
     (name, dtype): f"{name}<{type_name}>"
-    for name in ("layer_norm", "softmax", "finish")
+    for name in ("layer_norm", "softmax", "finish", "few_rows", "neighbors", "conv_transpose")
     for dtype, type_name in TYPES.items()
-} | {("attention", str(D)): f"attention<{D}>" for D in HEAD_SIZES}
+} | {
+    (name, str(D)): f"{name}<{D}>"
+    for name in ("attention", "attention_float32")
+    for D in HEAD_SIZES
+}
 
 
 def source() -> str:
     """All kernels, as CUDA's compiler takes them."""
-    sizes = f"#define THREADS {THREADS}\n#define WARP {WARP}\n#define KEYS {KEYS}\n"
-    return f"#include <cuda_fp16.h>\n{sizes}{SOURCE}"
+    sizes = {"THREADS": THREADS, "WARP": WARP, "KEYS": KEYS, "FEW_ROWS": FEW_ROWS}
+    lines = [f"#define {name} {size}\n" for name, size in sizes.items()]
+    return f"#include <cuda_fp16.h>\n{''.join(lines)}{SOURCE}"

@@ -2,8 +2,8 @@
 
 A launch and a pass over memory cost more here than the arithmetic. Matrix products are cuBLAS's
 (backends/cublas.py); float32 stays float32: CuPy uses the shorter TF32 only where the environment
-says CUPY_TF32=1, and so does this. In float16, attention is a kernel of its own, where the GPU has
-tensor cores that it knows (compute capability 8.0 and up).
+says CUPY_TF32=1, and so does this. Attention is one kernel in float32, and in float16 where the GPU
+has tensor cores that the kernel knows (compute capability 8.0 and up).
 
 Nothing here waits for the GPU or allocates but from CuPy's pool, so that a forward pass can be
 recorded (backends/cuda_graph.py). Before its first use on a GPU each override is compared with the
@@ -22,7 +22,16 @@ import numpy as np
 
 from ..nn.ops import Array, Ops, T
 from .cublas import Cublas, address
-from .cupy_kernels import ACTIVATIONS, EXPRESSIONS, HEAD_SIZES, THREADS, TYPES, WARP, source
+from .cupy_kernels import (
+    ACTIVATIONS,
+    EXPRESSIONS,
+    FEW_ROWS,
+    HEAD_SIZES,
+    THREADS,
+    TYPES,
+    WARP,
+    source,
+)
 from .cupy_layers import WHOLE_LAYERS
 
 TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the largest number
@@ -37,7 +46,9 @@ class CupyOps(Ops):
         super().__init__(cupy)
         self.whole_layers = WHOLE_LAYERS
         has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= 80
-        self.head_sizes = HEAD_SIZES if has_tensor_cores else ()
+        # The types whose attention is one kernel.
+        self.flash_types = {"float16", "float32"} if has_tensor_cores else {"float32"}
+        self.few_rows = FEW_ROWS
         self.activations = {*ACTIVATIONS}
         self.packed: WeakKeyDictionary = WeakKeyDictionary()
         # Held by whoever records or launches on `streams`.
@@ -45,11 +56,13 @@ class CupyOps(Ops):
         faults = {name: fault for name in checks("float64") if (fault := self._fault(name))}
         for name, fault in faults.items():
             warnings.warn(f"the GPU's {name} is not used: {fault}", stacklevel=3)
-            if name in ("linear", "layer_norm", "sum_and_norm"):
+            if name in ("linear", "layer_norm", "sum_and_norm", "conv2d", "conv_transpose2d"):
                 # Whole layers are made of these.
                 self.whole_layers = {}
             if name == "flash_attention":
-                self.head_sizes = ()
+                self.flash_types = set()
+            elif name == "few_rows":
+                self.few_rows = 0
             elif name in self.activations:
                 self.activations.remove(name)
             elif hasattr(Ops, name):
@@ -108,24 +121,33 @@ class CupyOps(Ops):
         if activation not in self.activations:
             y = self.activation(activation, self.linear(x, weight, bias))
             return y if residual is None else y + residual
-        y = self._product(x, weight)
-        if bias is not None or activation or residual is not None:
-            self._finish(y, bias, activation, residual)
-        return y
+        return self._product(x, weight, bias, residual, activation)
 
     def linear_and_norm(self, x: Array, linear: Any, residual: Array, norm: Any) -> tuple:
         """The sum x Wᵀ + b + residual, and its layer norm, by the weights of two layers."""
         y = self._product(x, linear.weight)
         return y, self.layer_norm(y, norm.weight, norm.bias, norm.eps, linear.bias, residual)
 
-    def _product(self, x: Array, weight: Array) -> Array:
-        """x Wᵀ.  (..., in) -> (..., out)"""
-        y = self.xp.empty((1, x.size // x.shape[-1], len(weight)), x.dtype)
-        rows = self.xp.ascontiguousarray(x).reshape(1, -1, x.shape[-1])
+    def _product(
+        self, x: Array, weight: Array, bias: Any = None, residual: Any = None, activation: str = ""
+    ) -> Array:
+        """`linear` by cuBLAS and `finish`, or for few rows by one kernel.  (..., in) -> (..., out)"""
+        (out_features, width), shape = weight.shape, (*x.shape[:-1], len(weight))
+        x = self.xp.ascontiguousarray(x).reshape(1, -1, width)
         if not weight.T.flags.c_contiguous:
             weight = self.xp.ascontiguousarray(weight)
-        self._cublas.product(rows, weight.T[None], y)
-        return y.reshape(*x.shape[:-1], len(weight))
+        y, rows = self.xp.empty((1, x.shape[1], out_features), x.dtype), x.shape[1]
+        in_packs = width % (16 // x.itemsize) == 0 and _are_aligned(x, weight)
+        if 0 < rows <= self.few_rows and in_packs and weight.flags.c_contiguous:
+            arrays = x, weight, self._contiguous(bias), self._contiguous(residual), y
+            sizes = map(np.int32, (ACTIVATIONS.index(activation), rows, width, out_features))
+            self._launch("few_rows", x.dtype, WARP * out_features, *arrays, *sizes)
+            return y.reshape(shape)
+        self._cublas.product(x, weight.T[None], y)
+        y = y.reshape(shape)
+        if bias is not None or activation or residual is not None:
+            self._finish(y, bias, activation, residual)
+        return y
 
     def _finish(self, y: Array, bias: Any, activation: str, residual: Any) -> None:
         """y = activation(y + bias) + residual, in place: the end of a product."""
@@ -151,16 +173,28 @@ class CupyOps(Ops):
         """An array in the layout that the kernels read; a null pointer for None."""
         return np.intp(0) if x is None else self.xp.ascontiguousarray(x)
 
-    def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
-        """Neighbors are a view of the padded array, copied once: two launches instead of five."""
+    def conv2d(self, x: Array, weight: Array, bias: Array, activation: str = "") -> Array:
+        """Each cell's neighbors are copied by one kernel."""
         (B, C, h, w), (D, _, k, _) = x.shape, weight.shape
-        padded = self.xp.zeros((B, C, h + k - 1, w + k - 1), dtype=x.dtype)
-        padded[:, :, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = x
-        b, c, row, column = padded.strides
-        shape, strides = (B, h, w, C, k, k), (b, row, column, c, row, column)
-        neighbors = self.xp.lib.stride_tricks.as_strided(padded, shape, strides)
-        neighbors = neighbors.reshape(B, h, w, C * k * k)
-        return self.linear(neighbors, weight.reshape(D, C * k * k), bias).transpose(0, 3, 1, 2)
+        neighbors = self.xp.empty((B, h, w, C * k * k), x.dtype)
+        sizes = *map(np.int32, (C, h, w, k)), np.uint64(neighbors.size)
+        self._launch("neighbors", x.dtype, neighbors.size, x, neighbors, *_steps(x), *sizes)
+        weight = weight.reshape(D, C * k * k)
+        return self.linear(neighbors, weight, bias, None, activation).transpose(0, 3, 1, 2)
+
+    def conv_transpose2d(self, x: Array, weight: Array, bias: Array, activation: str = "") -> Array:
+        """The product, its bias and the place of each pixel in one kernel."""
+        (B, C, h, w), (_, D, p, _) = x.shape, weight.shape
+        weight = self.xp.ascontiguousarray(weight)
+        if p % 4 or activation not in self.activations or not _are_aligned(weight):
+            y = super().conv_transpose2d(x, weight, bias)
+            return self.activation(activation, y) if activation else y
+        out = self.xp.empty((B, D, h * p, w * p), x.dtype)
+        arrays = x, weight, self._contiguous(bias), out, *_steps(x)
+        sizes = map(np.int32, (ACTIVATIONS.index(activation), C, D, h, w, p))
+        count = np.uint64(out.size)
+        self._launch("conv_transpose", x.dtype, out.size // 4, *arrays, *sizes, count)
+        return out
 
     def softmax(self, x: Array) -> Array:
         return self._softmax(self.xp.array(x, order="C"), None)
@@ -170,20 +204,21 @@ class CupyOps(Ops):
         heads, queries = (x.shape[1], x.shape[2]) if x.ndim == 4 else (1, 1)
         rows = x.size // x.shape[-1]
         sizes = map(np.int32, (heads, queries, x.shape[-1], rows))
-        self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(mask), *sizes)
+        self._launch("softmax", x.dtype, WARP * rows, x, *self._mask(mask, queries), *sizes)
         return x
 
-    def _mask(self, mask: Array | None) -> tuple[Any, np.int32]:
-        """A mask as the kernels take it, and whether all images share it."""
-        return self._contiguous(mask), np.int32(mask is not None and len(mask) == 1)
+    def _mask(self, mask: Array | None, T: int) -> tuple[Any, np.int32]:
+        """A mask as the kernels take it, (B or 1,1,T,T), and whether all images share it."""
+        if mask is None:
+            return np.intp(0), np.int32(0)
+        mask = self.xp.broadcast_to(mask, (len(mask), 1, T, T))
+        return self.xp.ascontiguousarray(mask), np.int32(len(mask) == 1)
 
     def attention(
         self, q: Array, k: Array, v: Array, mask: Any = None, attentions: list | None = None
     ) -> Array:
         B, N, T, d = q.shape
-        if mask is not None:
-            mask = self.xp.broadcast_to(mask, (len(mask), 1, T, T))
-        if attentions is None and q.dtype == "float16" and d in self.head_sizes:
+        if attentions is None and self.is_flash(q.dtype, d):
             return self.flash_attention(q, k, v, mask)
         # The heads of one image are read and written where they lie; those of several are copied.
         q, k, v = (x.reshape(B * N, T, d) for x in (q, k, v))
@@ -200,19 +235,27 @@ class CupyOps(Ops):
         self._cublas.product(weights.reshape(B * N, T, T), v, context)
         return context.reshape(B, N, T, d)
 
-    def flash_attention(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
-        """Attention in float16 whose scores never leave the chip; d must be one of HEAD_SIZES."""
+    def is_flash(self, dtype: Any, d: int) -> bool:
+        """Whether attention with heads of d features is one kernel. It does not know TF32."""
+        is_known = dtype == "float16" or not self._cublas.tf32
+        return is_known and str(dtype) in self.flash_types and d in HEAD_SIZES
+
+    def flash_attention(
+        self, q: Array, k: Array, v: Array, mask: Any = None, bias: Any = None
+    ) -> Array:
+        """Attention whose scores never leave the chip, of q, k and v plus their biases (3Nd)."""
         B, N, T, d = q.shape
-        is_alike = k.strides == v.strides == q.strides and q.strides[3] == 2
+        is_alike = k.strides == v.strides == q.strides and q.strides[3] == q.itemsize
         if not is_alike or any(s % 16 for s in q.strides[:3]) or not _are_aligned(q, k, v):
             q, k, v = map(self.xp.ascontiguousarray, (q, k, v))
-        steps = [np.int64(stride // 2) for stride in q.strides[:3]]
+        q_bias, _, v_bias = [None] * 3 if bias is None else bias.reshape(3, N * d)
         context = self.xp.empty((B, T, N, d), q.dtype)
-        # 16 queries for each warp of 32 threads.
-        blocks = B * N * -(-T // (THREADS // 2))
-        sizes = np.int32(N), np.int32(T), *steps, np.float32(d**-0.5)
-        arrays = q, k, v, context, *self._mask(mask)
-        self._launch("attention", d, THREADS * blocks, *arrays, *sizes)
+        arrays = q, k, v, *map(self._contiguous, (q_bias, v_bias)), context, *self._mask(mask, T)
+        sizes = np.int32(N), np.int32(T), *_steps(q)[:3], np.float32(d**-0.5)
+        # With tensor cores, a warp has 16 queries; without, a block has one for each of a warp.
+        is_half = q.dtype == "float16"
+        name, queries = ("attention", THREADS // 2) if is_half else ("attention_float32", WARP)
+        self._launch(name, d, THREADS * B * N * -(-T // queries), *arrays, *sizes)
         return context.transpose(0, 2, 1, 3)
 
     def activation(self, name: str, x: Array) -> Array:
@@ -228,7 +271,7 @@ class CupyOps(Ops):
         It is compared with NumPy in float64: a GPU that makes everything 0 agrees with itself.
         """
         for dtype, tolerance in TOLERANCES.items():
-            if name == "flash_attention" and (dtype != "float16" or not self.head_sizes):
+            if name == "flash_attention" and dtype not in self.flash_types:
                 continue
             method, *given = checks(dtype)[name]
             exact = (x.astype("float64") if getattr(x, "dtype", "") == dtype else x for x in given)
@@ -236,7 +279,8 @@ class CupyOps(Ops):
             try:
                 there = (self.asarray(x) if isinstance(x, np.ndarray) else x for x in given)
                 result = self.to_numpy(getattr(self, method)(*there))
-                if dtype == "float32" and method in ("linear", "attention") and self._cublas.tf32:
+                is_product = method in ("linear", "attention", "conv2d")
+                if dtype == "float32" and is_product and self._cublas.tf32:
                     # TF32 has as few bits.
                     tolerance = TOLERANCES["float16"]
             except Exception as error:  # noqa: BLE001  (of compiler, driver or launch)
@@ -250,12 +294,16 @@ class CupyOps(Ops):
 class Formulas(Ops):
     """The readable methods, with the arguments that CupyOps adds."""
 
-    def linear(self, x, weight, bias, residual=0, activation=""):
+    def linear(self, x, weight, bias=None, residual=0, activation=""):
         y = super().linear(x, weight, bias)
         return (self.activation(activation, y) if activation else y) + residual
 
     def layer_norm(self, x, weight, bias, eps, added=0, residual=0):
         return super().layer_norm(x + added + residual, weight, bias, eps)
+
+    def flash_attention(self, q, k, v, mask, bias):
+        q, k, v = (x + b for x, b in zip((q, k, v), bias.reshape(3, q.shape[1], 1, q.shape[3])))
+        return self.attention(q, k, v, mask)
 
 
 FORMULAS = Formulas()
@@ -273,19 +321,29 @@ def checks(dtype: str) -> dict[str, tuple]:
         return *(draw(*shape) for _ in range(3)), np.stack([causal, causal.T])[:, None]
 
     norm = draw(2, 5, 203), draw(203), draw(203), 1e-5
-    activated = draw(2, 5, 8), draw(16, 8), draw(16), draw(2, 5, 16)
+    # More rows than `few_rows` has.
+    activated = draw(2, 9, 8), draw(16, 8), draw(16), draw(2, 9, 16)
+    image = draw(2, 3, 5, 8).transpose(0, 3, 1, 2)
     return {
-        "linear": ("linear", draw(2, 5, 8), draw(3, 8), draw(3)),
+        "linear": ("linear", draw(2, 9, 8), draw(3, 8), draw(3)),
+        "few_rows": ("linear", draw(2, 7, 40), draw(5, 40), draw(5), draw(2, 7, 5)),
         **{name: ("linear", *activated, name) for name in ACTIVATIONS[1:]},
         "layer_norm": ("layer_norm", draw(2, 5, 200), draw(200), draw(200), 1e-5),
         "sum_and_norm": ("layer_norm", *norm, draw(203), draw(2, 5, 203)),
         "softmax": ("softmax", draw(2, 3, 7, 200)),
         "attention": ("attention", *heads(2, 3, 7, 4)),
         # Many tokens: more than the kernel has on the chip at a time.
-        "flash_attention": ("attention", *heads(2, 1, 70, 16)),
+        "flash_attention": ("flash_attention", *heads(2, 2, 70, 16), draw(3 * 2 * 16)),
+        "conv2d": ("conv2d", image, draw(4, 8, 3, 3), draw(4)),
+        "conv_transpose2d": ("conv_transpose2d", image, draw(8, 2, 4, 4), draw(2)),
     }
 
 
 def _are_aligned(*arrays: Any) -> bool:
     """Whether 16 bytes may be read at once from where each array begins; null pointers count."""
     return all(address(x) % 16 == 0 for x in arrays if getattr(x, "ndim", 0))
+
+
+def _steps(x: Any) -> list[np.int64]:
+    """An array's strides, in numbers."""
+    return [np.int64(stride // x.itemsize) for stride in x.strides]

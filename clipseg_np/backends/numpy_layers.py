@@ -1,21 +1,17 @@
-"""Whole layers on the NumPy backend, whose operations are joined: the same numbers in less time.
+"""Whole layers on the NumPy backend, whose operations are joined.
 
-A function here takes the backend, the layer and the arguments of the layer's `forward`, which it
-equals but for rounding (tests/backends/test_numpy_layers.py). A traced layer runs `forward`, so
-that the trace sees its children.
+A function takes the backend, the layer and the arguments of its `forward`, which it equals but for
+rounding (tests/backends/test_numpy_layers.py).
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ..nn.layers import MLP, Attention
 from ..nn.ops import Array, split_heads
-from .numpy_kernels import ELEMENTWISE, MIN_MULTIPLIES_PER_THREAD, attend, project
+from .numpy_kernels import ELEMENTWISE, MAX_FEATURES, MIN_MULTIPLIES_PER_THREAD, attend, project
 from .threads import slices
-
-if TYPE_CHECKING:
-    from .numpy_ops import NumpyOps
 
 # Shorter texts attend all at once: gains 3 % (AVX-512), 1 % (AVX2 imitated), 20 prompts.
 MIN_TOKENS = 32
@@ -26,11 +22,7 @@ MAX_HIDDEN = 1 << 19
 
 
 def attention(
-    ops: "NumpyOps",
-    layer: Attention,
-    x: Array,
-    mask: Array | None = None,
-    attentions: list | None = None,
+    ops: Any, layer: Attention, x: Array, mask: Array | None = None, attentions: list | None = None
 ) -> Array:
     """Each thread takes its heads from the projections to the context."""
     (B, T, D), N = x.shape, layer.num_heads
@@ -40,36 +32,35 @@ def attention(
     # (B,T,D) -> (D,n)
     columns = x.reshape(-1, D).T
     mask = None if mask is None else np.broadcast_to(mask, (B, 1, T, T))
-    context = ops.memory.empty((N, d, B, T), x.dtype)
+    projections = [
+        (p, np.empty((D, B * T), x.dtype)) for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    ]
+    context = np.empty((N, d, B, T), x.dtype)
     kept = None if attentions is None else np.empty((B, N, T, T), x.dtype)
 
     def some_heads(part: slice) -> None:
         features = slice(part.start * d, part.stop * d)
-        outs = (ops.memory.empty(((part.stop - part.start) * d, B * T), x.dtype) for _ in range(3))
-        projections = (
-            project(columns, linear.weight, linear.bias, features, out)
-            for linear, out in zip((layer.q_proj, layer.k_proj, layer.v_proj), outs)
+        qkv = (
+            project(columns, linear.weight, linear.bias, features, out[features])
+            for linear, out in projections
         )
         # (some of D,n) -> (B,T,some of D) -> (B,some of N,T,d)
-        q, k, v = (split_heads(y.T.reshape(B, T, -1), part.stop - part.start) for y in projections)
-        weights = ops.memory.empty((T, T), x.dtype)
-        attend(q, k, v, mask, weights, context[part], None if kept is None else kept[:, part])
+        q, k, v = (split_heads(y.T.reshape(B, T, -1), part.stop - part.start) for y in qkv)
+        attend(q, k, v, mask, context[part], None if kept is None else kept[:, part])
 
     # Of one head: three projections, the scores, and the context.
     multiplies = B * T * d * (3 * D + 2 * T)
     min_heads = MIN_MULTIPLIES_PER_THREAD // multiplies + 1
-    ops.threads.for_slices(some_heads, N, min_heads)
+    # While a text has a thread, its slices must not be too long: 3 % of a pass at 480 x 480.
+    ops.threads.for_slices(some_heads, N, min_heads, max(1, MAX_FEATURES // d))
     if attentions is not None:
         attentions.append(kept)
     # (N,d,B,T) -> (D,B,T) -> (B,T,D)
     return layer.out_proj(context.reshape(D, B, T).transpose(1, 2, 0))
 
 
-def mlp(ops: "NumpyOps", layer: MLP, x: Array) -> Array:
-    """Activate a piece of `fc1` while the cache holds it.
-
-    Where the hidden features are many times the layer's, make and use them a cacheful at a time.
-    """
+def mlp(ops: Any, layer: MLP, x: Array) -> Array:
+    """Activate a piece of the hidden features, and use it if they are many, in a core's cache."""
     if layer.activation not in ELEMENTWISE:
         return layer.forward(x)
     activate, fc1, fc2 = ELEMENTWISE[layer.activation], layer.fc1, layer.fc2
@@ -78,20 +69,16 @@ def mlp(ops: "NumpyOps", layer: MLP, x: Array) -> Array:
     (D, n), width = columns.shape, len(fc1.weight)
     if width < MIN_WIDENING * D:
         return fc2(ops.activated_linear(x, fc1.weight, fc1.bias, activate))
-    y = ops.memory.empty((D, n), np.result_type(x, fc1.weight))
+    y = np.empty((D, n), np.result_type(x, fc1.weight))
     weight, bias = fc1.weight, fc1.bias
-    if bias is not None:
-        # The bias as the weight of an input that is 1: a pass over the hidden features less.
-        weight = np.concatenate([weight, bias[:, None]], axis=1)
-        columns, bias = np.concatenate([columns, np.ones_like(columns[:1])]), None
 
     def some_tokens(tokens: slice) -> None:
         inputs, sums = columns[:, tokens], y[:, tokens]
         sums[...] = 0 if fc2.bias is None else fc2.bias[:, None]
         for features in slices(width, -(-MAX_HIDDEN // inputs.shape[1])):
             shape = features.stop - features.start, inputs.shape[1]
-            hidden, power = (ops.memory.empty(shape, y.dtype) for _ in range(2))
-            activate(project(inputs, weight, bias, features, hidden), power, hidden)
+            hidden = project(inputs, weight, bias, features, np.empty(shape, y.dtype))
+            activate(hidden)
             sums += fc2.weight[:, features] @ hidden
 
     min_tokens = MIN_MULTIPLIES_PER_THREAD // (width * 2 * D) + 1

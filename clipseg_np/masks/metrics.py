@@ -15,25 +15,17 @@ choices:
   Points of equal recall come in the order of their precision; the authors leave it to hashing.
 """
 
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 
 THRESHOLDS = np.linspace(0, 1, 51)[1:-1]
-
-
-class Counts(NamedTuple):
-    """True and false positives and negatives, in pixels, at each threshold: int64 (49,) each."""
-
-    tp: np.ndarray
-    fp: np.ndarray
-    fn: np.ndarray
-    tn: np.ndarray
+# True and false positives and negatives, in pixels, at each threshold: int64 (49,) each.
+Counts = namedtuple("Counts", "tp fp fn tn")
 
 
 def count(probabilities: np.ndarray, mask: np.ndarray) -> Counts:
@@ -43,10 +35,8 @@ def count(probabilities: np.ndarray, mask: np.ndarray) -> Counts:
     """
     probabilities, mask = np.asarray(probabilities), np.asarray(mask)
     if probabilities.shape != mask.shape:
-        raise InputError(
-            f"the probabilities have shape {probabilities.shape} and the mask {mask.shape}; "
-            f"expected the same"
-        )
+        shapes = f"{probabilities.shape} and the mask {mask.shape}"
+        raise InputError(f"the probabilities have shape {shapes}; expected the same")
     if not np.isin(mask, (0, 1)).all():
         raise InputError("the mask holds other values than 0 and 1 (or False and True)")
     thresholds = THRESHOLDS.astype(probabilities.dtype)

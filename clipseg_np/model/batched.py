@@ -1,17 +1,12 @@
-"""Images and prompts in slices, and texts beside an image, by the workers of a backend.
-
-In a trace, one runs after the other, in order.
-"""
+"""Images and prompts in slices, and texts beside an image: one after the other in a trace."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
-from ..nn.ops import Array, Ops
+from ..nn.ops import Array, Ops, T
 from ..nn.trace import is_traced
-
-T = TypeVar("T")
 
 
 def in_parallel(ops: Ops, tasks: Sequence[Callable[[], T]]) -> list[T]:

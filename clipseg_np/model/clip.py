@@ -10,7 +10,7 @@ projected array; hidden states are returned only on request.
 from collections.abc import Sequence
 from typing import Any
 
-from ..nn.layers import Embedding, EncoderLayer, Layer, LayerNorm, Linear, PatchEmbedding
+from ..nn.layers import Embedding, Encoder, Layer, LayerNorm, Linear, PatchEmbedding
 from ..nn.ops import Array
 from ..nn.scope import Scope
 from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
@@ -71,26 +71,11 @@ class VisionEmbeddings(Layer):
         return tokens + self.positions(h, w)
 
 
-class Encoder(Layer):
-    """Pre-norm transformer layers.  (B,T,D) -> hidden states: the input and each layer's output"""
-
-    def __init__(self, scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig):
-        super().__init__(scope)
-        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
-        arguments = *sizes, config.hidden_act, config.layer_norm_eps
-        depth = range(config.num_hidden_layers)
-        self.layers = [EncoderLayer(scope / "layers" / i, *arguments) for i in depth]
-
-    def forward(
-        self, x: Array, mask: Array = None, attentions: list | None = None, only: Sequence[int] = ()
-    ) -> list[Array]:
-        """With `only`, the outputs of these layers alone; the layers after them do not run."""
-        hidden_states = {-1: x}
-        for i, layer in enumerate(self.layers[: max(only) + 1] if only else self.layers):
-            x = layer(x, mask, attentions)
-            if not only or i in only:
-                hidden_states[i] = x
-        return [hidden_states[i] for i in only or hidden_states]
+def encoder(scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig) -> Encoder:
+    """A tower's transformer layers."""
+    sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
+    arguments = config.hidden_act, config.layer_norm_eps
+    return Encoder(scope, config.num_hidden_layers, *sizes, *arguments)
 
 
 class CLIPSegTextModel(PretrainedModel):
@@ -104,7 +89,7 @@ class CLIPSegTextModel(PretrainedModel):
         super().__init__(config, scope, **start)
         D, eps = config.hidden_size, config.layer_norm_eps
         self.embeddings = TextEmbeddings(self.scope / "embeddings", config)
-        self.encoder = Encoder(self.scope / "encoder", config)
+        self.encoder = encoder(self.scope / "encoder", config)
         self.final_layer_norm = LayerNorm(self.scope / "final_layer_norm", D, eps)
 
     def forward(
@@ -162,7 +147,7 @@ class CLIPSegVisionModel(PretrainedModel):
         self.embeddings = VisionEmbeddings(self.scope / "embeddings", config)
         # Misspelt in every checkpoint.
         self.pre_layrnorm = LayerNorm(self.scope / "pre_layrnorm", D, eps)
-        self.encoder = Encoder(self.scope / "encoder", config)
+        self.encoder = encoder(self.scope / "encoder", config)
         self.post_layernorm = LayerNorm(self.scope / "post_layernorm", D, eps)
 
     def forward(

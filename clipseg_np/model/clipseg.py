@@ -10,7 +10,7 @@ image may have any number of prompts and is encoded once; a prompt in two forms 
 from collections.abc import Sequence
 from typing import Any
 
-from ..nn.layers import Conv2d, ConvTranspose2d, DecoderLayer, Layer, Linear
+from ..nn.layers import ConvTranspose2d, DecoderLayer, Layer, Linear, RefinedHead
 from ..nn.ops import Array
 from ..nn.scope import Scope
 from . import input_checks
@@ -19,29 +19,6 @@ from .clip import CLIPSegModel
 from .config import CLIPSegConfig
 from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
 from .pretrained import PretrainedModel
-
-
-class RefinedHead(Layer):
-    """The head of "refined" checkpoints.  (P,D,h,w) -> (P,1,h(p//4)²,w(p//4)²): (P,1,H,W) if p = 16
-
-    The steps have the checkpoint's numbers, which count the two relu between them.
-    """
-
-    def __init__(self, scope: Scope, width: int, patch_size: int):
-        super().__init__(scope)
-        self.steps = {
-            0: Conv2d(scope / 0, width, width, kernel_size=3),
-            2: ConvTranspose2d(scope / 2, width, width // 2, patch_size // 4),
-            4: ConvTranspose2d(scope / 4, width // 2, 1, patch_size // 4),
-        }
-
-    def __getitem__(self, step: int) -> Layer:
-        return self.steps[step]
-
-    def forward(self, x: Array) -> Array:
-        x = self.ops.relu(self[0](x))
-        x = self.ops.relu(self[2](x))
-        return self[4](x)
 
 
 class Decoder(Layer):

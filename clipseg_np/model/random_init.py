@@ -1,9 +1,8 @@
-"""A seeded random start: arrays drawn from the distributions that transformers gives a new model.
+"""A seeded random start, from the normal distributions that transformers gives a new model.
 
-All are normal with mean 0; biases are 0, the norms' weights 1. The numbers differ from torch's,
-which has another generator. The standard deviations are the reference's (modeling_clipseg.py,
-`_init_weights`, and the library's default for layers that it does not name): the decoder's linear
-layers and convolutions have no entry of their own and get `initializer_factor`, 1.0.
+The standard deviations are the reference's (modeling_clipseg.py, `_init_weights`, and the library's
+default for the decoder's linear layers and convolutions, which that does not name). The numbers
+differ from torch's, which has another generator.
 """
 
 from fnmatch import fnmatch
@@ -33,7 +32,6 @@ class RandomStart:
 
 
 def deviation(name: str, config: Config) -> float:
-    """The standard deviation of an array."""
     factor = config.initializer_factor
     if isinstance(config, CLIPSegConfig):
         tower = config.text_config if "text_" in name else config.vision_config

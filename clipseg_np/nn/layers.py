@@ -5,6 +5,7 @@ A constructor takes its arrays, and builds its children, from a `Scope`: a place
 The reference has one class for each of these in every model; here there is one for all.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from .ops import Array, join_heads, split_heads
@@ -159,3 +160,49 @@ class DecoderLayer(_TransformerLayer):
     def forward(self, x: Array, attentions: list | None = None) -> Array:
         x = self.layer_norm1(x + self.self_attn(x, None, attentions))
         return self.layer_norm2(x + self.mlp(x))
+
+
+class Encoder(Layer):
+    """Pre-norm transformer layers.  (B,T,D) -> hidden states: the input and each layer's output"""
+
+    def __init__(self, scope: Scope, num_layers: int, *sizes: Any):
+        super().__init__(scope)
+        self.layers = [EncoderLayer(scope / "layers" / i, *sizes) for i in range(num_layers)]
+
+    def forward(
+        self,
+        x: Array,
+        mask: Array | None = None,
+        attentions: list | None = None,
+        only: Sequence[int] = (),
+    ) -> list[Array]:
+        """With `only`, the outputs of these layers alone; the layers after them do not run."""
+        hidden_states = {-1: x}
+        for i, layer in enumerate(self.layers[: max(only) + 1] if only else self.layers):
+            x = layer(x, mask, attentions)
+            if not only or i in only:
+                hidden_states[i] = x
+        return [hidden_states[i] for i in only or hidden_states]
+
+
+class RefinedHead(Layer):
+    """The head of "refined" checkpoints.  (P,D,h,w) -> (P,1,h(p//4)²,w(p//4)²): (P,1,H,W) if p = 16
+
+    The steps have the checkpoint's numbers, which count the two relu between them.
+    """
+
+    def __init__(self, scope: Scope, width: int, patch_size: int):
+        super().__init__(scope)
+        self.steps = {
+            0: Conv2d(scope / 0, width, width, kernel_size=3),
+            2: ConvTranspose2d(scope / 2, width, width // 2, patch_size // 4),
+            4: ConvTranspose2d(scope / 4, width // 2, 1, patch_size // 4),
+        }
+
+    def __getitem__(self, step: int) -> Layer:
+        return self.steps[step]
+
+    def forward(self, x: Array) -> Array:
+        x = self.ops.relu(self[0](x))
+        x = self.ops.relu(self[2](x))
+        return self[4](x)

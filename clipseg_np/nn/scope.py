@@ -1,42 +1,34 @@
 """`Scope`, which hands each layer its arrays by dotted name."""
 
-from typing import Any, Protocol
-
-import numpy as np
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .ops import Array, Ops
 
 
-class Source(Protocol):
-    """The source of arrays: a checkpoint (checkpoints/weights.py) or model/random_init.py."""
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray: ...
-
-
+@dataclass(eq=False, repr=False)
 class Scope:
     """A place in a model. `scope / "q_proj"` is a place inside it.
 
-    `scope.take("weight", shape)` is an array of this place.
+    `source.take(full_name, shape)` is an array of a checkpoint (checkpoints/weights.py) or a random
+    one (model/random_init.py). `arrays` keeps all that were taken, for all places.
     """
 
-    def __init__(
-        self, source: Source, ops: Ops, dtype: Any, name: str = "", arrays: dict | None = None
-    ):
-        self.source = source
-        self.ops = ops
-        self.dtype = dtype
-        self.name = name
-        self.arrays: dict[str, Array] = {} if arrays is None else arrays
+    source: Any
+    ops: Ops
+    dtype: Any
+    name: str = ""
+    arrays: dict[str, Array] = field(default_factory=dict)
 
     def __truediv__(self, part: str | int) -> "Scope":
-        return Scope(self.source, self.ops, self.dtype, self._join(part), self.arrays)
+        return replace(self, name=self._join(part))
 
     def take(self, name: str, shape: tuple[int, ...]) -> Array:
-        """The array of this name, on the backend's device. `arrays` keeps it, for all places."""
+        """The array of this name, on the backend's device."""
         full_name = self._join(name)
-        array = self.ops.asarray(self.source.take(full_name, shape), dtype=self.dtype)
-        self.arrays[full_name] = array
-        return array
+        values = self.source.take(full_name, shape)
+        self.arrays[full_name] = self.ops.asarray(values, dtype=self.dtype)
+        return self.arrays[full_name]
 
     def within(self, place: str) -> dict[str, Array]:
         """The arrays of a place of the model, by their names there."""

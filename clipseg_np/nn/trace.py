@@ -4,8 +4,7 @@
         model(pixel_values=..., input_ids=...)
     activations["clip.vision_model.encoder.layers.3.self_attn.q_proj"]    # (B,T,D)
 
-A layer that runs twice inside one trace (the vision tower, when the prompt is an image too) keeps
-both results: `activations.all[name]` is the list of them, and `activations[name]` the last.
+A layer that runs twice inside one trace keeps both results, in `activations.all[name]`.
 """
 
 from collections.abc import Iterator
@@ -32,8 +31,7 @@ _current: ContextVar[Any] = ContextVar("clipseg_np_trace", default=None)
 @contextmanager
 def trace(activations: Any = None) -> Iterator[Activations]:
     """Record what all layers return inside the block, in `activations` (or by its `record`)."""
-    if activations is None:
-        activations = Activations()
+    activations = Activations() if activations is None else activations
     token = _current.set(activations)
     try:
         yield activations
@@ -46,7 +44,5 @@ def is_traced() -> bool:
 
 
 def record(name: str, value: Any) -> None:
-    """Keep a layer's output. Does nothing outside a trace."""
-    activations = _current.get()
-    if activations is not None:
-        activations.record(name, value)
+    """Keep a layer's output in the trace in which it is called."""
+    _current.get().record(name, value)

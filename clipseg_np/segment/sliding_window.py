@@ -6,8 +6,6 @@ resizes each window to its own input size.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -49,7 +47,10 @@ def join(parts: Iterable[tuple[int, int, Array]], scale: int, ops: Ops) -> Array
     for row, column, logits in parts:
         prompts, height, width = logits.shape
         if total is None:
-            tent = _tent(height, logits.dtype, xp)[:, None] * _tent(width, logits.dtype, xp)
+            # Weights from nearly 0 at both ends to nearly 1 in the middle.
+            ends = (1 - abs(2 * np.arange(n) + 1 - n) / n for n in (height, width))
+            tall, wide = (xp.asarray(tent, dtype=logits.dtype) for tent in ends)
+            tent = tall[:, None] * wide
             total = xp.zeros((prompts, scale * height, scale * width), logits.dtype)
             weight = xp.zeros(total.shape[1:], logits.dtype)
         top, left = row * height // 2, column * width // 2
@@ -57,12 +58,6 @@ def join(parts: Iterable[tuple[int, int, Array]], scale: int, ops: Ops) -> Array
         total[window] += tent * logits
         weight[window] += tent
     return total / weight
-
-
-def _tent(length: int, dtype: Any, xp: ModuleType) -> Array:
-    """Weights from nearly 0 at both ends to nearly 1 in the middle."""
-    distances = np.abs(np.arange(length) + 0.5 - length / 2)
-    return xp.asarray(1 - distances / (length / 2), dtype=dtype)
 
 
 def mean_of_scales(maps: list[Array], ops: Ops) -> Array:

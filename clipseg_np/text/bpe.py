@@ -33,8 +33,7 @@ def merge_pairs(symbols: list[str], ranks: dict[Pair, int]) -> tuple[list[str], 
 def merge_pairs_fast(symbols: list[str], ranks: dict[Pair, int]) -> tuple[list[str], list[Pair]]:
     """merge_pairs in n log n steps instead of n squared.
 
-    With CLIP's merges it is 1.3 times as fast for short words, 8 times for 100 bytes, and 110 times
-    for 3,000 bytes, such as a paragraph of Chinese (benchmarks/bpe.py).
+    It takes 1/8 of the time for 100 bytes, 1/110 for a paragraph of Chinese (benchmarks/bpe.py).
     """
     # symbols[i] is None once it was merged into a symbol on its left. before[i] and after[i] are
     # the places of its neighbors, in a ring that a last None closes.

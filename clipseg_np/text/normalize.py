@@ -9,14 +9,14 @@ as it does since 2024.9.11. Characters newer than Unicode 18 differ until they a
 """
 
 import unicodedata
+from itertools import chain
 
 import regex
 
 
 def _characters(ranges: str) -> str:
     """The inside of a regular expression's [class], from "A7CE-A7CF A7D2"."""
-    ends = [[chr(int(end, 16)) for end in part.split("-")] for part in ranges.split()]
-    return "".join("-".join(pair) for pair in ends)
+    return regex.sub("[0-9A-F]+", lambda code: chr(int(code[0], 16)), ranges).replace(" ", "")
 
 
 # Characters newer than Unicode 9 that NFC composes or reorders: marks with a combining class, and
@@ -51,7 +51,6 @@ _LOWER |= {c: c + 0x1B for c in range(0x16EA0, 0x16EB9)}
 _LOWER[ord("Σ")] = ord("σ")
 
 _PLAIN = regex.compile(f"([{_PLAIN_TO_NFC}])")
-_WHITESPACE = regex.compile(r"\s+")
 
 _LETTER = rf"[\p{{L}}--[{_NOT_LETTERS}]]"
 _NUMBER = rf"[\p{{N}}--[{_NOT_NUMBERS}]]"
@@ -68,7 +67,7 @@ def normalize(text: str) -> str:
     parts = _PLAIN.split(text)
     # The characters that NFC leaves alone stand at odd places.
     parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
-    return _WHITESPACE.sub(" ", "".join(parts)).translate(_LOWER).lower()
+    return regex.sub(r"\s+", " ", "".join(parts)).translate(_LOWER).lower()
 
 
 def pieces(normalized: str) -> list[str]:
@@ -77,8 +76,5 @@ def pieces(normalized: str) -> list[str]:
     >>> pieces("it's 42 cats!!")
     ['it', "'s", '4', '2', 'cats', '!!']
     """
-    return [
-        piece
-        for match in _PIECE.finditer(normalized)
-        for piece in (match.groups() if match[1] else [match[0]])
-    ]
+    parts = (match.groups() if match[1] else [match[0]] for match in _PIECE.finditer(normalized))
+    return [*chain.from_iterable(parts)]

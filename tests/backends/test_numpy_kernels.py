@@ -20,7 +20,7 @@ def attention(q, k, v, mask, kept=None) -> np.ndarray:
     B, N, T, d = q.shape
     mask = None if mask is None else np.broadcast_to(mask, (B, 1, T, T))
     context = np.empty((N, d, B, T), q.dtype)
-    attend(q, k, v, mask, np.empty((T, T), q.dtype), context, kept)
+    attend(q, k, v, mask, context, kept)
     return context.transpose(2, 0, 3, 1)
 
 
@@ -31,7 +31,7 @@ def test_an_activation_in_place(name, dtype):
     x = np.array([[-1e30, -800, -1, -0.0, 0, 0.5, 800, 1e30], [np.inf, np.nan, *range(6)]], dtype)
     with np.errstate(invalid="ignore"):
         expected = plain.activation(name, x)
-    ELEMENTWISE[name](x, np.empty_like(x), x)
+    ELEMENTWISE[name](x)
     assert x.dtype == dtype
     np.testing.assert_allclose(x, expected, rtol=TOLERANCE[dtype], atol=0)
 

@@ -56,13 +56,18 @@ def both_threads_busy():
 @pytest.mark.parametrize("min_size", (1, 4, 100))
 @pytest.mark.parametrize("length", (1, 2, 7, 100, 101))
 @pytest.mark.parametrize("count", (1, 2, 5))
-def test_the_slices_make_up_the_whole(count, length, min_size):
+@pytest.mark.parametrize("max_size", (None, 3, 50))
+def test_the_slices_make_up_the_whole(count, length, min_size, max_size):
     slices = []
-    Threads(count).for_slices(slices.append, length, min_size)
+    Threads(count).for_slices(slices.append, length, min_size, max_size)
     slices.sort(key=lambda part: part.start)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
-    assert len(slices) == max(1, min(count, length // min_size))
-    assert len(slices) == 1 or all(part.stop - part.start >= min_size for part in slices)
+    if max_size is None or length < 2 * min_size:
+        assert len(slices) == max(1, min(count, length // min_size))
+        assert len(slices) == 1 or all(part.stop - part.start >= min_size for part in slices)
+    else:
+        assert all(part.stop - part.start <= max_size for part in slices)
+        assert len(slices) >= min(count, length // min_size)
 
 
 def test_work_for_one_thread_stays_in_the_caller():

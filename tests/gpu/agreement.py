@@ -12,7 +12,7 @@ from clipseg_np import CLIPSegConfig, CLIPSegForImageSegmentation
 from clipseg_np.backends.select import ops_for
 from clipseg_np.golden.compare import as_floats, scale
 from clipseg_np.nn.ops import Array, Ops
-from clipseg_np.nn.scope import Scope, Source
+from clipseg_np.nn.scope import Scope
 
 # Of the largest number: against float64 on the host, and of a recorded pass against the eager one.
 EXACT = {"float16": 2e-2, "float32": 1e-5, "float64": 1e-12}
@@ -58,7 +58,7 @@ def gpu_ops() -> Ops:
 
 
 def model_of(
-    config: CLIPSegConfig, weights: Source, dtype: str, on_gpu: bool = True
+    config: CLIPSegConfig, weights: Any, dtype: str, on_gpu: bool = True
 ) -> CLIPSegForImageSegmentation:
     """A model with these weights, on the GPU or with NumPy on the host."""
     ops = gpu_ops() if on_gpu else ops_for("numpy")

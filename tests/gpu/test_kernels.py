@@ -13,7 +13,7 @@ from clipseg_np.backends.select import ops_for
 
 from ..backends.test_cublas import SHAPES, TURNED, check_products
 from ..backends.test_cublas import TOLERANCE as PRODUCTS
-from ..backends.test_cupy_kernels import OVERRIDES, TOLERANCES, check
+from ..backends.test_cupy_kernels import OVERRIDES, TOLERANCES, check, check_flash, check_linear
 from .agreement import gpu_ops
 
 pytestmark = pytest.mark.gpu
@@ -48,6 +48,18 @@ def test_the_self_check_finds_no_fault():
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_an_override_gives_the_same_and_leaves_its_inputs_alone(name, dtype):
     check(gpu_ops(), name, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("d, T", [(16, 485), (32, 130), (64, 8), (64, 485)])
+def test_attention_on_the_chip(d, T, dtype):
+    check_flash(gpu_ops(), d, T, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("activation", ["quick_gelu", "selu"])
+def test_a_linear_map_and_what_follows_it(activation, dtype):
+    check_linear(gpu_ops(), activation, dtype)
 
 
 @pytest.mark.parametrize("dtype", PRODUCTS)

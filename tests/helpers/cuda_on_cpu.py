@@ -80,16 +80,37 @@ static void mma(float* c, const unsigned* a, const unsigned* b) {
     warp_.meeting.arrive_and_wait();
 }
 
-// PTX ISA, "ldmatrix" with .x2 and .trans: threads 0-7 and 8-15 pass the rows of two (8,8)
-// matrices.
-static void load_turned(unsigned* b, const __half* row) {
+// PTX ISA, "ldmatrix" with .x4, and .trans or not: threads 0-7, 8-15, 16-23 and 24-31 pass the rows
+// of four (8,8) matrices.
+template <bool TRANSPOSED> void load_matrices(unsigned* b, const __half* row) {
     MY_WARP;
     warp_.rows[me] = row;
     warp_.meeting.arrive_and_wait();
-    for (int m = 0; m < 2; m++)
-        for (int half = 0; half < 2; half++)
-            ((__half*)b)[2 * m + half] = warp_.rows[8 * m + me % 4 * 2 + half][me / 4];
+    for (int m = 0; m < 4; m++)
+        for (int half = 0; half < 2; half++) {
+            int line = me / 4, column = me % 4 * 2 + half;
+            if (TRANSPOSED) std::swap(line, column);
+            ((__half*)b)[2 * m + half] = warp_.rows[8 * m + line][column];
+        }
     warp_.meeting.arrive_and_wait();
+}
+
+// PTX ISA, "cp.async": a thread sees its own copies only after it has waited for them.
+struct Copy { void* to; uint4 what; int group; };
+static thread_local std::vector<Copy> copies;
+static thread_local int groups;
+static void start_copy(void* to, const void* from, bool is_there) {
+    Copy copy = {to, {}, groups};
+    if (is_there) std::memcpy(&copy.what, from, 16);
+    copies.push_back(copy);
+}
+static void commit_copies() { groups++; }
+static void await_copies() {
+    std::vector<Copy> later;
+    for (Copy& copy : copies)
+        if (copy.group < groups - 1) std::memcpy(copy.to, &copy.what, 16);
+        else later.push_back(copy);
+    copies = later;
 }
 
 template <typename Kernel> void launch(unsigned blocks, unsigned threads, Kernel kernel) {
@@ -103,6 +124,7 @@ template <typename Kernel> void launch(unsigned blocks, unsigned threads, Kernel
             for (unsigned b = 0; b < blocks; b++) {
                 blockIdx.x = b;
                 kernel();
+                copies.clear();
                 meeting->arrive_and_wait();
             }
         });
@@ -111,7 +133,7 @@ template <typename Kernel> void launch(unsigned blocks, unsigned threads, Kernel
 """
 
 
-def smaller_blocks(patch, threads: int = 4) -> None:
+def smaller_blocks(patch, threads: int = 4, warp: int | None = None) -> None:
     """Blocks of one warp, since each thread is one of the CPU's; and few keys at a time.
 
     The tensor cores' warp has 32 threads: with fewer, `attention` cannot run.
@@ -119,7 +141,7 @@ def smaller_blocks(patch, threads: int = 4) -> None:
     patch.setattr(cupy_kernels, "KEYS", 16)
     for module in (cupy_kernels, cupy_ops):
         patch.setattr(module, "THREADS", threads)
-        patch.setattr(module, "WARP", threads)
+        patch.setattr(module, "WARP", warp or threads)
 
 
 class CpuModule:
@@ -146,6 +168,9 @@ class CpuModule:
             "-shared",
             "-fPIC",
             "-pthread",
+            # Else libraries share `static` arrays of templates, whatever their sizes.
+            "-fno-gnu-unique",
+            "-Wno-div-by-zero",
             source,
             "-o",
             library,
