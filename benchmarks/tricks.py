@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,6 +34,7 @@ from clipseg_np.nn.ops import Ops
 
 OURS, THREADS, NEVER = numpy_ops.NumpyOps, threads.Threads, 1 << 60
 TASKS = {task: arguments for task, (arguments, _) in TASKS.items()}
+TASKS["1 prompt, 480 x 480"] = {"prompts": 1, "side": 480}
 
 
 def linear_by_tokens(self, x, weight, bias=None, activate=None):
@@ -52,6 +54,12 @@ def linear_by_tokens(self, x, weight, bias=None, activate=None):
 
 def quick_gelu(x):
     np.copyto(x, Ops().quick_gelu(x))
+
+
+def without_a_large_array(self, threads=None):
+    Ops.__init__(self)
+    self.threads = THREADS(threads)
+    self.workers = self.threads.count
 
 
 alone = property(lambda self: 1 if threads._is_inside_task.get() else self.count)
@@ -75,16 +83,24 @@ TRICKS = {
     ],
     "MIN_WIDENING": [(numpy_layers, "MIN_WIDENING", NEVER)],
     "MAX_UNPACKED": [(numpy_kernels, "MAX_UNPACKED", 0)],
-    "MAX_FEATURES": [(module, "MAX_FEATURES", NEVER) for module in (numpy_ops, numpy_layers)],
+    "MAX_FEATURES": [(numpy_ops, "MAX_FEATURES", NEVER)],
+    "few heads at a time": [(numpy_layers, "MAX_FEATURES", NEVER)],
+    "malloc keeps memory": [(OURS, "__init__", without_a_large_array)],
 }
 PASSES = 4  # of a new process, after its first
 
 
+@contextmanager
+def switched_off(*tricks: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        for change in chain(*map(TRICKS.get, tricks)):
+            stack.enter_context(patch.object(*change))
+        yield
+
+
 def seconds(run: Callable, off: str | None) -> float:
     """Of one call, with the trick `off` switched off."""
-    with ExitStack() as stack:
-        for change in TRICKS[off] if off else ():
-            stack.enter_context(patch.object(*change))
+    with switched_off(*[off] if off else []):
         return timed(run)[0]
 
 
@@ -106,8 +122,9 @@ def gain(seconds: Callable[[str | None], float], trick: str, rounds: int) -> str
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         folder, task, *off = sys.argv[2:]
-        run = partial(with_clipseg_np(Path(folder), "numpy"), *example(**TASKS[task]))
-        _, *times = (seconds(run, *off or [None]) for _ in range(PASSES + 1))
+        with switched_off(*off):
+            run = partial(with_clipseg_np(Path(folder), "numpy"), *example(**TASKS[task]))
+            _, *times = (timed(run)[0] for _ in range(PASSES + 1))
         return print(statistics.median(times))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
