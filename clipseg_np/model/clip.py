@@ -71,13 +71,6 @@ class VisionEmbeddings(Layer):
         return tokens + self.positions(h, w)
 
 
-def encoder(scope: Scope, config: CLIPSegTextConfig | CLIPSegVisionConfig) -> Encoder:
-    """A tower's transformer layers."""
-    sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
-    arguments = config.hidden_act, config.layer_norm_eps
-    return Encoder(scope, config.num_hidden_layers, *sizes, *arguments)
-
-
 class CLIPSegTextModel(PretrainedModel):
     """The text tower: token ids to one vector for each token, and one for the text."""
 
@@ -89,7 +82,7 @@ class CLIPSegTextModel(PretrainedModel):
         super().__init__(config, scope, **start)
         D, eps = config.hidden_size, config.layer_norm_eps
         self.embeddings = TextEmbeddings(self.scope / "embeddings", config)
-        self.encoder = encoder(self.scope / "encoder", config)
+        self.encoder = Encoder(self.scope / "encoder", config)
         self.final_layer_norm = LayerNorm(self.scope / "final_layer_norm", D, eps)
 
     def forward(
@@ -147,7 +140,7 @@ class CLIPSegVisionModel(PretrainedModel):
         self.embeddings = VisionEmbeddings(self.scope / "embeddings", config)
         # Misspelt in every checkpoint.
         self.pre_layrnorm = LayerNorm(self.scope / "pre_layrnorm", D, eps)
-        self.encoder = encoder(self.scope / "encoder", config)
+        self.encoder = Encoder(self.scope / "encoder", config)
         self.post_layernorm = LayerNorm(self.scope / "post_layernorm", D, eps)
 
     def forward(
@@ -167,8 +160,7 @@ class CLIPSegVisionModel(PretrainedModel):
             require_own_size(pixel_values, self.config)
         attentions = [] if output_attentions else None
         hidden_states = self.tokens(pixel_values, attentions=attentions)
-        last = hidden_states[-1]
-        pooled = self.post_layernorm(last[:, 0])
+        last, pooled = hidden_states[-1], self.post_layernorm(hidden_states[-1][:, 0])
         hidden_states = hidden_states if output_hidden_states else None
         return BaseModelOutputWithPooling(last, pooled, hidden_states, attentions)
 
@@ -253,6 +245,5 @@ class CLIPSegModel(PretrainedModel):
         """The mean of two cross-entropies: of each text's image, and of each image's text."""
         require_pairs(logits)
         pairs = self.ops.xp.arange(len(logits))
-        losses = self.ops.cross_entropy(logits, pairs) + self.ops.cross_entropy(logits.T, pairs)
-        # NumPy 1.26 would halve a float32 in float64.
-        return (losses / 2).astype(logits.dtype)
+        losses = [self.ops.cross_entropy(rows, pairs) for rows in (logits, logits.T)]
+        return self.ops.xp.stack(losses).mean()

@@ -165,16 +165,15 @@ class DecoderLayer(_TransformerLayer):
 class Encoder(Layer):
     """Pre-norm transformer layers.  (B,T,D) -> hidden states: the input and each layer's output"""
 
-    def __init__(self, scope: Scope, num_layers: int, *sizes: Any):
+    def __init__(self, scope: Scope, config: Any):
         super().__init__(scope)
-        self.layers = [EncoderLayer(scope / "layers" / i, *sizes) for i in range(num_layers)]
+        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
+        arguments = *sizes, config.hidden_act, config.layer_norm_eps
+        depth = range(config.num_hidden_layers)
+        self.layers = [EncoderLayer(scope / "layers" / i, *arguments) for i in depth]
 
     def forward(
-        self,
-        x: Array,
-        mask: Array | None = None,
-        attentions: list | None = None,
-        only: Sequence[int] = (),
+        self, x: Array, mask: Array = None, attentions: list | None = None, only: Sequence[int] = ()
     ) -> list[Array]:
         """With `only`, the outputs of these layers alone; the layers after them do not run."""
         hidden_states = {-1: x}
