@@ -104,7 +104,8 @@ template <typename T> __global__ void layer_norm(
 
 // A warp for each row of x, (B,N,queries,width); `out` may be x. `mask` is null,
 // (B,1,queries,width), or (1,1,queries,width) where it is `alike` for all images. A thread has 16
-// numbers at a time; of rows of up to 16 WARP, which it reads once, all that it will have.
+// numbers at a time, and its sum is scaled to its largest number so far. Rows of up to 16 WARP
+// numbers are read once.
 template <typename T> __global__ void softmax(
     const T* x, const bool* mask, int alike, T* out, int heads, int queries, int width, int rows) {
     typedef typename Wide<T>::type A;
@@ -112,7 +113,8 @@ template <typename T> __global__ void softmax(
     if (row >= rows) return;
     x += (size_t)row * width;
     out += (size_t)row * width;
-    if (mask) mask += ((size_t)(alike ? 0 : row / queries / heads) * queries + row % queries) * width;
+    size_t image = alike ? 0 : row / queries / heads;
+    if (mask) mask += (image * queries + row % queries) * width;
     // Finite, so that a row that is masked throughout becomes uniform.
     const A lowest = -3e38;
     A own[16], largest = lowest, sum = 0;
@@ -127,8 +129,8 @@ template <typename T> __global__ void softmax(
 #pragma unroll
         for (int n = 0; n < 16; n++) {
             int i = start + n * WARP;
-            bool seen = i < width ? mask[i] : true;
-            own[n] = seen ? own[n] : lowest;
+            bool is_seen = i < width ? mask[i] : true;
+            own[n] = is_seen ? own[n] : lowest;
         }
     };
     for (int start = lane; start < width; start += 16 * WARP) {
