@@ -102,50 +102,57 @@ template <typename T> __global__ void layer_norm(
         out[i] = (T)(((A)x[i] - mean) / deviation * (A)scale[i] + (A)shift[i]);
 }
 
-// In place, a warp for each row of x, (B,N,queries,width). `mask` is null, (B,1,queries,width), or
-// (1,1,queries,width) where it is `alike` for all images.
+// A warp for each row of x, (B,N,queries,width); `out` may be x. `mask` is null,
+// (B,1,queries,width), or (1,1,queries,width) where it is `alike` for all images. A thread has 16
+// numbers at a time, and its sum is scaled to its largest number so far. Rows of up to 16 WARP
+// numbers are read once.
 template <typename T> __global__ void softmax(
-    T* x, const bool* mask, int alike, int heads, int queries, int width, int rows) {
+    const T* x, const bool* mask, int alike, T* out, int heads, int queries, int width, int rows) {
     typedef typename Wide<T>::type A;
     int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     x += (size_t)row * width;
-    int query = row % queries, image = alike ? 0 : row / queries / heads;
-    const bool* seen = mask ? mask + ((size_t)image * queries + query) * width : 0;
+    out += (size_t)row * width;
+    size_t image = alike ? 0 : row / queries / heads;
+    if (mask) mask += (image * queries + row % queries) * width;
     // Finite, so that a row that is masked throughout becomes uniform.
     const A lowest = -3e38;
-    A largest = lowest, sum = 0;
-    if (width <= 1024) {
-        // All of a thread's numbers are on their way at once, and stay in registers.
-        A own[1024 / WARP];
+    A own[16], largest = lowest, sum = 0;
+    auto load = [&](int start) {
+        // No branch between the loads: with one, each would wait for the one before it.
 #pragma unroll
-        for (int p = 0; p < 1024 / WARP; p++) {
-            int i = p * WARP + lane;
-            if (i < width) {
-                own[p] = seen && !seen[i] ? lowest : (A)x[i];
-                largest = largest < own[p] ? own[p] : largest;
-            }
+        for (int n = 0; n < 16; n++) {
+            int i = start + n * WARP;
+            own[n] = i < width ? (A)x[i] : (A)-INFINITY;
         }
-        largest = over_warp(largest, true);
+        if (!mask) return;
 #pragma unroll
-        for (int p = 0; p < 1024 / WARP; p++)
-            if (p * WARP + lane < width) sum += own[p] = exp(own[p] - largest);
-        sum = 1 / over_warp(sum, false);
+        for (int n = 0; n < 16; n++) {
+            int i = start + n * WARP;
+            bool is_seen = i < width ? mask[i] : true;
+            own[n] = is_seen ? own[n] : lowest;
+        }
+    };
+    for (int start = lane; start < width; start += 16 * WARP) {
+        load(start);
+        A most = largest;
 #pragma unroll
-        for (int p = 0; p < 1024 / WARP; p++)
-            if (p * WARP + lane < width) x[p * WARP + lane] = (T)(own[p] * sum);
-        return;
+        for (int n = 0; n < 16; n++) most = most < own[n] ? own[n] : most;
+        sum *= exp(largest - most);
+        largest = most;
+#pragma unroll
+        for (int n = 0; n < 16; n++) sum += own[n] = exp(own[n] - largest);
     }
-    for (int i = lane; i < width; i += WARP) {
-        A score = seen && !seen[i] ? lowest : (A)x[i];
-        largest = largest < score ? score : largest;
+    A factor = exp(largest - over_warp(largest, true));
+    factor /= over_warp(sum * factor, false);
+    for (int start = lane; start < width; start += 16 * WARP) {
+        if (width > 16 * WARP) load(start);
+#pragma unroll
+        for (int n = 0; n < 16; n++) {
+            if (width > 16 * WARP) own[n] = exp(own[n] - largest);
+            if (start + n * WARP < width) out[start + n * WARP] = (T)(own[n] * factor);
+        }
     }
-    largest = over_warp(largest, true);
-    for (int i = lane; i < width; i += WARP)
-        sum += exp((seen && !seen[i] ? lowest : (A)x[i]) - largest);
-    sum = over_warp(sum, false);
-    for (int i = lane; i < width; i += WARP)
-        x[i] = (T)(exp((seen && !seen[i] ? lowest : (A)x[i]) - largest) / sum);
 }
 
 template <typename A> __device__ A activated(A x, int activation) {
