@@ -1,5 +1,6 @@
 """Fixtures of several tests: a small checkpoint with random weights, an image, scenes."""
 
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,12 @@ from clipseg_np.text.bpe import symbols_of
 from .helpers.command import FIGURES
 
 TRAINING = Path(__file__).parents[1] / "training"
+
+# A shell's background job, or nohup, ignores these signals, and so would the processes of the tests.
+for name in ("SIGINT", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
