@@ -167,9 +167,8 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         for which the whole vision tower runs; `encode_image` and `decode` do without. Raises
         InputError for shapes that do not fit.
         """
-        input_checks.require_inputs(
-            pixel_values, conditional_embeddings, input_ids, conditional_pixel_values
-        )
+        prompts = input_ids, attention_mask, position_ids, conditional_pixel_values
+        input_checks.require_inputs(pixel_values, conditional_embeddings, prompts[0], prompts[-1])
         pixel_values = self.floats(pixel_values)
         options = {"output_attentions": output_attentions, "output_hidden_states": True}
         vision = self.clip.vision_model(pixel_values, interpolate_pos_encoding, **options)
@@ -180,7 +179,6 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             vision.hidden_states = None
         embeddings = conditional_embeddings
         if embeddings is None:
-            prompts = input_ids, attention_mask, position_ids, conditional_pixel_values
             embeddings = self.get_conditional_embeddings(None, *prompts)
         embeddings = self.floats(embeddings)
         input_checks.checked_embeddings(embeddings, len(activations[0]), self.config)

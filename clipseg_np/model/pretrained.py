@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,9 +79,6 @@ class PretrainedModel(Habits, Layer):
         kwargs |= {name: self.flag(name, kwargs.get(name)) for name in OUTPUT_FLAGS}
         output = super().__call__(*args, **kwargs)
         return output.to_tuple() if return_dict is False else output
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a model maps its file and is not pickled: call from_pretrained there, too")
 
     def flag(self, name: str, value: bool | None) -> bool | None:
         """The value, or for None that of this model's config.json."""

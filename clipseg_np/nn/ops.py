@@ -19,11 +19,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import Unpickled
+
 Array = Any  # an array of `xp`, such as numpy.ndarray
 T = TypeVar("T")
 
 
-class Ops:
+class Ops(Unpickled):
     """Layer arithmetic on the arrays of `xp`."""
 
     FLOAT_TYPES = ("float32", "float64")  # in float16, a sum of many numbers loses the small ones

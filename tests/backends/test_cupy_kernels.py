@@ -4,6 +4,7 @@ NVIDIA's compiler compiles them in backends/test_real_cupy.py; on a GPU they run
 """
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,14 +210,21 @@ def test_there_is_a_test_for_every_override():
     assert public - others - {"parallel_for", "memoize"} == expected
 
 
+def encoder(depth: int, D: int, num_heads: int, intermediate_size: int, activation: str) -> tuple:
+    """The arguments of an Encoder: a config."""
+    sizes = {"hidden_size": D, "num_attention_heads": num_heads, "num_hidden_layers": depth}
+    sizes |= {"intermediate_size": intermediate_size, "hidden_act": activation}
+    return (SimpleNamespace(**sizes, layer_norm_eps=1e-5),)
+
+
 LAYERS = {  # the shape of x, the layer's sizes, and what else it is given
     Encoder: [
-        ((2, 7, 12), (depth, 12, 3, 20, activation, 1e-5), *more)
+        ((2, 7, 12), encoder(depth, 12, 3, 20, activation), *more)
         for depth, activation in ((2, "relu"), (1, "quick_gelu"), (3, "gelu"), (2, "gelu_new"))
         for more in ((), (PADDED,))
     ]
     # With attention in one kernel, and some of the layers.
-    + [((2, 9, 32), (3, 32, 2, 40, "gelu", 1e-5), None, None, only) for only in ((1,), (0, 2))],
+    + [((2, 9, 32), encoder(3, 32, 2, 40, "gelu"), None, None, only) for only in ((1,), (0, 2))],
     DecoderLayer: [((2, 7, 12), (12, 3, 20, "relu", 1e-5)), ((1, 5, 8), (8, 2, 30, "relu", 1e-5))],
     RefinedHead: [((2, 6, 3, 4), (6, 16)), ((1, 8, 2, 5), (8, 32)), ((1, 4, 2, 3), (4, 8))],
 }

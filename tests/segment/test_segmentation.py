@@ -116,7 +116,7 @@ def test_pickled_it_is_the_same(result, image):
 @pytest.mark.parametrize("backend", ["numpy", "numpy-reference"])
 def test_a_model_that_is_pickled_says_why_not(checkpoint, backend):
     segmenter = Segmenter.from_pretrained(checkpoint, backend=backend)
-    for whole in (segmenter, segmenter.model, segmenter.model.clip):
+    for whole in (segmenter, segmenter.model, segmenter.model.clip, segmenter.model.ops):
         for take in (pickle.dumps, copy.deepcopy):
             with pytest.raises(TypeError, match="not pickled: call from_pretrained"):
                 take(whole)
