@@ -38,7 +38,7 @@ class Unpickled:
     """A part of a model, which refuses to be pickled or copied deeply."""
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a model maps its file and is not pickled: call from_pretrained there, too")
+        raise TypeError("a model maps its file and is not pickled: call from_pretrained again")
 
 
 class MissingExtra(ImportError):
