@@ -26,7 +26,7 @@ from .helpers.command import FIGURES
 
 TRAINING = Path(__file__).parents[1] / "training"
 
-# A shell's background job, or nohup, ignores these signals, and so would the processes of the tests.
+# A shell's background job, or nohup, ignores these signals, and so would the tests' processes.
 for name in ("SIGINT", "SIGHUP"):
     number = getattr(signal, name, None)
     if number and signal.getsignal(number) is signal.SIG_IGN:

@@ -131,7 +131,7 @@ class CupyOps(Ops):
     def _product(
         self, x: Array, weight: Array, bias: Any = None, residual: Any = None, activation: str = ""
     ) -> Array:
-        """`linear` by cuBLAS and `finish`, or for few rows by one kernel.  (..., in) -> (..., out)"""
+        """`linear` by cuBLAS and `finish`; few rows by one kernel.  (..., in) -> (..., out)"""
         (out_features, width), shape = weight.shape, (*x.shape[:-1], len(weight))
         x = self.xp.ascontiguousarray(x).reshape(1, -1, width)
         if not weight.T.flags.c_contiguous:

@@ -72,7 +72,7 @@ def read_archive(path: str | os.PathLike) -> dict[str, Raw]:
             return _tensors(_Unpickler(path, archive).load())
     except _Refusal as reason:
         expected = (
-            "a state dict, alone (torch.save(model.state_dict(), FILE)) or beside plain numbers, or "
+            "a state dict, alone (torch.save(model.state_dict(), FILE)) or beside numbers, or "
             "a module of torch.jit.save"
         )
         raise InputError(f"{path}: {str(reason)[:200]}. Expected {expected}.") from reason
