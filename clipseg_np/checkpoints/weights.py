@@ -139,7 +139,8 @@ def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     read = partial(np.memmap, mode="r") if is_mapped else np.fromfile
     header, start = read_header(path)
-    numbers, tensors = read(path, dtype=np.uint8).view(np.ndarray)[start:], {}
+    tensors = {}
+    numbers = read(path, dtype=np.uint8, offset=start).view(np.ndarray) if header else None
     for name, about in header.items():
         stored_type, (first, end) = about["dtype"], about["data_offsets"]
         if stored_type not in STORED_TYPES:
