@@ -199,8 +199,6 @@ def run_batch_command(options: argparse.Namespace) -> int:
         say("stopped", f"{progress.done} done; the same command goes on{reason}")
         return 1 if reason else stop.args[0]
     errors = [record["error"] for record in records if "error" in record]
-    if options.coco:
-        write_coco(options.coco, job, records, is_batch=True)
     if options.json:
         for record in records:
             record["checkpoint"] = options.model or DEMONSTRATION
@@ -212,6 +210,8 @@ def run_batch_command(options: argparse.Namespace) -> int:
         counts = f"({progress.new} new, {progress.stored} already there)"
         left = f", {len(errors)} left" if errors else ""
         show(f"{progress.done} {counts}{left}  {Path(options.output, REPORT)}")
+    if options.coco:
+        write_coco(options.coco, job, records, is_batch=True)
     return 1 if errors else 0
 
 

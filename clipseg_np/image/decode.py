@@ -106,7 +106,7 @@ def pillow_errors(name: str) -> Iterator[None]:
         except InputError:
             raise
         except Exception as error:
-            words = str(error)
+            words = re.sub(r" <_io[^>]*>", "", str(error))  # an address in memory
             for kind, pattern, problem in PILLOW_ERRORS:
                 if isinstance(error, kind) and re.search(pattern, words):
                     message = f"{name} {problem} ({words or type(error).__name__})."

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -206,10 +207,11 @@ def take_output(job: Job, mark: str, folder: Path) -> None:
     about = {"mark": mark, "images": images, "flat": job.flat, "prompts": job.captions}
     stored = read_record(path)
     if stored not in (None, about) and not job.overwrite:
+        other = [name for name in ("prompts", "images", "flat") if stored.get(name) != about[name]]
+        held = [f"other {name} ({stored.get(name)})" for name in other]
         raise InputError(
-            f"{job.output} holds results of the prompts {stored.get('prompts')} for the images in "
-            f"{stored.get('images')}, or of other options; name another --output, or replace them "
-            f"with --overwrite"
+            f"{job.output} holds results of {' and '.join(held) or 'other options or weights'}; "
+            f"name another --output, or replace them with --overwrite"
         )
     if stored != about:
         write_text(path, json_lines([about], ensure_ascii=False))
@@ -330,7 +332,19 @@ def write_image(task: Task, key: str, stored: dict) -> list[dict]:
             move_results(part, Path(job.output), files, stored.get("files", []))
         about = {"key": key, "mark": task.mark, "prompts": prompts, "files": files}
         write_text(part / RECORD, json_lines([about], ensure_ascii=False))
+        keep_others(task.place, part, {RECORD, *stored.get("files", [])})
     return prompts
+
+
+def keep_others(place: Path, part: Path, results: set[str]) -> None:
+    """Copy the user's own files, which lie among results that are replaced."""
+    for path in place.iterdir() if place.is_dir() else ():
+        if path.name in results or (part / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, part / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, part / path.name, follow_symlinks=False)
 
 
 def move_results(part: Path, folder: Path, files: list[str], old_files: list[str]) -> None:

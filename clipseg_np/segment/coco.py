@@ -53,4 +53,4 @@ def write_coco(path: str | os.PathLike, job: Job, report: list[dict], is_batch: 
     is_older = is_batch and (read_record(path) or {}).get("info") == dataset["info"]
     with written_together(path.parent) as part:
         (part / path.name).write_text(json.dumps(dataset), "utf-8")
-        check_replaced(part, path.parent, job.overwrite or is_older)
+        check_replaced(part, path.parent, job.overwrite or is_older, "--coco")

@@ -133,13 +133,13 @@ def write_unlike_others(
     return records, folder / sheet.name
 
 
-def check_replaced(part: Path, folder: Path, overwrite: bool) -> None:
+def check_replaced(part: Path, folder: Path, overwrite: bool, option: str = "--output") -> None:
     """Raise InputError where `folder` has other files of the same names; warn if they may go."""
     replaced = [str(folder / f.name) for f in part.iterdir() if is_other_file(f, folder / f.name)]
     if replaced and not overwrite:
         raise InputError(
             f"{min(replaced)} is there already, and the new one is not the same; name another "
-            f"--output, or replace it with --overwrite"
+            f"{option}, or replace it with --overwrite"
         )
     if replaced:
         warnings.warn(f"replaced {', '.join(sorted(replaced))}", stacklevel=2)

@@ -384,3 +384,12 @@ def test_an_array_that_cannot_be_copied_is_refused(image):
     array.get = None
     with pytest.raises(InputError, match="images.0. is a OnAGpu that NumPy cannot read"):
         ViTImageProcessor()([array])
+
+
+def test_the_message_on_a_file_that_is_no_image_is_the_same_each_time(tmp_path):
+    """Pillow's own message has an address in memory, and a report would never be the same."""
+    path = tmp_path / "notes.jpg"
+    path.write_text("no image")
+    with pytest.raises(InputError, match="notes.jpg is not an image that Pillow can read") as error:
+        load_image(path)
+    assert "<" not in str(error.value) and "0x" not in str(error.value)

@@ -180,7 +180,7 @@ def test_another_checkpoint_is_another_result(job, folder, tmp_path, checkpoint)
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-3] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    with pytest.raises(InputError, match="or of other options"):
+    with pytest.raises(InputError, match="holds results of other options or weights"):
         run(replace(job, model=str(other)), folder)
     with pytest.warns(UserWarning, match="replaced"):
         run(replace(job, model=str(other), overwrite=True), folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -59,20 +60,21 @@ def images_of_report(folder: str = "out") -> list[str]:
 
 @pytest.mark.parametrize("layout", [[], ["--flat"]])
 @pytest.mark.parametrize(
-    "other",
+    ("other", "difference"),
     [
-        ["few", "blue"],
-        ["more", "red"],
-        ["few", "red", "--threshold", "0.4"],
-        ["few", "red", "--write", "heat"],
+        (["few", "blue"], r"other prompts \(\['red'\]\)"),
+        (["more", "blue"], r"other prompts \(\['red'\]\) and other images \(.*few\)"),
+        (["more", "red"], r"other images \(.*few\)"),
+        (["few", "red", "--threshold", "0.4"], "other options or weights"),
+        (["few", "red", "--write", "heat"], "other options or weights"),
     ],
 )
-def test_results_of_another_job_are_replaced_only_when_asked_for(batch, layout, other):
+def test_results_of_another_job_are_replaced_only_when_asked_for(batch, layout, other, difference):
     assert batch("few", "red", "-o", "out", *layout) == (0, "")
     before = content(Path("out"))
     code, error = batch(*other, "-o", "out", *layout)
     assert code == 2 and error.count("\n") == 1
-    assert "out holds results of the prompts ['red'] for the images in" in error
+    assert re.search(f"out holds results of {difference}; name another --output", error)
     assert "name another --output, or replace them with --overwrite" in error
     assert content(Path("out")) == before
     assert batch("few", "red", "-o", "out", *layout) == (0, "")  # is still resumed
@@ -198,8 +200,25 @@ def test_the_python_face_refuses_too(job):
     run_batch(job, "few")
     before = content(Path("out"))
     for other, folder in ((replace(job, prompts=("blue",)), "few"), (job, "more")):
-        with pytest.raises(InputError, match="out holds results of the prompts"):
+        with pytest.raises(InputError, match="out holds results of other (prompts|images)"):
             run_batch(other, folder)
     assert content(Path("out")) == before
     assert json.loads(Path("out", JOB).read_text())["prompts"] == ["red"]
     assert Path("out/a.png", RECORD).exists()
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_files_of_the_user_beside_results_stay(batch, has_record):
+    assert batch("few", "red", "-o", "out") == (0, "")
+    place, before = Path("out/inner/a.png"), content(Path("out/inner/a.png"))
+    (place / "notes" / "deep").mkdir(parents=True)
+    (place / "retouched.png").write_bytes(b"mine")
+    (place / "notes" / "deep" / "a.txt").write_text("mine, too")
+    (place / "link").symlink_to("retouched.png")
+    if not has_record:
+        (place / RECORD).write_text("damaged")
+    assert batch("few", "blue", "-o", "out", "--overwrite")[0] == 0
+    assert (place / "retouched.png").read_bytes() == b"mine"
+    assert (place / "notes" / "deep" / "a.txt").read_text() == "mine, too"
+    assert os.readlink(place / "link") == "retouched.png"
+    assert has_record == (not before.keys() & content(place).keys() - {RECORD})
