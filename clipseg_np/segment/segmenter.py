@@ -63,6 +63,10 @@ class Segmenter:
     def __init__(
         self, model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor, record: bool = True
     ):
+        expected = CLIPSegForImageSegmentation, CLIPSegProcessor
+        for part, kind in zip((model, processor), expected):
+            if not isinstance(part, kind):
+                raise InputError(f"got a {type(part).__name__}; expected a {kind.__name__}")
         text, tokenizer = model.config.text_config, processor.tokenizer
         mismatch = "the tokenizer's files and the model are not of one checkpoint"
         # A token that was added behind the vocabulary is refused by the model, in a prompt only.

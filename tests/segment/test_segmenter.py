@@ -167,6 +167,16 @@ def test_loaded_from_a_folder_it_gives_the_same(segmenter, checkpoint, image):
     )
 
 
+def test_it_is_made_of_a_model_and_a_processor(segmenter):
+    model, processor = segmenter.model, segmenter.processor
+    with pytest.raises(InputError, match="got a CLIPSegProcessor; expected a CLIPSegForImageSeg"):
+        Segmenter(processor, model)
+    with pytest.raises(InputError, match="got a CLIPSegModel; expected a CLIPSegForImageSegm"):
+        Segmenter(model.clip, processor)
+    with pytest.raises(InputError, match="got a CLIPTokenizer; expected a CLIPSegProcessor"):
+        Segmenter(model, processor.tokenizer)
+
+
 def with_weights(segmenter, folder, change) -> Segmenter:
     """The same segmenter with weights that `change` has changed in a file."""
     segmenter.model.save_pretrained(folder / "sound")
