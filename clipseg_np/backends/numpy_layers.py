@@ -13,10 +13,10 @@ from ..nn.ops import Array, split_heads
 from .numpy_kernels import ELEMENTWISE, MAX_FEATURES, MIN_MULTIPLIES_PER_THREAD, attend, project
 from .threads import slices
 
-# Shorter texts attend all at once: gains 3 % (AVX-512), 1 % (AVX2 imitated), 20 prompts.
+# Shorter texts attend all at once: gains 2 % (AVX-512), 5 prompts.
 MIN_TOKENS = 32
 # An MLP whose hidden features are at least MIN_WIDENING times its inputs computes them in pieces of
-# at most MAX_HIDDEN numbers: gains 3 % (AVX-512), 2 % (AVX2 imitated), 20 prompts.
+# at most MAX_HIDDEN numbers: gains 5 % in a new process (AVX-512), 20 prompts.
 MIN_WIDENING = 16
 MAX_HIDDEN = 1 << 19
 
@@ -86,5 +86,5 @@ def mlp(ops: Any, layer: MLP, x: Array) -> Array:
     return y.T.reshape(x.shape)
 
 
-# Attention gains 27 % (AVX-512), 21 % (AVX2 imitated), 1 prompt; the MLP 18 %, 19 %.
+# Attention gains 26 % (AVX-512), 23 % (AVX2 imitated), 1 prompt; the MLP 35 %, 22 %.
 WHOLE_LAYERS = {Attention: attention, MLP: mlp}

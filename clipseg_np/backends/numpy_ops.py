@@ -3,8 +3,8 @@
 The steps of a formula reuse one array, and threads share out images, prompts, heads and features. A
 method equals the one that it overrides, but for rounding (tests/backends/test_numpy_ops.py).
 
-Tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). This gains 13 %
-(AVX-512), 3 % (AVX2 imitated) of a pass at 352 x 352 with 1 prompt (benchmarks/tricks.md).
+Tokens lie in memory features first: a (B,T,D) array is a view of one of (D,B,T). This gains 15 %
+(AVX-512), 4 % (AVX2 imitated) of a pass at 352 x 352 with 1 prompt (benchmarks/tricks.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class NumpyOps(Ops):
         np.empty(31 << 20, np.uint8)
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        # Gains 4 % (AVX-512), 2 % (AVX2 imitated), 1 prompt; 14 %, 7 %, 20 prompts.
+        # Gains 3 % (AVX-512), 2 % (AVX2 imitated), 1 prompt; 8 %, 7 %, 20 prompts.
         return self.threads.run(tasks)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:

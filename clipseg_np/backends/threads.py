@@ -3,8 +3,8 @@
 NumPy releases Python's lock inside its loops and products, so that threads run at the same time.
 BLAS has threads of its own, which wait for each other inside every product and keep the cores busy
 for a while after it. Here one thread computes a whole product, and the threads share out products
-and the steps around them. This gains 4 % for 1 prompt (AVX2 imitated: 3 %) and 25 % for 20 prompts
-(12 %): benchmarks/tricks.md has all gains.
+and the steps around them. This gains 29 % for 1 prompt (AVX2 imitated: 54 %) and 36 % for 20
+prompts (47 %): benchmarks/tricks.md has all gains.
 
 A ThreadPoolExecutor has the threads. A pool by hand would gain less than 1 %.
 """
@@ -69,7 +69,7 @@ class Threads:
         """How many threads the caller can use: all; inside a task, its own and the idle ones."""
         if not _is_inside_task.get():
             return self.count
-        # That idle threads help gains 74 % (AVX-512), 73 % (AVX2 imitated), 1 prompt.
+        # With two threads it gains nothing where they take slices in turn; with more, unmeasured.
         _, futures = _pool(self.count)
         return max(1, self.count - sum(not future.done() for future in tuple(futures)))
 
