@@ -17,6 +17,7 @@ import numpy as np
 from ..backends.select import ops_for
 from ..backends.threads import usual_count
 from ..checkpoints.hub import download
+from ..checkpoints.locate import checkpoint_folder
 from ..convert.checkpoint import PYTORCH_SUFFIXES, convert, has_transformers_names
 from ..convert.from_authors import convert_original
 from ..errors import InputError, printable
@@ -79,6 +80,7 @@ def run_segment(options: argparse.Namespace) -> int:
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
     query = segmenter.prepare(prompts, job.white_level) if images[1:] else prompts
     segment = partial(segmenter.combine, scales=job.scales, white_level=job.white_level)
+    notes = notes_on_words(job) if options.json else {}
     failures, written = 0, []
     for name, stem in zip(images, stems):
         try:
@@ -98,9 +100,9 @@ def run_segment(options: argparse.Namespace) -> int:
             continue
         written.append({"image": name, "prompts": records})
         if options.json:
-            records = with_unknown_words(records, job)
             about = {"image": name, "checkpoint": options.model or DEMONSTRATION}
-            print(results.json_lines([{**about, **record} for record in records]))
+            lines = [{**about, **record, **notes.get(record["prompt"], {})} for record in records]
+            print(results.json_lines(lines))
             continue
         show(*results.text_lines(records))
         if overlay:
@@ -164,15 +166,11 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
     )
 
 
-def with_unknown_words(records: list[dict], job: Job) -> list[dict]:
-    """The prompts' records; those with words that the checkpoint does not know name them."""
-    path = Path(str(job.model))
-    known = known_words(path.parent if path.is_file() else path)
-    for record in records:
-        texts = parse(record["prompt"]).prompts if record["prompt"] in job.prompts else ()
-        if unknown := unknown_words(known, map(str, texts)):
-            record["unknown_words"] = unknown
-    return records
+def notes_on_words(job: Job) -> dict[str, dict]:
+    """Of each text prompt, a field of the words that the checkpoint does not know, if any."""
+    known = known_words(checkpoint_folder(str(job.model)))
+    unknown = {text: unknown_words(known, map(str, parse(text).prompts)) for text in job.prompts}
+    return {text: {"unknown_words": words} for text, words in unknown.items() if words}
 
 
 def run_batch_command(options: argparse.Namespace) -> int:
@@ -200,9 +198,11 @@ def run_batch_command(options: argparse.Namespace) -> int:
         return 1 if reason else stop.args[0]
     errors = [record["error"] for record in records if "error" in record]
     if options.json:
+        notes = notes_on_words(job)
         for record in records:
             record["checkpoint"] = options.model or DEMONSTRATION
-            with_unknown_words(record.get("prompts", []), job)
+            for prompt in record.get("prompts", []):
+                prompt |= notes.get(prompt["prompt"], {})
         print(results.json_lines(records))
     else:
         for error in errors:

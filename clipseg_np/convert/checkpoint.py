@@ -45,8 +45,8 @@ OTHER_FILES = (
 )
 PYTORCH_NAME = "pytorch_model.bin"  # transformers' weights before safetensors, under the same names
 PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-# What torch.compile, FSDP and so on put into the names of inner modules; what they put before all
-# names is found by a landmark.
+# torch.compile, FSDP and others put these into the names of inner modules; a landmark tells what
+# they put before all names.
 WRAPPERS = re.compile(r"(?<=\.)(_orig_mod|module|_(fsdp|checkpoint)_wrapped_module)\.")
 LANDMARKS = ("clip.text_projection.weight", "text_projection.weight")  # of CLIPSeg, and of CLIP
 MODELS = (CLIPSegForImageSegmentation, CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel)

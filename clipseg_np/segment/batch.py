@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from ..atomic_files import NOT_UTF8, folder_replaced, is_other_file, remove_part, write_text
 from ..checkpoints.hub import CHECKPOINT_FILES, WORDS_NAME
+from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError
 from ..image.load_image import load_image
 from ..image.plugins import image_suffixes
@@ -232,7 +233,7 @@ def job_mark(job: Job) -> str:
     options["clean_up"] = [float(pixels) for pixels in options["clean_up"].values()]
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
     path = checkpoint_or_demo(job.model)
-    folder = path.parent if path.is_file() else path
+    folder = checkpoint_folder(path)
     files = sorted(f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file())
     files = [file for file in files if file.name != WORDS_NAME]  # changes no mask
     if path.is_file():

@@ -40,7 +40,7 @@ _TOKEN = re.compile(
     r"|((?:(?!\s[-+&]\s)[^()!])+))",
     re.DOTALL,
 )
-# What a text may hold that is meant as operators: in combined prompts, and in one text.
+# Signs in a text that are meant as operators: in combined prompts, and in one text.
 _LIKE_OPERATORS = re.compile(
     r"[|,;，、；｜“”„«»]|&&|\s[–—−]\s|\b(AND|OR|NOT)\b"  # other signs, other dashes, words
     r"|\s[-+&](?=\w)|(?<=[^\W\d_]{2})([-+&]\s|[+&](?=[^\W\d_]))"  # a space is missing
