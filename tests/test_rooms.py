@@ -17,7 +17,7 @@ FLOORS = {
     "model": 5,
     **dict.fromkeys(("text", "image", "golden"), 6),
     **dict.fromkeys(("masks", "convert"), 7),
-    "segment": 8,
+    **dict.fromkeys(("segment", "learn"), 8),
     "cli": 9,
 }
 FILES = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")]

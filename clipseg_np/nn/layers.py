@@ -5,9 +5,11 @@ A constructor takes its arrays, and builds its children, from a `Scope`: a place
 The reference has one class for each of these in every model; here there is one for all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import gradients
+from .learning import current, is_learning
 from .ops import Array, join_heads, split_heads
 from .scope import Scope
 from .trace import is_traced, record
@@ -21,11 +23,24 @@ class Layer:
         self.ops = scope.ops
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_learning():
+            current().given.setdefault(self, []).append((args, kwargs))
         if not is_traced():
             return self.ops.run(self, *args, **kwargs)
         output = self.forward(*args, **kwargs)
         record(self.name, output)
         return output
+
+    def propagate(self, d_y: Any) -> Any:
+        """`backward` with what the layer's last call inside `learning()` was given."""
+        args, kwargs = current().given[self].pop()
+        return self.ops.run_backward(self, d_y, *args, **kwargs)
+
+    def learn(self, **gradients: Callable[[], Array]) -> None:
+        """Add to the gradients of this layer's arrays those that are asked for."""
+        for name, gradient in gradients.items():
+            if current().learns(f"{self.name}.{name}"):
+                current().add(f"{self.name}.{name}", gradient())
 
 
 class Linear(Layer):
@@ -38,6 +53,12 @@ class Linear(Layer):
 
     def forward(self, x: Array) -> Array:
         return self.ops.linear(x, self.weight, self.bias)
+
+    def backward(self, d_y: Array, x: Array) -> Array:
+        self.learn(weight=lambda: gradients.linear_weight(d_y, x))
+        if self.bias is not None:
+            self.learn(bias=lambda: gradients.sum_rows(d_y))
+        return gradients.linear(d_y, self.weight)
 
 
 class PatchEmbedding(Layer):

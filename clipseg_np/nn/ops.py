@@ -32,8 +32,9 @@ class Ops(Unpickled):
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
     # A model computes so many at a time, each 10 MB or more, by so many workers.
     images_per_slice, prompts_per_slice, workers = 64, 64, 1
-    # A fast backend's functions in place of `forward`, by the layer's class.
+    # A fast backend's functions in place of `forward` and `backward`, by the layer's class.
     whole_layers: Mapping[type, Callable] = {}
+    whole_backwards: Mapping[type, Callable] = {}
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
@@ -52,6 +53,12 @@ class Ops(Unpickled):
         if type(layer) in self.whole_layers:
             return self.whole_layers[type(layer)](self, layer, *args, **kwargs)
         return layer.forward(*args, **kwargs)
+
+    def run_backward(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        """`layer.backward`, or a fast backend's function in its place."""
+        if type(layer) in self.whole_backwards:
+            return self.whole_backwards[type(layer)](self, layer, *args, **kwargs)
+        return layer.backward(*args, **kwargs)
 
     def parallel_for(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """The results of independent tasks, in order. A fast backend runs several at a time."""
