@@ -1,0 +1,148 @@
+"""A learned prompt's file, its fingerprint, and for which models it is taken."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from clipseg_np import CLIPSegForImageSegmentation, InputError
+from clipseg_np.convert import convert
+from clipseg_np.model.learned_prompt import KEY, LearnedPrompt, fingerprint
+
+from ..helpers.checkpoints import PLAIN, REFINED, checkpoint, stored_arrays
+
+MADE = {"prompt": "a heart", "start": "a shape", "steps": 400}
+
+
+def model_of(folder, **options):
+    return CLIPSegForImageSegmentation.from_pretrained(folder, **options)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of(PLAIN)
+
+
+@pytest.fixture
+def prompt(model):
+    vector = np.random.default_rng(0).standard_normal(model.config.projection_dim)
+    return LearnedPrompt(vector.astype(np.float32), fingerprint(model), "heart", MADE)
+
+
+def test_a_file_gives_back_what_was_saved_and_is_named_by_its_name(prompt, tmp_path):
+    prompt.save(tmp_path / "big heart.v2.safetensors")
+    loaded = LearnedPrompt.load(tmp_path / "big heart.v2.safetensors")
+    np.testing.assert_array_equal(loaded.vector, prompt.vector)
+    assert (loaded.fingerprint, loaded.made) == (prompt.fingerprint, MADE)
+    assert (loaded.name, str(loaded)) == ("big heart.v2", "@big heart.v2")
+
+
+def test_the_same_prompt_is_the_same_file_which_the_library_reads(prompt, tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        prompt.save(tmp_path / name)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert list(load_file(tmp_path / "a.safetensors")) == [KEY]
+    with safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["made"]) == MADE
+
+
+@pytest.mark.parametrize(
+    "arrays, about",
+    [
+        ({"other": np.zeros(4, np.float32)}, {"fingerprint": "", "made": "{}"}),
+        ({KEY: np.zeros(4, np.float32)}, None),
+        ({KEY: np.zeros(4, np.float32)}, {"fingerprint": ""}),
+        ({KEY: np.zeros(4, np.float32)}, {"fingerprint": "", "made": "{"}),
+        ({KEY: np.zeros(4, np.float32)}, {"fingerprint": "", "made": "[1]"}),
+        ({KEY: np.zeros(4, np.float32)}, {"fingerprint": "", "made": "[" * 100_000}),
+        ({KEY: np.zeros((1, 4), np.float32)}, {"fingerprint": "", "made": "{}"}),
+        ({KEY: np.zeros(4, np.float64)}, {"fingerprint": "", "made": "{}"}),
+        ({KEY: np.full(4, np.nan, np.float32)}, {"fingerprint": "", "made": "{}"}),
+    ],
+)
+def test_another_safetensors_file_is_refused(arrays, about, tmp_path):
+    save_file(arrays, tmp_path / "x.safetensors", about)
+    with pytest.raises(InputError, match=r"x\.safetensors is no learned prompt .*learn-prompt"):
+        LearnedPrompt.load(tmp_path / "x.safetensors")
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "heart.safetensors").write_text("a heart")
+    with pytest.raises(InputError, match="is no learned prompt"):
+        LearnedPrompt.load(tmp_path / "heart.safetensors")
+    with pytest.raises(InputError, match="is no learned prompt"):
+        LearnedPrompt.load(PLAIN / "model.safetensors")
+    for missing in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match="there is no file .*learn-prompt"):
+            LearnedPrompt.load(missing)
+
+
+def test_a_failed_save_leaves_the_old_file(prompt, tmp_path):
+    path = tmp_path / "heart.safetensors"
+    prompt.save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        replace(prompt, made={"path": tmp_path}).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_neither_the_computing_type_nor_the_files_layout_changes_the_fingerprint(model, tmp_path):
+    expected = fingerprint(model)
+    assert fingerprint(model_of(PLAIN, dtype="float64")) == expected
+    convert(PLAIN, tmp_path / "one")
+    convert(PLAIN, tmp_path / "shards", shard_size=0.01)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    model.save_pretrained(tmp_path / "saved")
+    wide = {name: array.astype(np.float64) for name, array in stored_arrays(PLAIN).items()}
+    for folder in ("one", "shards", "saved", checkpoint(tmp_path / "wide", wide)):
+        assert fingerprint(model_of(tmp_path / folder)) == expected
+        assert fingerprint(model_of(tmp_path / folder, dtype="float64")) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_checkpoint_stored_in_half_the_bits_has_a_fingerprint_of_its_own(
+    model, prompt, dtype, tmp_path
+):
+    """Once it is stored so, storing it as float32 again changes nothing more."""
+    convert(PLAIN, tmp_path / "half", dtype)
+    convert(tmp_path / "half", tmp_path / "whole", "float32")
+    half = model_of(tmp_path / "half")
+    assert fingerprint(half) != fingerprint(model)
+    assert fingerprint(half) == fingerprint(model_of(tmp_path / "whole"))
+    with pytest.raises(InputError, match="stored as float16 or bfloat16"):
+        prompt.check(half)
+
+
+def test_each_array_of_the_decoder_and_the_projections_decides_and_no_other(model, tmp_path):
+    arrays, expected = stored_arrays(PLAIN), fingerprint(model)
+    decide = set()
+    for name in arrays:
+        changed = {n: a.copy() for n, a in arrays.items()}
+        changed[name].reshape(-1)[-1] += 1
+        if fingerprint(model_of(checkpoint(tmp_path / "changed", changed))) != expected:
+            decide.add(name)
+    towers = ("clip.text_model.", "clip.vision_model.", "clip.logit_scale")
+    assert decide == {name for name in arrays if not name.startswith(towers)}
+    assert len(decide) > 20
+
+
+def test_another_decoder_is_refused_unless_it_is_forced(model, prompt, tmp_path):
+    assert prompt.check(model).fingerprint == prompt.fingerprint
+    arrays = stored_arrays(PLAIN)
+    arrays["decoder.film_add.bias"] = arrays["decoder.film_add.bias"] + 1
+    other = model_of(checkpoint(tmp_path / "other", arrays))
+    with pytest.raises(InputError, match="@heart does not fit .*learn it again .*--force"):
+        prompt.check(other)
+    forced = prompt.check(other, force=True)
+    assert forced.fingerprint == fingerprint(other) and forced.vector is prompt.vector
+    assert forced.check(other).name == "heart"
+
+
+def test_another_shape_is_always_refused(prompt):
+    other = model_of(REFINED)
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"has 20 numbers.* takes 18 \(projection_dim\)"):
+            prompt.check(other, force)
