@@ -50,7 +50,8 @@ def optional(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise MissingExtra(
             f"{module} is needed here and is not installed ({error}). "
-            f"Add it with: pip install {module} (it belongs to the extra {extra!r} of clipseg_np)."
+            f"Add it with: pip install {package} (it belongs to the extra {extra!r} of clipseg_np)."
         ) from error

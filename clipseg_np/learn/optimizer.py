@@ -1,0 +1,54 @@
+"""AdamW, and a rate that rises at the start and falls to the end.
+
+Sources: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), algorithm 2, and
+"SGDR: stochastic gradient descent with warm restarts" (2017), equation 5, without restarts.
+"""
+
+import math
+from collections.abc import Mapping
+
+from ..nn.ops import Array
+
+
+class AdamW:
+    """Changes arrays of NumPy or CuPy in place, by the running means of their gradients.
+
+    `means` holds those of the gradients, `squares` those of their squares, by the arrays' names.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Array],
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        self.arrays, self.weight_decay, self.betas, self.eps = arrays, weight_decay, betas, eps
+        self.steps = 0
+        self.means = {name: array * 0 for name, array in arrays.items()}
+        self.squares = {name: array * 0 for name, array in arrays.items()}
+
+    def step(self, gradients: Mapping[str, Array], rate: float) -> None:
+        """One step against the gradients. An array without one stays as it is."""
+        self.steps += 1
+        beta1, beta2 = self.betas
+        # Both running means start at 0, and are too small by these factors.
+        part1, part2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for name, gradient in gradients.items():
+            array, mean, square = self.arrays[name], self.means[name], self.squares[name]
+            mean += (1 - beta1) * (gradient - mean)
+            square *= beta2
+            square += (1 - beta2) * gradient * gradient
+            array *= 1 - rate * self.weight_decay
+            array -= rate / part1 * mean / ((square / part2) ** 0.5 + self.eps)
+
+
+def rate_at(step: int, steps: int, peak: float, warm_up: int, end: float = 0.1) -> float:
+    """The rate of step 0, 1, ... steps - 1.
+
+    It rises to `peak` in a line of `warm_up` steps, and falls to `end` of it by half a cosine.
+    """
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    turn = math.pi * (step - warm_up) / max(1, steps - 1 - warm_up)
+    return peak * (end + (1 - end) * (1 + math.cos(turn)) / 2)
