@@ -1,12 +1,6 @@
-"""Draw docs/architecture.svg: CLIPSeg with the shape of every step, rd64-refined at 352 x 352.
+"""The drawing of CLIPSeg with the shape of every step, rd64-refined at 352 x 352."""
 
-python docs/draw_architecture.py
-"""
-
-import textwrap
-from pathlib import Path
-
-OUTPUT = Path(__file__).with_name("architecture.svg")
+from svg import arrow, box, page, text
 
 # The official sizes; tests/docs/test_architecture.py compares them with the configs' defaults.
 SIDE, PATCH, CHANNELS = 352, 16, 3
@@ -18,23 +12,6 @@ DECODER, DECODER_HEADS = 64, 4
 GRID = SIDE // PATCH
 TOKENS = 1 + GRID**2
 
-STYLE = """
-    .page { fill: #ffffff } .tip { fill: #57606a }
-    .line { fill: none; stroke: #57606a; stroke-width: 1.5 }
-    text { fill: #1f2328; font: 13px system-ui, sans-serif; text-anchor: middle }
-    .shape { font: 12px ui-monospace, monospace; fill: #57606a }
-    .name { font-weight: 600 } .left { text-anchor: start }
-    .plain { fill: #f0f2f4; stroke: #8c959f } .image { fill: #dbeafe; stroke: #2563eb }
-    .prompt { fill: #fef3c7; stroke: #b45309 } .mask { fill: #dcfce7; stroke: #15803d }
-    .unread { fill: none; stroke: #8c959f; stroke-dasharray: 4 3 }
-    @media (prefers-color-scheme: dark) {
-      .page { fill: #0d1117 } .line { stroke: #9da7b1 } .tip { fill: #9da7b1 }
-      text { fill: #e6edf3 } .shape { fill: #9da7b1 }
-      .plain { fill: #21262d; stroke: #6e7681 } .image { fill: #132f5c; stroke: #58a6ff }
-      .prompt { fill: #42300a; stroke: #d29922 } .mask { fill: #0f3d21; stroke: #3fb950 }
-      .unread { stroke: #6e7681 }
-    }
-"""
 TITLE = "The architecture of CLIPSeg, with the shape of every step"
 DESCRIPTION = f"""\
 Above, from left to right: an image of {CHANNELS} x {SIDE} x {SIDE} numbers becomes {TOKENS} tokens
@@ -45,26 +22,6 @@ In the middle, from right to left: the decoder takes the deepest tokens first, a
 scales and shifts them (FiLM). {len(EXTRACT_LAYERS)} layers follow; before each further one the
 next tokens are added. The head turns {GRID} x {GRID} tokens into {SIDE} x {SIDE} logits, one for
 each pixel."""
-
-
-def text(x, y, words, kind=""):
-    return f'<text x="{x}" y="{y}" class="{kind}">{words}</text>'
-
-
-def box(x, y, width, height, kind, *lines):
-    """A box centered at (x, y): its name, and further lines; '=' marks a line of numbers."""
-    top = y + 5 - 8.5 * (len(lines) - 1)
-    kinds = ["name", *("shape" if line.startswith("=") else "" for line in lines[1:])]
-    place = f'x="{x - width / 2:g}" y="{y - height / 2:g}" width="{width}" height="{height}"'
-    lines = [line.lstrip("=") for line in lines]
-    return [f'<rect {place} rx="6" class="{kind}"/>'] + [
-        text(x, f"{top + 17 * i:g}", line, kinds[i]) for i, line in enumerate(lines)
-    ]
-
-
-def arrow(*points):
-    path = " ".join(f"{x:g},{y:g}" for x, y in points)
-    return [f'<polyline points="{path}" class="line" marker-end="url(#tip)"/>']
 
 
 def column(layer):
@@ -137,24 +94,6 @@ def text_lane(y, decoder_y):
     return parts
 
 
-def draw() -> str:
+def architecture() -> str:
     parts = vision_lane(82) + decoder_lane(246, 82) + text_lane(366, 246)
-    body = "\n  ".join(parts)
-    return f"""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1060 410"
-     role="img" aria-labelledby="title desc">
-  <title id="title">{TITLE}</title>
-  <desc id="desc">{textwrap.fill(DESCRIPTION, 100)}</desc>
-  <style>{STYLE}  </style>
-  <marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"
-          orient="auto">
-    <path d="M0,0 L8,4 L0,8 z" class="tip"/>
-  </marker>
-  <rect width="1060" height="410" rx="8" class="page"/>
-  {body}
-</svg>
-"""
-
-
-if __name__ == "__main__":
-    OUTPUT.write_text(draw(), "utf-8")
+    return page(1060, 410, TITLE, DESCRIPTION, parts)
