@@ -23,15 +23,16 @@ KEY = "conditional_embedding"  # the file's only array
 DECIDES = ("decoder.", "clip.text_projection.", "clip.visual_projection.")
 
 
-def fingerprint(model: CLIPSegForImageSegmentation) -> str:
-    """A SHA-256, in hexadecimal, of the arrays that decide what a conditional embedding means.
+def fingerprint(model: CLIPSegForImageSegmentation, places: tuple[str, ...] = DECIDES) -> str:
+    """A SHA-256, in hexadecimal, of the arrays whose names start with one of `places`.
 
-    They are the decoder's and both projections', as float32: neither the type that a model computes
-    in nor the files' layout changes it. Storing the checkpoint as float16 or bfloat16 does.
+    By default, they are those that decide what a conditional embedding means: the decoder's and
+    both projections'. They count as float32: neither the type that a model computes in nor the
+    files' layout changes the hash. Storing the checkpoint as float16 or bfloat16 does.
     """
     sha256 = hashlib.sha256()
     for name, array in sorted(model.scope.arrays.items()):
-        if name.startswith(DECIDES):
+        if name.startswith(places):
             sha256.update(name.encode())
             sha256.update(np.ascontiguousarray(model.ops.to_numpy(array), "<f4").data)
     return sha256.hexdigest()

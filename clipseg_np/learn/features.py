@@ -1,0 +1,170 @@
+"""Features of images, encoded once by the frozen vision tower and kept in a folder on disk.
+
+An entry is one image in one of 8 turns: the tokens that the decoder reads, in float16, which leaves
+IoU unchanged. While the decoder's `reduces` stay as they are, it holds the reduced tokens: 0.2 MB
+at the official size instead of 2.2 MB. Its name is a hash of all that it depends on, so that other
+runs find it, and none is ever out of date. Each image is computed alone: an entry's bits do not
+depend on which others are missing. The folder may be removed at any time.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from ..atomic_files import written_together
+from ..errors import InputError
+from ..image.image_processor import ViTImageProcessor
+from ..model.batched import in_parallel
+from ..model.clipseg import CLIPSegForImageSegmentation
+from ..model.learned_prompt import fingerprint
+from ..nn.ops import Array
+
+MAX_BYTES = 8 << 30  # of all entries in a folder
+SUFFIX, DIGEST = ".features", sha256().digest_size
+# Gets the parts of a long work and its name, and returns the parts: tqdm.tqdm is one.
+Progress = Callable[[Sequence, str], Iterable]
+
+
+def unseen(parts: Sequence, name: str) -> Iterable:
+    """Show no progress."""
+    return parts
+
+
+def turned(x: Array, turn: int) -> Array:
+    """One of 8 flips and quarter turns of the last two axes: 0 is x itself, 1 its mirror image.
+
+    (..., H, W) -> (..., H, W), or (..., W, H) from turn 4 on
+    """
+    x = x.swapaxes(-1, -2) if turn & 4 else x
+    x = x[..., ::-1, :] if turn & 2 else x
+    return x[..., ::-1] if turn & 1 else x
+
+
+class CachedFeatures:
+    """The features of images, in `turns` turns each; those that are not there are encoded now.
+
+    They are as `decoder.reduce` returns them or, unless `is_reduced`, as it takes them. There are
+    fewer turns, with a warning, where all would take more than `max_bytes`. The entries that have
+    not been used for longest make room for new ones. Raises InputError for images that do not fit
+    even once, a processor that gives images different sizes, and numbers too large for float16.
+    """
+
+    def __init__(
+        self,
+        model: CLIPSegForImageSegmentation,
+        image_processor: ViTImageProcessor,
+        images: Sequence[str | os.PathLike],
+        *,
+        turns: int = 8,
+        is_reduced: bool = True,
+        folder: str | os.PathLike | None = None,
+        max_bytes: int = MAX_BYTES,
+        progress: Progress = unseen,
+    ):
+        self.model, self.image_processor, self.is_reduced = model, image_processor, is_reduced
+        self.folder = usual_folder() if folder is None else Path(folder)
+        config, size = model.config, image_processor.size
+        if size.keys() != {"height", "width"} or not image_processor.do_resize:
+            given = f"size={size}, do_resize={image_processor.do_resize}"
+            raise InputError(f"the processor has {given}; expected a height and a width for all")
+        p, D = config.vision_config.patch_size, config.vision_config.hidden_size
+        self.grid = size["height"] // p, size["width"] // p
+        # (layers,1+hw,D)
+        self.shape = len(config.extract_layers), 1 + self.grid[0] * self.grid[1]
+        self.shape += (config.reduce_dim if is_reduced else D,)
+        self.entry_bytes = DIGEST + 2 * int(np.prod(self.shape))
+        # A quarter turn needs a square.
+        turns = min(turns, 8 if size["height"] == size["width"] else 4)
+        self.turns = self._affordable(turns, len(images), max_bytes)
+        places = "clip.vision_model.", *["decoder.reduces."] * is_reduced
+        about = fingerprint(model, places), image_processor.to_dict(), config.to_dict(), is_reduced
+        mark = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        self.files = [self._files(Path(image), mark) for image in images]
+        self._make_room(max_bytes)
+        self._encode(images, progress)
+
+    def load(self, entries: Sequence[tuple[int, int]]) -> list[Array]:
+        """P pairs of an image's number and a turn to their tokens, (P,1+hw,D) for each layer."""
+        arrays = [np.fromfile(self.files[i][turn], "<f2", offset=DIGEST) for i, turn in entries]
+        # (layers,P,1+hw,D)
+        tokens = np.stack([array.reshape(self.shape) for array in arrays], axis=1)
+        return list(self.model.ops.asarray(tokens).astype(self.model.dtype))
+
+    def _affordable(self, turns: int, num_images: int, max_bytes: int) -> int:
+        """The turns that fit into `max_bytes`: 8, 4, 2 or 1."""
+        need = self.entry_bytes * num_images
+        limit = f"{self.folder} holds {max_bytes / 1e9:.2f} GB at most"
+        if need > max_bytes:
+            given = f"the features of {num_images} images take {need / 1e9:.2f} GB"
+            raise InputError(f"{given}, and {limit}: give fewer images")
+        fitting = next(n for n in (8, 4, 2, 1) if n <= turns and n * need <= max_bytes)
+        if fitting < turns:
+            text = f"images are learned from in {fitting} flips and turns, not {turns}: {limit}"
+            warnings.warn(text, stacklevel=4)
+        return fitting
+
+    def _files(self, image: Path, mark: str) -> tuple[Path, ...]:
+        """The entries of an image, one for each turn."""
+        content = sha256(image.read_bytes()).hexdigest()
+        keys = (f"{content} {turn} {mark}".encode() for turn in range(self.turns))
+        return tuple(self.folder / f"{sha256(key).hexdigest()}{SUFFIX}" for key in keys)
+
+    def _make_room(self, max_bytes: int) -> None:
+        own = {file for files in self.files for file in files}
+        left = max_bytes - self.entry_bytes * len(own)
+        others = [(f.stat(), f) for f in self.folder.glob(f"*{SUFFIX}") if f not in own]
+        for about, file in sorted(others, key=lambda other: -other[0].st_mtime):
+            left -= about.st_size
+            if left < 0:
+                file.unlink(missing_ok=True)
+
+    def _encode(self, images: Sequence[str | os.PathLike], progress: Progress) -> None:
+        """Write the entries that are not there, of several images at a time."""
+        tasks = [
+            partial(self._encode_image, image, files)
+            for files, image in dict(zip(self.files, images)).items()
+            if not all(map(self._is_whole, files))
+        ]
+        size = self.model.ops.workers
+        for start in progress(range(0, len(tasks), size), "encoding images"):
+            in_parallel(self.model.ops, tasks[start : start + size])
+        self.model.clip.vision_model.give_back_memory()
+
+    def _is_whole(self, file: Path) -> bool:
+        """Whether an entry is there and undamaged. Its file's time is that of its last use."""
+        try:
+            content = file.read_bytes()
+            os.utime(file)
+        except OSError:
+            return False
+        is_complete = len(content) == self.entry_bytes
+        return is_complete and sha256(content[DIGEST:]).digest() == content[:DIGEST]
+
+    def _encode_image(self, image: str | os.PathLike, files: Sequence[Path]) -> None:
+        model = self.model
+        # (1,3,height,width)
+        pixels = self.image_processor(os.fspath(image))["pixel_values"]
+        with written_together(self.folder) as part:
+            for turn, file in enumerate(files):
+                tokens = model.encode_image(np.ascontiguousarray(turned(pixels, turn))).activations
+                tokens = model.decoder.reduce(tokens) if self.is_reduced else tokens
+                numbers = model.ops.to_numpy(model.ops.xp.concatenate(tokens))
+                if not (largest := abs(numbers).max()) <= np.finfo("f2").max:  # NaN is not
+                    expected = "expected numbers that float16 holds"
+                    raise InputError(f"{image}: its features reach {largest:g}; {expected}")
+                content = np.ascontiguousarray(numbers, "<f2").tobytes()
+                (part / file.name).write_bytes(sha256(content).digest() + content)
+
+
+def usual_folder() -> Path:
+    """The system's folder for what can be computed again."""
+    base = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return Path(named or Path.home() / base, "clipseg-np", "features")
