@@ -84,7 +84,7 @@ class CachedFeatures:
         turns = min(turns, 8 if size["height"] == size["width"] else 4)
         self.turns = self._affordable(turns, len(images), max_bytes)
         places = "clip.vision_model.", *["decoder.reduces."] * is_reduced
-        about = fingerprint(model, places), image_processor.to_dict(), config.to_dict(), is_reduced
+        about = fingerprint(model, places), image_processor.to_dict(), config.to_dict()
         mark = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.files = [self._files(Path(image), mark) for image in images]
         self._make_room(max_bytes)
@@ -144,8 +144,7 @@ class CachedFeatures:
             os.utime(file)
         except OSError:
             return False
-        is_complete = len(content) == self.entry_bytes
-        return is_complete and sha256(content[DIGEST:]).digest() == content[:DIGEST]
+        return sha256(content[DIGEST:]).digest() == content[:DIGEST]
 
     def _encode_image(self, image: str | os.PathLike, files: Sequence[Path]) -> None:
         model = self.model
