@@ -163,11 +163,14 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
     return {name: header[name] for name in order}, 8 + length
 
 
-def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as one safetensors file that transformers loads too; whole, or not at all."""
+def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray], **about: str) -> None:
+    """Write arrays as one safetensors file that transformers loads too; whole, or not at all.
+
+    `about` is added to its metadata.
+    """
     tensors = {name: (SHORT_NAMES[x.dtype.name], x.shape, [x]) for name, x in arrays.items()}
     with written_whole(path) as temporary:
-        write_tensors(temporary, tensors, {"format": "pt"})
+        write_tensors(temporary, tensors, {"format": "pt", **about})
 
 
 def write_tensors(

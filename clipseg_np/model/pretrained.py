@@ -10,6 +10,7 @@ import numpy as np
 
 from ..atomic_files import written_whole
 from ..backends.select import ops_for
+from ..checkpoints.decoder_file import on_top
 from ..checkpoints.hub import MODEL, hub_options
 from ..checkpoints.locate import checkpoint_path
 from ..checkpoints.weights import (
@@ -144,6 +145,7 @@ class PretrainedModel(Habits, Layer):
         dtype: Any = "float32",
         threads: int | None = None,
         ops: Ops | None = None,
+        decoder: str | os.PathLike | None = None,
         **options: Any,
     ) -> "Self":
         """Load config.json and safetensors weights of float16, bfloat16, float32 or float64.
@@ -151,7 +153,8 @@ class PretrainedModel(Habits, Layer):
         A checkpoint is a folder, a hub id, or one .safetensors file with config.json beside it.
         `threads` are those of the backend "numpy", by default one for each core; with more than
         one, equal calls may differ in the last bits. `ops` is the arithmetic itself, in place of a
-        backend's name: Ops(jax.numpy) runs the readable code on JAX. `dtype` may be PyTorch's, or
+        backend's name: Ops(jax.numpy) runs the readable code on JAX. `decoder` is a file whose
+        decoder takes the place of the checkpoint's (see checkpoints/decoder_file.py). `dtype` may be PyTorch's, or
         "auto", the one that the config names. `options` are those of checkpoint_path, such as
         local_files_only, and fields of the config, which win over config.json's; `config` takes
         that file's place.
@@ -172,7 +175,10 @@ class PretrainedModel(Habits, Layer):
         named = config.other.get("dtype") or config.other.get("torch_dtype")
         if is_auto and named in ops.FLOAT_TYPES:
             dtype = np.dtype(named)
-        return cls.from_tensors(path, stored_tensors(path), config, ops, dtype)
+        tensors = stored_tensors(path)
+        if decoder is not None:
+            tensors = on_top(tensors, decoder)
+        return cls.from_tensors(path, tensors, config, ops, dtype)
 
     @classmethod
     def from_tensors(

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from string import punctuation
 from typing import Any, ClassVar
 
 from ..atomic_files import written_together
@@ -18,24 +17,13 @@ from ..errors import InputError
 from ..habits import LOADING, SAVING, TEXT, Habits, understands
 from ..image.image_processor import IGNORED, RULES, ViTImageProcessor
 from ..model.outputs import Features
+from ..text.known_words import known_words, unknown_words
 from ..text.tokenizer import CLIPTokenizer
 
 TEXT_OPTIONS = {"padding", "truncation", "max_length", "padding_side", "return_tensors"}
 TEXT_OPTIONS |= {"add_special_tokens", "return_attention_mask"}
 ADVISED = "CIDAS/clipseg-rd64-refined"
 IMAGE_OPTIONS = {*RULES, *IGNORED, "white_level"}
-
-
-def known_words(folder: Path) -> frozenset[str]:
-    """All words that a checkpoint was trained on; empty if it reads any language."""
-    file = folder / WORDS_NAME
-    return frozenset(file.read_text("utf-8").split() if file.is_file() else ())
-
-
-def unknown_words(known: frozenset[str], texts: Iterable[str]) -> list[str]:
-    """The words of the texts that are not known; none where any language is."""
-    words = (word.strip(punctuation) for text in texts for word in text.lower().split())
-    return list(dict.fromkeys(word for word in words if known and word and word not in known))
 
 
 class CLIPSegProcessor(Habits):
@@ -66,9 +54,13 @@ class CLIPSegProcessor(Habits):
     @classmethod
     @understands(LOADING)
     def from_pretrained(
-        cls, folder_or_hub_id: str | os.PathLike, **options: Any
+        cls,
+        folder_or_hub_id: str | os.PathLike,
+        *,
+        decoder: str | os.PathLike | None = None,
+        **options: Any,
     ) -> "CLIPSegProcessor":
-        """Read both parts from a checkpoint.
+        """Read both parts from a checkpoint, and the words of a `decoder` on top of it.
 
         `options` are those of checkpoint_path, and settings of either part. Raises
         FileNotFoundError where a file is missing, InputError where one cannot be used.
@@ -78,7 +70,7 @@ class CLIPSegProcessor(Habits):
         image_processor = ViTImageProcessor.from_pretrained(folder_or_hub_id, **hub, **images)
         tokenizer = CLIPTokenizer.from_pretrained(folder_or_hub_id, **hub, **options)
         folder = checkpoint_folder(folder_or_hub_id, needed=(TEXTS,), **hub)
-        return cls(image_processor, tokenizer, known_words(folder))
+        return cls(image_processor, tokenizer, known_words(folder, decoder))
 
     def warn_of_unknown_words(self, texts: Iterable[str]) -> None:
         if unknown := unknown_words(self.words, texts):

@@ -96,19 +96,21 @@ class Segmenter:
         threads: int | None = None,
         local_files_only: bool = False,
         record: bool = True,
+        decoder: str | os.PathLike | None = None,
         **options: Any,
     ) -> "Segmenter":
         """Load a checkpoint: a folder, one .safetensors file or a hub id; None is the demo's.
 
-        For the options and errors see the model's from_pretrained; for `record`, the class. Only
-        with threads=1 do equal calls give equal bits.
+        `decoder` is a file of `clipseg-np fine-tune --decoder-only` to put on top. For the options
+        and errors see the model's from_pretrained; for `record`, the class. Only with threads=1 do
+        equal calls give equal bits.
         """
         hub = hub_options(options) | {"local_files_only": local_files_only}
         path = checkpoint_or_demo(folder_or_hub_id, **hub)
         model = CLIPSegForImageSegmentation.from_pretrained(
-            path, backend=backend, dtype=dtype, threads=threads, **options
+            path, backend=backend, dtype=dtype, threads=threads, decoder=decoder, **options
         )
-        processor = CLIPSegProcessor.from_pretrained(path)
+        processor = CLIPSegProcessor.from_pretrained(path, decoder=decoder)
         with naming(path):
             return cls(model, processor, record)
 
