@@ -26,7 +26,7 @@ def save_decoder(
     base: dict[str, Raw],
     words: Iterable[str] = (),
 ) -> None:
-    """Write a decoder's arrays, trained on the towers of the tensors `base`; whole or not at all."""
+    """Write a decoder that was trained on the towers of the tensors `base`; whole or not at all."""
     save_weights(path, arrays, base=_hash(base), words=" ".join(sorted(words)))
 
 

@@ -154,10 +154,10 @@ class PretrainedModel(Habits, Layer):
         `threads` are those of the backend "numpy", by default one for each core; with more than
         one, equal calls may differ in the last bits. `ops` is the arithmetic itself, in place of a
         backend's name: Ops(jax.numpy) runs the readable code on JAX. `decoder` is a file whose
-        decoder takes the place of the checkpoint's (see checkpoints/decoder_file.py). `dtype` may be PyTorch's, or
-        "auto", the one that the config names. `options` are those of checkpoint_path, such as
-        local_files_only, and fields of the config, which win over config.json's; `config` takes
-        that file's place.
+        decoder takes the place of the checkpoint's (see checkpoints/decoder_file.py). `dtype` may
+        be PyTorch's, or "auto", the one that the config names. `options` are those of
+        checkpoint_path, such as local_files_only, and fields of the config, which win over
+        config.json's; `config` takes that file's place.
 
         Weights are mapped: as long as the model is used, their file may be replaced by another of
         its name, but not overwritten in place (as `cp` does), which changes or ends the process.
