@@ -8,6 +8,7 @@ from .morphology import (
     feather,
     label_map,
     remove_small_components,
+    run_length_decoding,
     run_length_encoding,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "label_map",
     "regions",
     "remove_small_components",
+    "run_length_decoding",
     "run_length_encoding",
     "run_lengths",
     "without_crumbs",

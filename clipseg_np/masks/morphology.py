@@ -186,3 +186,56 @@ def run_length_encoding(mask: np.ndarray) -> dict:
     if values.size and values[0]:
         counts.insert(0, 0)
     return {"size": list(mask.shape), "counts": counts}
+
+
+def run_length_decoding(rle: dict) -> np.ndarray:
+    """The mask of COCO's RLE: {"size": [height,width], "counts": a list or a compressed text}.
+
+    Raises InputError where the counts are none, or do not fill the size.
+    """
+    size, counts = rle.get("size"), rle.get("counts")
+    counts = uncompressed_counts(counts) if isinstance(counts, (str, bytes)) else counts
+    is_rle = isinstance(size, (list, tuple)) and len(size) == 2 and isinstance(counts, list)
+    if not is_rle or not all(type(number) is int and number >= 0 for number in (*size, *counts)):
+        raise InputError("the RLE is damaged; expected a size and counts of 0 or more")
+    if sum(counts) != size[0] * size[1]:
+        total = f"{sum(counts)} pixels, and its size is {size[0]} x {size[1]}"
+        raise InputError(f"the RLE's counts are of {total}; expected as many")
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(values.reshape(size, order="F"))
+
+
+def uncompressed_counts(text: str | bytes) -> list[int]:
+    """The counts of a compressed RLE; numbers below 0 or none where it is damaged.
+
+    A character holds 5 bits of a number, the lowest first, 32 where more follow, and 48 is added.
+    The last one's 16 is the sign. From the fourth on, numbers are differences to the last but one.
+    """
+    counts, number, shift = [], 0, 0
+    for byte in text.encode() if isinstance(text, str) else text:
+        bits = byte - 48
+        if not 0 <= bits < 64:
+            return [-1]
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= bool(bits & 16) << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
+    return [-1] if shift else counts
+
+
+def polygon_mask(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mask of the pixels whose centers lie inside a polygon, by the even-odd rule.
+
+    points: (N,2) of x and y; pixel (row,column) covers x from column to column + 1. size:
+    (height,width). pycocotools rounds corners to fifths of a pixel, and differs at some edges.
+    """
+    height, width = size
+    crossings = np.zeros((height, width + 1), bool)
+    for (x, y), (next_x, next_y) in zip(points, np.roll(points, -1, axis=0)):
+        top, bottom = (int(np.clip(np.ceil(end - 0.5), 0, height)) for end in sorted((y, next_y)))
+        rows = np.arange(top, bottom)
+        across = x + (rows + 0.5 - y) * ((next_x - x) / ((next_y - y) or 1.0))
+        crossings[rows, np.clip(np.ceil(across - 0.5), 0, width).astype(int)] ^= True
+    return np.logical_xor.accumulate(crossings, axis=1)[:, :-1]

@@ -19,7 +19,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 import warnings
@@ -34,8 +33,8 @@ from ..atomic_files import NOT_UTF8, folder_replaced, is_other_file, remove_part
 from ..checkpoints.hub import CHECKPOINT_FILES, WORDS_NAME
 from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError
+from ..image.folder import images_in
 from ..image.load_image import load_image
-from ..image.plugins import image_suffixes
 from .contact_sheet import write_contact_sheet
 from .job import Job
 from .results import KINDS, is_result, json_lines, result_stems, text_lines, write_results
@@ -48,44 +47,11 @@ REPORT = "report.jsonl"
 JOB = "clipseg_np.json"
 FLAT_RECORDS = ".records"
 NOT_DONE = "not segmented: the batch was stopped; the same command or call goes on"
-# Hidden files and folders, and those of macOS, network storage and Windows.
-NOT_IMAGES = re.compile(r"\.|(__MACOSX|@eaDir|#recycle|@Recycle|\$RECYCLE\.BIN)$")
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Part of every key. It changes with the results, not with the release: a batch that an older
 # release began is resumed.
 RESULTS_VERSION = "0.1.0"
-
-
-def images_in(folder: str | os.PathLike, patterns: Sequence[str] = ()) -> list[Path]:
-    """A folder's images, sorted, by suffix or by glob patterns. Raises InputError for none.
-
-    What is hidden is passed over, and what systems keep beside images. Warns of a folder that
-    cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected one with images in it")
-    suffixes, images = image_suffixes(), []
-
-    def warn(error: OSError) -> None:
-        warnings.warn(f"{error.filename} is left out: {error.strerror}", stacklevel=4)
-
-    def fits(path: Path) -> bool:
-        return any(map(path.match, patterns)) if patterns else path.suffix.lower() in suffixes
-
-    try:
-        for parent, folders, names in os.walk(folder, onerror=warn):
-            folders[:] = [name for name in folders if not NOT_IMAGES.match(name)]
-            paths = (Path(parent, name) for name in names if not NOT_IMAGES.match(name))
-            images += filter(fits, paths)
-    except ValueError as error:
-        problem = f"--glob {' '.join(map(repr, patterns))}: {error}"
-        raise InputError(f"{problem}; expected patterns such as '*.jpg'") from error
-    if not images:
-        expected = f"that fits {', '.join(patterns)}" if patterns else "by its suffix"
-        raise InputError(f"{folder} and its subfolders hold no image {expected}")
-    return sorted(images)
 
 
 pictures_in = images_in  # its name in 0.1
