@@ -2,11 +2,14 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..atomic_files import written_whole
 from ..errors import optional
 
+T = TypeVar("T")
 LOG_NAME, PLOT_NAME = "learning.jsonl", "learning.png"
 
 
@@ -21,7 +24,7 @@ def write_plot(folder: Path, records: list[dict]) -> None:
     figure = optional("matplotlib.figure", extra="notebooks").Figure((8, 3), layout="tight")
     axes = figure.subplots(1, 2)
     for axis, label in zip(axes, ("loss", "IoU")):
-        for name in (name for name in records[-1] if name.endswith(label)):
+        for name in (name for name in records[-1] if name.endswith(label.lower())):
             known = [record for record in records if record[name] is not None]
             axis.plot([r["step"] for r in known], [r[name] for r in known], label=name)
         axis.set_xlabel("step")
@@ -31,16 +34,19 @@ def write_plot(folder: Path, records: list[dict]) -> None:
         figure.savefig(temporary)
 
 
-class Clock:
-    """The time that a run of so many steps has left, by the steps since this clock was made."""
+def progress_lines(
+    say: Callable[[str], object], seconds: float = 5
+) -> Callable[[Sequence[T], str], Iterator[T]]:
+    """A Progress that says "learning: 120 of 400, 1:05 left" every few seconds."""
 
-    def __init__(self, first: int, steps: int):
-        self.first, self.steps, self.start = first, steps, time.monotonic()
+    def shown(parts: Sequence[T], name: str) -> Iterator[T]:
+        start = said = time.monotonic()
+        for number, part in enumerate(parts, 1):
+            yield part
+            now = time.monotonic()
+            if now > said + seconds:
+                left = round((now - start) / number * (len(parts) - number))
+                say(f"{name}: {number} of {len(parts)}, {left // 60}:{left % 60:02} left")
+                said = now
 
-    def left(self, step: int) -> str:
-        """After so many steps, such as "1:05 left"; "" before one is done."""
-        if step == self.first:
-            return ""
-        pace = (time.monotonic() - self.start) / (step - self.first)
-        minutes, seconds = divmod(round(pace * (self.steps - step)), 60)
-        return f"{minutes}:{seconds:02} left"
+    return shown

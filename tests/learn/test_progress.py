@@ -8,12 +8,12 @@ from PIL import Image
 
 from clipseg_np.errors import MissingExtra
 from clipseg_np.learn import progress
-from clipseg_np.learn.progress import Clock, write_log, write_plot
+from clipseg_np.learn.progress import progress_lines, write_log, write_plot
 
 RECORDS = [
-    {"step": 0, "loss": None, "new IoU": 0.25, "old IoU": 1.0},
-    {"step": 20, "loss": 0.5, "new IoU": 0.75, "old IoU": 0.875},
-    {"step": 40, "loss": 0.25, "new IoU": 0.8, "old IoU": 0.875},
+    {"step": 0, "loss": None, "new_iou": 0.25, "old_iou": 1.0},
+    {"step": 20, "loss": 0.5, "new_iou": 0.75, "old_iou": 0.875},
+    {"step": 40, "loss": 0.25, "new_iou": 0.8, "old_iou": 0.875},
 ]
 
 
@@ -38,8 +38,8 @@ def test_the_plot_shows_the_loss_and_both_ious(tmp_path, monkeypatch):
     write_plot(tmp_path, RECORDS)
     assert curves == {
         "loss": [[20, 40], [0.5, 0.25]],
-        "new IoU": [[0, 20, 40], [0.25, 0.75, 0.8]],
-        "old IoU": [[0, 20, 40], [1.0, 0.875, 0.875]],
+        "new_iou": [[0, 20, 40], [0.25, 0.75, 0.8]],
+        "old_iou": [[0, 20, 40], [1.0, 0.875, 0.875]],
     }
     with Image.open(tmp_path / "learning.png") as image:
         assert image.size == (800, 300)
@@ -51,11 +51,10 @@ def test_a_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
         write_plot(tmp_path, RECORDS)
 
 
-def test_the_time_left_is_by_the_steps_of_this_run(monkeypatch):
-    now = [100.0]
+def test_a_line_every_few_seconds_says_how_much_time_is_left(monkeypatch):
+    now, lines = [100.0], []
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock = Clock(first=50, steps=150)
-    assert clock.left(50) == ""
-    now[0] += 13
-    assert clock.left(60) == "1:57 left"
-    assert clock.left(150) == "0:00 left"
+    for _ in progress_lines(lines.append)(range(30), "learning"):
+        now[0] += 4
+    assert lines[0] == "learning: 2 of 30, 1:52 left"
+    assert lines[-1] == "learning: 30 of 30, 0:00 left" and len(lines) == 15
