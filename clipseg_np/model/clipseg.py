@@ -10,9 +10,12 @@ image may have any number of prompts and is encoded once; a prompt in two forms 
 from collections.abc import Sequence
 from typing import Any
 
+from ..nn import gradients
 from ..nn.layers import ConvTranspose2d, DecoderLayer, Layer, Linear, RefinedHead
+from ..nn.learning import learning
 from ..nn.ops import Array
 from ..nn.scope import Scope
+from ..nn.trace import trace
 from . import input_checks
 from .batched import joined_slices
 from .clip import CLIPSegModel
@@ -47,6 +50,16 @@ class Decoder(Layer):
         """Tokens with the decoder's D features, deepest layer first.  (B,1+hw,D) each"""
         return [layer(tokens) for layer, tokens in zip(self.reduces, reversed(activations))]
 
+    def propagate_reduced(self, d_reduced: Sequence[Array]) -> list[Array]:
+        """The way back through `reduce`.  Deepest layer first -> d_activations, (B,1+hw,D) each"""
+        pairs = zip(self.reduces, d_reduced)
+        return [layer.propagate(d_tokens) for layer, d_tokens in pairs][::-1]
+
+    def learn_reduces(self, d_reduced: Sequence[Array], activations: Sequence[Array]) -> None:
+        """The gradients of `reduces` alone, for activations that come from a frozen tower."""
+        for layer, d_tokens, tokens in zip(self.reduces, d_reduced, reversed(activations)):
+            layer.learn_from(d_tokens, tokens)
+
     def forward(
         self,
         reduced: Sequence[Array],
@@ -68,12 +81,48 @@ class Decoder(Layer):
         hidden_states = hidden_states if output_hidden_states else None
         return CLIPSegDecoderOutput(self.paint(x, grid), hidden_states, attentions)
 
+    def backward(
+        self,
+        d_logits: Array,
+        reduced: Sequence[Array],
+        conditional_embeddings: Array,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[list[Array], Array]:
+        """(P,H,W) -> d_reduced, (B,1+hw,D) each, and d_conditional_embeddings"""
+        d_x, d_reduced = self.paint_backward(d_logits), {}
+        for i in reversed(range(len(reduced))):
+            d_x = self.layers[i].propagate(d_x)
+            if i == self.conditional_layer:
+                x = self.film_input(reduced)
+                d_x, d_embeddings = self.film_backward(d_x, x, conditional_embeddings)
+            d_reduced[i] = gradients.unshare(d_x, len(reduced[i]))
+        return [d_reduced[i] for i in range(len(reduced))], d_embeddings
+
     def film(self, x: Array, conditional_embeddings: Array) -> Array:
         """FiLM (Perez et al., 2018): the prompt scales and shifts features.  -> (P,T,D)"""
         # (P,projection_dim) -> (P,D) -> (P,1,D)
         multiply = self.film_mul(conditional_embeddings)[:, None, :]
         add = self.film_add(conditional_embeddings)[:, None, :]
         return multiply * x + add
+
+    def film_input(self, reduced: Sequence[Array]) -> Array:
+        """The tokens that FiLM was given, computed again unseen.  (B,1+hw,D)"""
+        x = 0
+        with trace(), learning():
+            for i in range(self.conditional_layer):
+                x = self.layers[i](reduced[i] + x)
+        return reduced[self.conditional_layer] + x
+
+    def film_backward(
+        self, d_y: Array, x: Array, conditional_embeddings: Array
+    ) -> tuple[Array, Array]:
+        """(P,T,D) -> d_x, of x's shape, and d_conditional_embeddings"""
+        multiply = self.film_mul.forward(conditional_embeddings)[:, None, :]
+        # (P,T,D) -> (P,D) -> (P,projection_dim)
+        d_embeddings = self.film_mul.propagate((d_y * x).sum(axis=1))
+        d_embeddings = d_embeddings + self.film_add.propagate(d_y.sum(axis=1))
+        return gradients.unshare(d_y * multiply, len(x)), d_embeddings
 
     def paint(self, x: Array, grid: tuple[int, int]) -> Array:
         """Patch tokens to logits; the class token is dropped.  (P,1+hw,D) -> (P,H,W)"""
@@ -82,6 +131,14 @@ class Decoder(Layer):
         cells = x[:, 1:].reshape(P, *grid, D).transpose(0, 3, 1, 2)
         # (P,D,h,w) -> (P,1,H,W) -> (P,H,W)
         return self.transposed_convolution(cells)[:, 0]
+
+    def paint_backward(self, d_logits: Array) -> Array:
+        """(P,H,W) -> (P,1+hw,D)"""
+        d_cells = self.transposed_convolution.propagate(d_logits[:, None])
+        P, D, h, w = d_cells.shape
+        # (P,D,h,w) -> (P,h,w,D) -> (P,hw,D) -> (P,1+hw,D): nothing depends on the class token
+        d_patches = d_cells.transpose(0, 2, 3, 1).reshape(P, h * w, D)
+        return self.ops.xp.pad(d_patches, ((0, 0), (1, 0), (0, 0)))
 
 
 class CLIPSegForImageSegmentation(PretrainedModel):

@@ -39,8 +39,9 @@ class Layer:
     def learn(self, **gradients: Callable[[], Array]) -> None:
         """Add to the gradients of this layer's arrays those that are asked for."""
         for name, gradient in gradients.items():
-            if current().learns(f"{self.name}.{name}"):
-                current().add(f"{self.name}.{name}", gradient())
+            name = f"{self.name}.{name}" if self.name else name
+            if current().learns(name):
+                current().add(name, gradient())
 
 
 class Linear(Layer):
@@ -55,10 +56,14 @@ class Linear(Layer):
         return self.ops.linear(x, self.weight, self.bias)
 
     def backward(self, d_y: Array, x: Array) -> Array:
+        self.learn_from(d_y, x)
+        return gradients.linear(d_y, self.weight)
+
+    def learn_from(self, d_y: Array, x: Array) -> None:
+        """`backward` without the derivative by x."""
         self.learn(weight=lambda: gradients.linear_weight(d_y, x))
         if self.bias is not None:
             self.learn(bias=lambda: gradients.sum_rows(d_y))
-        return gradients.linear(d_y, self.weight)
 
 
 class PatchEmbedding(Layer):
@@ -83,6 +88,11 @@ class Conv2d(Layer):
     def forward(self, x: Array) -> Array:
         return self.ops.conv2d(x, self.weight, self.bias)
 
+    def backward(self, d_y: Array, x: Array) -> Array:
+        self.learn(weight=lambda: gradients.conv2d_weight(self.ops, d_y, x, self.weight.shape))
+        self.learn(bias=lambda: gradients.sum_cells(d_y))
+        return gradients.conv2d(self.ops, d_y, self.weight)
+
 
 class ConvTranspose2d(Layer):
     """A transposed convolution with stride = kernel.  (B,C,h,w) -> (B,D,hp,wp)"""
@@ -94,6 +104,11 @@ class ConvTranspose2d(Layer):
 
     def forward(self, x: Array) -> Array:
         return self.ops.conv_transpose2d(x, self.weight, self.bias)
+
+    def backward(self, d_y: Array, x: Array) -> Array:
+        self.learn(weight=lambda: gradients.conv_transpose2d_weight(d_y, x, self.weight.shape))
+        self.learn(bias=lambda: gradients.sum_cells(d_y))
+        return gradients.conv_transpose2d(self.ops, d_y, self.weight)
 
 
 class LayerNorm(Layer):
@@ -107,6 +122,11 @@ class LayerNorm(Layer):
 
     def forward(self, x: Array) -> Array:
         return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def backward(self, d_y: Array, x: Array) -> Array:
+        self.learn(weight=lambda: gradients.layer_norm_weight(d_y, x, self.eps))
+        self.learn(bias=lambda: gradients.sum_rows(d_y))
+        return gradients.layer_norm(d_y, x, self.weight, self.eps)
 
 
 class Embedding(Layer):
@@ -140,6 +160,17 @@ class Attention(Layer):
         # (B,N,T,d) -> (B,T,D)
         return self.out_proj(join_heads(context))
 
+    def backward(self, d_y: Array, x: Array, mask: Array | None = None, *_: Any) -> Array:
+        projections = self.q_proj, self.k_proj, self.v_proj
+        # (B,T,D) -> (B,N,T,d) each
+        qkv = [split_heads(layer.forward(x), self.num_heads) for layer in projections]
+        weights: list[Array] = []
+        context = join_heads(self.ops.attention(*qkv, mask, weights))
+        d_context = split_heads(self.out_proj.backward(d_y, context), self.num_heads)
+        d_qkv = gradients.attention(d_context, *qkv, weights[0], mask)
+        # (B,N,T,d) -> (B,T,D) each
+        return sum(layer.backward(join_heads(d), x) for layer, d in zip(projections, d_qkv))
+
 
 class MLP(Layer):
     """Two linear layers with an activation between.  (B,T,D) -> (B,T,D)"""
@@ -152,6 +183,12 @@ class MLP(Layer):
 
     def forward(self, x: Array) -> Array:
         return self.fc2(self.ops.activation(self.activation, self.fc1(x)))
+
+    def backward(self, d_y: Array, x: Array) -> Array:
+        hidden = self.fc1.forward(x)
+        d_active = self.fc2.backward(d_y, self.ops.activation(self.activation, hidden))
+        d_hidden = gradients.activation(self.ops, self.activation, d_active, hidden)
+        return self.fc1.backward(d_hidden, x)
 
 
 class _TransformerLayer(Layer):
@@ -174,6 +211,10 @@ class EncoderLayer(_TransformerLayer):
         x = x + self.self_attn(self.layer_norm1(x), mask, attentions)
         return x + self.mlp(self.layer_norm2(x))
 
+    def backward(self, d_y: Array, *_: Any) -> Array:
+        d_y = d_y + self.layer_norm2.propagate(self.mlp.propagate(d_y))
+        return d_y + self.layer_norm1.propagate(self.self_attn.propagate(d_y))
+
 
 class DecoderLayer(_TransformerLayer):
     """Post-norm: each sum is normalized.  (B,T,D) -> (B,T,D)"""
@@ -181,6 +222,11 @@ class DecoderLayer(_TransformerLayer):
     def forward(self, x: Array, attentions: list | None = None) -> Array:
         x = self.layer_norm1(x + self.self_attn(x, None, attentions))
         return self.layer_norm2(x + self.mlp(x))
+
+    def backward(self, d_y: Array, *_: Any) -> Array:
+        d_sum = self.layer_norm2.propagate(d_y)
+        d_sum = self.layer_norm1.propagate(d_sum + self.mlp.propagate(d_sum))
+        return d_sum + self.self_attn.propagate(d_sum)
 
 
 class Encoder(Layer):
@@ -226,3 +272,10 @@ class RefinedHead(Layer):
         x = self.ops.relu(self[0](x))
         x = self.ops.relu(self[2](x))
         return self[4](x)
+
+    def backward(self, d_y: Array, x: Array) -> Array:
+        cells = self[0].forward(x)
+        blocks = self[2].forward(self.ops.relu(cells))
+        d_blocks = gradients.relu(self.ops, self[4].backward(d_y, self.ops.relu(blocks)), blocks)
+        d_cells = self[2].backward(d_blocks, self.ops.relu(cells))
+        return self[0].backward(gradients.relu(self.ops, d_cells, cells), x)

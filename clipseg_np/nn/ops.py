@@ -207,11 +207,35 @@ class Ops(Unpickled):
             series = series + math.exp(-n * n / 16) / n * self.xp.sin(n / 2 * x)
         return (x / 2 + 2 * series) / math.pi
 
-    def binary_cross_entropy(self, logits: Array, labels: Array) -> Array:
-        """The mean of -(y log p + (1-y) log(1-p)) with p = sigmoid(logits), without forming p."""
+    # Losses
+
+    def binary_cross_entropy(self, logits: Array, labels: Array, pos_weight: float = 1) -> Array:
+        """The mean of -(w y log p + (1-y) log(1-p)) with p = sigmoid(logits), w = pos_weight."""
+        return self.cross_entropies(logits, labels, pos_weight).mean()
+
+    def cross_entropies(self, logits: Array, labels: Array, pos_weight: float = 1) -> Array:
+        """Each pixel's, without forming p."""
         xp = self.xp
-        losses = xp.maximum(logits, 0) - logits * labels + xp.log1p(xp.exp(-abs(logits)))
-        return losses.mean()
+        rest = xp.log1p(xp.exp(-abs(logits)))
+        losses = xp.maximum(logits, 0) - logits * labels + rest
+        if pos_weight != 1:
+            losses = losses + (pos_weight - 1) * labels * (xp.maximum(-logits, 0) + rest)
+        return losses
+
+    def dice(self, logits: Array, labels: Array) -> Array:
+        """1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), the mean over prompts.  (P,H,W) -> ()"""
+        p, axes = self.sigmoid(logits), (-2, -1)
+        overlap, total = (p * labels).sum(axis=axes), (p + labels).sum(axis=axes)
+        return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+    def focal(self, logits: Array, labels: Array, gamma: float = 2) -> Array:
+        """The mean cross-entropy, weighed by (1 - p of the label)^gamma (Lin et al., 2017).
+
+        `gamma` is at least 1.
+        """
+        p = self.sigmoid(logits)
+        misses = p + labels - 2 * p * labels
+        return (misses**gamma * self.cross_entropies(logits, labels)).mean()
 
     def cross_entropy(self, logits: Array, classes: Array) -> Array:
         """The mean of -log softmax(row)[class] over rows.  (n,K), (n) -> ()"""
