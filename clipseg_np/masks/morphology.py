@@ -11,6 +11,8 @@ from PIL import Image, ImageFilter
 from ..errors import InputError
 from ..image.row_blocks import map_row_blocks, row_blocks
 
+MAX_COORDINATE = 1e6  # of polygons, pixels
+
 
 def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
     """Dilate by a disc of this radius; a negative radius erodes.
@@ -225,12 +227,19 @@ def uncompressed_counts(text: str | bytes) -> list[int]:
     return [-1] if shift else counts
 
 
-def polygon_mask(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def polygon_mask(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
     """The mask of the pixels whose centers lie inside a polygon, by the even-odd rule.
 
-    points: (N,2) of x and y; pixel (row,column) covers x from column to column + 1. size:
-    (height,width). pycocotools rounds corners to fifths of a pixel, and differs at some edges.
+    polygon: [x, y, x, y, x, y, ...]; pixel (row,column) covers x from column to column + 1. size:
+    (height,width). pycocotools rounds, and differs where an edge is within 0.3 pixels of a center.
+    Raises InputError for another polygon.
     """
+    try:
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        points = np.empty((0, 2))
+    if len(points) < 3 or not (np.abs(points) < MAX_COORDINATE).all():
+        raise InputError(f"{str(polygon)[:60]} is no polygon; expected [x, y, x, y, x, y, ...]")
     height, width = size
     crossings = np.zeros((height, width + 1), bool)
     for (x, y), (next_x, next_y) in zip(points, np.roll(points, -1, axis=0)):

@@ -1,5 +1,7 @@
 """Masks dilated, cleaned, cut out, labeled and encoded as runs."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,9 @@ from clipseg_np.masks.morphology import (
     dilate,
     feather,
     label_map,
+    polygon_mask,
     remove_small_components,
+    run_length_decoding,
     run_length_encoding,
 )
 
@@ -145,6 +149,107 @@ def test_run_lengths_go_down_the_columns_and_begin_with_zeros(share):
     np.testing.assert_array_equal(values.reshape(mask.shape, order="F"), mask)
     assert all(count > 0 for count in coded["counts"][1:])
     assert run_length_encoding(np.array([[True, False]]))["counts"] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_run_lengths_are_decoded(share):
+    mask = drawn(1, share=share)
+    decoded = run_length_decoding(run_length_encoding(mask))
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, mask)
+
+
+# Of pycocotools, for the mask below; its counts have one and two characters, up and down.
+COMPRESSED = (
+    "d01m000000_O8LH48LH41F36L41F36L41F36L48LH48LH48LH48LH48LH48LH48LH48LH48LH48LH48LH"
+    "e0000000000000000000000000000000000000000\\O"
+)
+
+
+def test_compressed_run_lengths_are_decoded():
+    mask = np.zeros((30, 40), bool)
+    mask[3:12, 4:20] = mask[20] = True
+    mask[5:7, 6:9] = False
+    for counts in (COMPRESSED, COMPRESSED.encode()):
+        decoded = run_length_decoding({"size": [30, 40], "counts": counts})
+        np.testing.assert_array_equal(decoded, mask)
+
+
+@pytest.mark.parametrize(
+    "rle, problem",
+    [
+        ({}, "damaged"),
+        ({"size": [3, 4]}, "damaged"),
+        ({"size": 12, "counts": [12]}, "damaged"),
+        ({"size": [3, 4, 1], "counts": [12]}, "damaged"),
+        ({"size": [-3, -4], "counts": [12]}, "damaged"),
+        ({"size": [3, 4], "counts": [13, -1]}, "damaged"),
+        ({"size": [3, 4], "counts": [12.0]}, "damaged"),
+        ({"size": [3, 4], "counts": [True, 11]}, "damaged"),
+        ({"size": [3, 4], "counts": "ä"}, "damaged"),
+        ({"size": [3, 4], "counts": " "}, "damaged"),
+        ({"size": [3, 4], "counts": "<P"}, "damaged"),
+        ({"size": [3, 4], "counts": [3, 8]}, "11 pixels, and its size is 3 x 4"),
+        ({"size": [3, 4], "counts": "="}, "13 pixels"),
+    ],
+)
+def test_other_run_lengths_are_refused(rle, problem):
+    with pytest.raises(InputError, match=problem):
+        run_length_decoding(rle)
+
+
+def test_compressed_run_lengths_of_pycocotools():
+    coco = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (extra 'oracle')")
+    for seed, share in itertools.product(range(20), (0.01, 0.5, 0.99)):
+        mask = drawn(seed, (seed + 1, 2 * seed + 300), share)
+        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        np.testing.assert_array_equal(run_length_decoding(rle), mask)
+
+
+def drawn_polygon(seed: int) -> np.ndarray:
+    """Corners in and beyond an image of 40 x 30, (N,2); edges may cross."""
+    rng = np.random.default_rng(seed)
+    return rng.random((rng.integers(3, 9), 2)) * (48, 36) - (4, 3)
+
+
+def test_a_polygon_holds_the_pixels_whose_centers_have_an_odd_winding():
+    """By angles: the windings of the polygon around a center sum to a multiple of a turn."""
+    rows, columns = np.indices((30, 40)) + 0.5
+    for seed in range(20):
+        points = drawn_polygon(seed)
+        angles = [np.arctan2(y - rows, x - columns) for x, y in points]
+        turns = (np.diff([*angles, angles[0]], axis=0) + np.pi) % (2 * np.pi) - np.pi
+        odd = np.rint(turns.sum(axis=0) / (2 * np.pi)).astype(int) % 2 == 1
+        np.testing.assert_array_equal(polygon_mask(points.ravel().tolist(), (30, 40)), odd)
+
+
+def test_a_polygon_covers_its_pixels_and_not_its_neighbors():
+    square = [2, 1, 5, 1, 5, 3, 2, 3]
+    expected = np.zeros((4, 7), bool)
+    expected[1:3, 2:5] = True
+    np.testing.assert_array_equal(polygon_mask(square, (4, 7)), expected)
+    assert polygon_mask([-9, -9, 99, -9, 99, 99, -9, 99], (4, 7)).all()
+    assert not polygon_mask([-9, 0, -1, 0, -1, 3], (4, 7)).any()
+
+
+@pytest.mark.parametrize("polygon", [None, 5, [], [1, 2, 3, 4], [1] * 7, ["a"] * 6, [np.nan] * 6])
+def test_other_polygons_are_refused(polygon):
+    with pytest.raises(InputError, match=r"is no polygon; expected \[x, y, x, y, x, y, \.\.\.\]"):
+        polygon_mask(polygon, (4, 7))
+
+
+def test_polygons_are_those_of_pycocotools_but_at_edges():
+    coco = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (extra 'oracle')")
+    for seed in range(100):
+        points = drawn_polygon(seed)
+        mask = polygon_mask(points.ravel().tolist(), (30, 40))
+        (rle,) = coco.frPyObjects([points.ravel().tolist()], 30, 40)
+        steps = np.roll(points, -1, axis=0) - points
+        for y, x in np.argwhere(mask != coco.decode(rle)) + 0.5:
+            share = ((x, y) - points) * steps
+            share = np.clip(share.sum(axis=1) / (steps**2).sum(axis=1), 0, 1)
+            nearest = points + share[:, None] * steps
+            assert np.hypot(*(nearest - (x, y)).T).min() < 0.3
 
 
 def test_the_names_of_0_1_are_kept():
