@@ -12,6 +12,17 @@ from ..helpers.documents import ROOT
 PHOTO_SIZE = (150, 200)  # height and width, upright
 
 
+def save_hearts(folder):
+    """Two images of 60 x 40 with masks, whose files have the same names."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for name in ("1", "2"):
+        pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg")
+        PIL.Image.fromarray(np.tri(40, 60, 9 * int(name), bool)).save(folder / f"masks/{name}.png")
+
+
 @pytest.fixture(scope="session")
 def user_files(tmp_path_factory, checkpoint):
     """A photo taken with the camera on its side; a cup and its mask; a folder; a checkpoint."""
@@ -29,6 +40,7 @@ def user_files(tmp_path_factory, checkpoint):
     (folder / "photos" / "inner").mkdir(parents=True)
     shutil.copy(folder / "photo.jpg", folder / "photos" / "inner")
     shutil.copytree(checkpoint, folder / "clipseg-rd64-refined")
+    save_hearts(folder / "hearts")
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder
 
