@@ -7,6 +7,7 @@ from .image.image_processor import ViTImageProcessor
 from .model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
 from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .model.learned_prompt import LearnedPrompt
 from .model.recorded import recorded
 from .nn.trace import trace
 from .segment.processor import CLIPSegProcessor
@@ -31,6 +32,7 @@ __all__ = [
     "CLIPTokenizer",
     "InputError",
     "Job",
+    "LearnedPrompt",
     "MissingExtra",
     "Segmentation",
     "Segmenter",

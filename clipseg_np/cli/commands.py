@@ -25,6 +25,7 @@ from ..golden.compare import compare, report
 from ..golden.traces import Golden, write_golden
 from ..image.load_image import load_image
 from ..model.clipseg import CLIPSegForImageSegmentation
+from ..model.learned_prompt import LearnedPrompt
 from ..segment import results
 from ..segment.batch import REPORT, run_batch
 from ..segment.coco import write_coco
@@ -32,7 +33,7 @@ from ..segment.job import CleanUp, Job
 from ..segment.processor import CLIPSegProcessor, known_words, unknown_words
 from ..segment.prompt_algebra import parse
 from ..segment.segmentation import checked_threshold
-from ..segment.segmenter import Segmenter, checkpoint_or_demo
+from ..segment.segmenter import Segmenter, by_name, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
 from ..version import __version__
@@ -58,6 +59,7 @@ def show(*lines: str) -> None:
 
 def run_segment(options: argparse.Namespace) -> int:
     """Exit code 1 where one of several images failed; the others are segmented all the same."""
+    add_learned(options)
     images = options.images
     for name in images:
         if os.path.isdir(name):
@@ -78,8 +80,11 @@ def run_segment(options: argparse.Namespace) -> int:
     stems = results.result_stems(["image" if name == "-" else name for name in images], job)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
-    query = segmenter.prepare(prompts, job.white_level) if images[1:] else prompts
-    segment = partial(segmenter.combine, scales=job.scales, white_level=job.white_level)
+    check = partial(LearnedPrompt.check, model=segmenter.model, force=job.force)
+    learned = [check(LearnedPrompt.load(file)) for file in job.prompt_files]
+    query = segmenter.prepare(prompts, job.white_level, learned) if images[1:] else prompts
+    reading = {"white_level": job.white_level, "learned": learned}
+    segment = partial(segmenter.combine, scales=job.scales, **reading)
     notes = notes_on_words(job) if options.json else {}
     failures, written = 0, []
     for name, stem in zip(images, stems):
@@ -110,6 +115,14 @@ def run_segment(options: argparse.Namespace) -> int:
     if options.coco:
         write_coco(options.coco, job, written, is_batch=False)
     return 1 if failures else 0
+
+
+def add_learned(options: argparse.Namespace) -> None:
+    """Add the learned prompts that no text mentions to the prompts."""
+    named = by_name(map(LearnedPrompt.load, options.prompt_file))
+    texts = options.prompts if named else ()
+    mentioned = {part for text in texts for part in parse(text, named).prompts}
+    options.prompts += [str(prompt) for prompt in named.values() if prompt not in mentioned]
 
 
 def model_path(options: argparse.Namespace) -> Path:
@@ -163,18 +176,24 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
         overlay=overlay,
         flat=getattr(options, "flat", False),
         overwrite=options.overwrite,
+        prompt_files=tuple(options.prompt_file),
+        force=options.force,
     )
 
 
 def notes_on_words(job: Job) -> dict[str, dict]:
     """Of each text prompt, a field of the words that the checkpoint does not know, if any."""
     known = known_words(checkpoint_folder(str(job.model)))
-    unknown = {text: unknown_words(known, map(str, parse(text).prompts)) for text in job.prompts}
+    named, unknown = by_name(map(LearnedPrompt.load, job.prompt_files)), {}
+    for text in job.prompts:
+        parts = [part for part in parse(text, named).prompts if isinstance(part, str)]
+        unknown[text] = unknown_words(known, parts)
     return {text: {"unknown_words": words} for text, words in unknown.items() if words}
 
 
 def run_batch_command(options: argparse.Namespace) -> int:
     """Exit code 1 where an image failed; the others are segmented all the same."""
+    add_learned(options)
     job = job_of(options, results.output_place(options.output)[0], options.overlay)
     workers = usual_count() if options.workers is None else options.workers
     if not 1 <= workers <= MAX_WORKERS:

@@ -239,6 +239,10 @@ def add_segment_options(add: Callable) -> None:
     add("prompts", metavar="PROMPT", nargs="*", default=[], help=text)
     add("--prompt", **REPEATED, help=argparse.SUPPRESS)  # else, it is short for --prompt-mask
     add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
+    text = "a learned prompt; @NAME in a PROMPT means NAME.safetensors; may be repeated"
+    add("--prompt-file", metavar="FILE", **REPEATED, help=text)
+    text = "take a --prompt-file that was learned with another decoder"
+    add("--force", action="store_true", help=text)
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
     add("--prompt-mask", metavar="FILE", **REPEATED, help=text)
     text = (

@@ -27,14 +27,17 @@ def fingerprint(model: CLIPSegForImageSegmentation, places: tuple[str, ...] = DE
     """A SHA-256, in hexadecimal, of the arrays whose names start with one of `places`.
 
     By default, they are those that decide what a conditional embedding means: the decoder's and
-    both projections'. They count as float32: neither the type that a model computes in nor the
-    files' layout changes the hash. Storing the checkpoint as float16 or bfloat16 does.
+    both projections'. They are rounded to float16: neither the files' layout nor storing or loading
+    the checkpoint as float16 changes the hash. Storing it as bfloat16 does.
     """
     sha256 = hashlib.sha256()
     for name, array in sorted(model.scope.arrays.items()):
         if name.startswith(places):
             sha256.update(name.encode())
-            sha256.update(np.ascontiguousarray(model.ops.to_numpy(array), "<f4").data)
+            # A float64 checkpoint, too, is rounded to float32 first, in which models are loaded.
+            values = model.ops.to_numpy(array).astype(np.float32)
+            with np.errstate(over="ignore"):
+                sha256.update(np.ascontiguousarray(values, "<f2").data)
     return sha256.hexdigest()
 
 
@@ -53,12 +56,10 @@ class LearnedPrompt:
     made: dict[str, Any]
 
     def __post_init__(self) -> None:
-        vector = self.vector
-        if vector.ndim != 1 or vector.dtype != np.float32 or not np.isfinite(vector).all():
-            given = f"{vector.dtype} of shape {vector.shape}"
-            raise InputError(
-                f"a learned prompt is {given}; expected float32, (projection_dim,), finite"
-            )
+        given = self.vector
+        if given.ndim != 1 or given.dtype != np.float32 or not np.isfinite(given).all():
+            expected = "expected finite numbers, (projection_dim,), float32"
+            raise InputError(f"a learned prompt is {given.dtype}, {given.shape}; {expected}")
 
     def __str__(self) -> str:
         return f"@{self.name}"
@@ -98,7 +99,7 @@ class LearnedPrompt:
             raise InputError(
                 f"the learned prompt {self} does not fit this checkpoint, whose decoder or "
                 f"projections have other values: {advice}. With --force (in Python, "
-                f"prompt.check(model, force=True)) it is used all the same; where one checkpoint "
-                f"is the other, stored as float16 or bfloat16, that does little harm"
+                f"prompt.check(model, force=True)) it is used all the same, which does little harm "
+                f"where one checkpoint is the other, stored as bfloat16"
             )
         return replace(self, fingerprint=own)

@@ -39,6 +39,8 @@ class Job:
     of its mask, or None. Paths must mean the same wherever a worker runs. white_level: see
     image.load_image. overlay: also write a sheet of all prompts. In a batch, flat: one folder for
     all results, not one for each image; overwrite: replace the results of another job.
+    `prompt_files` are paths of learned prompts, which `prompts` mention as "@name"; force: also
+    take those that were learned with another decoder.
     """
 
     prompts: tuple[str, ...]
@@ -55,6 +57,8 @@ class Job:
     overlay: bool = False
     flat: bool = False
     overwrite: bool = False
+    prompt_files: tuple[str, ...] = ()
+    force: bool = False
 
     @property
     def captions(self) -> list[str]:

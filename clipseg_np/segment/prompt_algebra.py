@@ -10,13 +10,14 @@
 Above 0.5 these are the set operations on the masks. `!` binds most, then `&`, then `+` and `-` from
 left to right; parentheses group. An operator between two prompts stands between spaces, so that "a
 half-open door" is one prompt. Text in double quotes is one prompt, whatever it holds; a quote
-inside a prompt is part of it, as in '12" ring'.
+inside a prompt is part of it, as in '12" ring'. "@heart" is the learned prompt of this name.
 """
 
 import re
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,12 +71,13 @@ class Expression:
         return OPERATORS[self.operator](*(part.value(probabilities) for part in self.parts))
 
 
-def parse(text: str) -> Expression:
+def parse(text: str, learned: Mapping[str, Hashable] | None = None) -> Expression:
     """Read an expression; a text without operators is a prompt. Raises InputError if it cannot.
 
-    Warns of a prompt that holds something like an operator, unless it is in quotes.
+    `learned` has the prompts that texts mention by "@name". Warns of a prompt that holds something
+    like an operator, unless it is in quotes.
     """
-    parser = _Parser(text)
+    parser = _Parser(text, learned or {})
     expression = parser.joined()
     if parser.tokens:
         raise parser.error(f"{parser.tokens[0][1]!r} is not expected there")
@@ -100,9 +102,10 @@ def _shortened(text: str) -> str:
 class _Parser:
     """A recursive descent parser; each method takes its part off the front of `tokens`."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, learned: Mapping[str, Hashable]):
         self.text = text
-        self.tokens: list[tuple[str, str]] = []  # ("sign", "+") or ("prompt", "a cat")
+        self.learned = learned
+        self.tokens: list[tuple[str, Any]] = []  # ("sign", "+") or ("prompt", "a cat")
         padded, start = f" {text.strip()} ", 0
         while padded[start:].strip():
             match = _TOKEN.match(padded, start)
@@ -112,15 +115,22 @@ class _Parser:
             if sign:
                 self.tokens.append(("sign", sign))
             elif prompt is None or prompt.strip():
-                self.tokens.append(("prompt", (quoted if prompt is None else prompt).strip()))
-                if prompt is not None:
-                    self.check(prompt.strip())
+                meant = quoted.strip() if prompt is None else self.meant(prompt.strip())
+                self.tokens.append(("prompt", meant))
             start = match.end()
         if sum(kind == "sign" for kind, _ in self.tokens) > MAX_SIGNS:
             raise self.error(f"it holds more than {MAX_SIGNS} operators and parentheses")
 
-    def check(self, prompt: str) -> None:
-        """Raise InputError for an open quote; warn of what may be meant as an operator."""
+    def meant(self, prompt: str) -> Hashable:
+        """The text, or the learned prompt of an @name. Warns of what may be meant as an operator.
+
+        Raises InputError for an open quote and an unknown @name.
+        """
+        if prompt in self.learned:
+            return self.learned[prompt]
+        if prompt.startswith("@"):
+            known = ", ".join(self.learned) or "none (--prompt-file; in Python, learned=)"
+            raise self.error(f"{_shortened(prompt)!r} is no learned prompt's name; given: {known}")
         if prompt.startswith('"') and prompt.count('"') % 2:
             raise self.error("a quote is not closed")
         if _LIKE_OPERATORS.search(prompt):
@@ -130,6 +140,7 @@ class _Parser:
                 f"say that it is one: '\"{_shortened(prompt)}\"'",
                 stacklevel=2,
             )
+        return prompt
 
     def error(self, reason: str) -> InputError:
         return InputError(

@@ -15,6 +15,7 @@ from ..image.image_processor import REFERENCE, probabilities_at
 from ..image.load_image import image_name
 from ..image.row_blocks import row_blocks
 from ..masks.morphology import label_map, mask_statistics
+from ..model.learned_prompt import LearnedPrompt
 from ..nn.ops import Array, Ops
 from .prompt_algebra import Expression
 
@@ -50,6 +51,7 @@ class Segmentation:
     def __getitem__(self, prompt: str | Path | int) -> np.ndarray:
         """A prompt's probabilities, by itself (a text, a path) or by its number, as in a list."""
         key = prompt.name if isinstance(prompt, Path) else prompt
+        key = str(prompt) if isinstance(prompt, LearnedPrompt) else key
         for number, caption in enumerate(self.captions if isinstance(key, (str, Integral)) else ()):
             if key in (caption, number, number - len(self)):
                 return self.probability(number)
@@ -70,9 +72,11 @@ class Segmentation:
 
     @property
     def captions(self) -> list[str]:
-        """A name for each prompt: the text, or the image's file name, or "image"."""
+        """A name for each prompt: the text, "@name", the image's file name, or "image"."""
         return [
-            p if isinstance(p, str) else Path(image_name(getattr(p, "image", p), "image")).name
+            str(p)
+            if isinstance(p, (str, LearnedPrompt))
+            else Path(image_name(getattr(p, "image", p), "image")).name
             for p in self.prompts
         ]
 

@@ -5,8 +5,9 @@ transformers encodes it once for each prompt, through all layers.
 """
 
 import os
+import re
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..image.plugins import has_image_suffix
 from ..model.batched import in_parallel, unless_traced
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.config import LEGACY_EOS_TOKEN_ID
+from ..model.learned_prompt import LearnedPrompt
 from ..model.outputs import Features
 from ..model.recorded import RecordedPasses
 from ..nn.ops import Array
@@ -36,13 +38,15 @@ from .sliding_window import checked_scales, join, mean_of_scales, windows
 from .visual_prompt import VisualPrompt
 
 TEXT_LENGTHS = (8, 16, 32)  # tokens, to which texts are padded on a GPU
+NOT_IN_NAMES = re.compile(r'[\s()!"]|^$')  # of learned prompts
 MAX_PREVIEW = 640  # pixels of the longer side
 
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts whose expressions combine L texts and images; a name is a text or a prompt's number.
+    """Prompts whose expressions combine L texts, images and learned prompts.
 
+    A name is a text, a learned prompt, or the number of another prompt.
     `embed` returns the embeddings (L,projection_dim); a recorded pass embeds `token_ids` (L,T).
     """
 
@@ -126,14 +130,14 @@ class Segmenter:
         """Segment one image by P prompts.
 
         image: a path, a PIL image or an array; see image.load_image, also for input_data_format.
-        prompts: a string, an image, a VisualPrompt, or a list of these. A string is always a text;
-        an image's path must be a pathlib.Path.
+        prompts: a string, an image, a VisualPrompt, a LearnedPrompt, or a list of these. A string
+        is always a text; an image's path must be a pathlib.Path.
         scales: 1 is the whole image, s its windows of an s-th of its height and width; several are
         averaged. Each window costs as much as an image.
         white_level: the number that is white in the images and image prompts that are not of bytes.
 
-        Raises InputError for no prompt, an empty text, unfit scales or an unusable image, and
-        FileNotFoundError for a missing file.
+        Raises InputError for no prompt, an empty text, a prompt learned with another decoder, unfit
+        scales or an unusable image, and FileNotFoundError for a missing file.
         """
         query = self._query(prompts, white_level, combined=False)
         pixels = load_image(image, input_data_format, white_level=white_level)
@@ -147,26 +151,37 @@ class Segmenter:
         scales: Sequence[int] = (1,),
         input_data_format: str | None = None,
         white_level: float | None = None,
+        learned: Sequence[LearnedPrompt] = (),
     ) -> Segmentation:
         """As a call, but a text may combine several: "a cat - a collar" (see prompt_algebra.py).
 
+        learned: the prompts that a text may mention by name: "@heart - a circle".
         `prompts` may be a Query of `prepare`. Raises InputError also if a text cannot be read.
         """
-        query = prompts if isinstance(prompts, Query) else self._query(prompts, white_level)
+        is_ready = isinstance(prompts, Query)
+        query = prompts if is_ready else self._query(prompts, white_level, learned=learned)
         pixels = load_image(image, input_data_format, white_level=white_level)
         return self._segment(pixels, query, scales, image_name(image, "image"))
 
-    def prepare(self, prompts: Any, white_level: float | None = None) -> Query:
+    def prepare(
+        self, prompts: Any, white_level: float | None = None, learned: Sequence[LearnedPrompt] = ()
+    ) -> Query:
         """Read and embed the prompts of `combine` once, for many images."""
-        query = self._query(prompts, white_level)
+        query = self._query(prompts, white_level, learned=learned)
         embeddings = query.embed()
         return replace(query, embed=lambda: embeddings, token_ids=None)
 
-    def _query(self, prompts: Any, white_level: float | None, combined: bool = True) -> Query:
+    def _query(
+        self,
+        prompts: Any,
+        white_level: float | None,
+        combined: bool = True,
+        learned: Sequence[LearnedPrompt] = (),
+    ) -> Query:
         """A query whose prompts are tokenized now and embedded beside the first image."""
-        prompts, expressions = read_prompts(prompts, combined)
+        prompts, expressions = read_prompts(prompts, combined, learned)
         names = tuple(dict.fromkeys(name for e in expressions for name in e.prompts))
-        parts = [name if isinstance(name, str) else prompts[name] for name in names]
+        parts = [prompts[name] if isinstance(name, int) else name for name in names]
         self.processor.warn_of_unknown_words(part for part in parts if isinstance(part, str))
         inputs = self._inputs(parts, white_level)
         ids = inputs[0].get("input_ids") if self.graphs is not None and len(inputs) == 1 else None
@@ -214,33 +229,37 @@ class Segmenter:
         return self.model.decode(*in_parallel(self.model.ops, tasks))
 
     def embed(self, prompts: list) -> Array:
-        """Texts and images, in any mix, to conditional embeddings.  -> (P,projection_dim)"""
+        """Prompts of all kinds, in any mix, to conditional embeddings.  -> (P,projection_dim)"""
         return self._embedded(prompts, self._inputs(prompts))
 
     def _inputs(self, prompts: list, white_level: float | None = None) -> list[dict]:
-        """Arguments of get_conditional_embeddings for the texts, if any, then for the images."""
+        """Arguments of get_conditional_embeddings for texts and for images; learned embeddings."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        learned = [p.check(self.model).vector for p in prompts if isinstance(p, LearnedPrompt)]
         mean = self.processor.image_processor.image_mean
         images = [
             prompt.prepared(mean, white_level)
             if isinstance(prompt, VisualPrompt)
             else load_image(prompt, None, image_name(prompt, "an image prompt"), white_level)
             for prompt in prompts
-            if not isinstance(prompt, str)
+            if not isinstance(prompt, (str, LearnedPrompt))
         ]
         inputs = [self._token_ids(texts)] if texts else []
         if images:
             inputs.append({"conditional_pixel_values": self._pixel_values(images)})
-        return inputs
+        return [*inputs, {"learned": np.stack(learned)}] if learned else inputs
 
     def _embedded(self, prompts: list, inputs: list[dict]) -> Array:
         """The embeddings of what `_inputs` returned, in the order of the prompts."""
         model, parts = self.model, []
         for options in inputs:
-            parts.append(model.get_conditional_embeddings(**options))
+            learned = options.get("learned")
+            embed = model.get_conditional_embeddings
+            parts.append(embed(**options) if learned is None else model.floats(learned))
             model.clip.text_model.give_back_memory()  # half as much as the vision tower's
-        is_image = [not isinstance(prompt, str) for prompt in prompts]
-        rows = np.argsort(np.argsort(is_image, kind="stable"))  # of each prompt, texts first
+        # A prompt's place among the kinds of `_inputs`, and so its row.
+        kinds = [0 if isinstance(p, str) else 1 + isinstance(p, LearnedPrompt) for p in prompts]
+        rows = np.argsort(np.argsort(kinds, kind="stable"))
         return model.ops.xp.concatenate(parts)[model.ops.asarray(rows)]
 
     def _pixel_values(self, images: list[np.ndarray]) -> np.ndarray:
@@ -273,11 +292,26 @@ def checkpoint_or_demo(name: str | os.PathLike | None, **options: Any) -> Path:
     return demo_folder() if name is None else checkpoint_path(name, **options)
 
 
-def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expression]]:
+def by_name(learned: Iterable[LearnedPrompt]) -> dict[str, LearnedPrompt]:
+    """Learned prompts by "@name". Raises InputError for two of one name, or one of no use."""
+    named: dict[str, LearnedPrompt] = {}
+    for prompt in learned:
+        if named.setdefault(str(prompt), prompt) is not prompt or NOT_IN_NAMES.search(prompt.name):
+            raise InputError(
+                f"the learned prompt {str(prompt)!r} has the name of another, or one that no text "
+                f"can mention; expected no spaces, quotes, parentheses or !: rename its file"
+            )
+    return named
+
+
+def read_prompts(
+    prompts: Any, combined: bool = True, learned: Iterable[LearnedPrompt] = ()
+) -> tuple[list, list[Expression]]:
     """A list of the prompts and one of their expressions; unless `combined`, a text is one prompt.
 
-    Raises InputError for no prompt, an empty text and a text that `parse` refuses.
+    Raises InputError for no prompt, an empty text, a text that `parse` refuses, and as `by_name`.
     """
+    named = by_name(learned)
     prompts = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
     if not prompts:
         raise InputError("there is no prompt: give at least one text or image")
@@ -286,9 +320,11 @@ def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expres
             raise InputError(f"prompt {number} is empty: name what to look for, such as 'a cat'")
         kind = getattr(getattr(prompt, "dtype", None), "kind", None)
         is_numbers = hasattr(prompt, "__array__") and kind not in {*"OSUT"}
-        if not (is_numbers or isinstance(prompt, (str, os.PathLike, Image.Image, VisualPrompt))):
+        kinds = str, os.PathLike, Image.Image, VisualPrompt, LearnedPrompt
+        if not (is_numbers or isinstance(prompt, kinds)):
             expected = "expected a text, a Path, a PIL image, an array of numbers, a VisualPrompt"
-            raise InputError(f"prompt {number} is a {type(prompt).__name__}; {expected}, or a list")
+            expected += ", a LearnedPrompt, or a list"
+            raise InputError(f"prompt {number} is a {type(prompt).__name__}; {expected}")
 
     def read(number: int, prompt: Any) -> Expression:
         if not isinstance(prompt, str):
@@ -299,6 +335,6 @@ def read_prompts(prompts: Any, combined: bool = True) -> tuple[list, list[Expres
                 f"follows --image-prompt",
                 stacklevel=2,
             )
-        return parse(prompt) if combined else one_prompt(prompt, number)
+        return parse(prompt, named) if combined else one_prompt(prompt, number)
 
     return prompts, [read(number, prompt) for number, prompt in enumerate(prompts)]

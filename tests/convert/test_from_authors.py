@@ -11,12 +11,15 @@ from clipseg_np import (
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPTokenizer,
+    LearnedPrompt,
     Segmenter,
     ViTImageProcessor,
 )
 from clipseg_np.cli.parser import main
+from clipseg_np.convert.checkpoint import convert
 from clipseg_np.convert.from_authors import _write_tokenizer, convert_original
 from clipseg_np.errors import InputError
+from clipseg_np.model.learned_prompt import fingerprint
 from clipseg_np.text.bpe import BYTE_SYMBOLS
 
 from ..helpers.archives import write_module, write_state_dict
@@ -170,6 +173,22 @@ def test_every_array_finds_its_place(refined, tmp_path):
     assert settings.size == {"height": 352, "width": 352} and settings.resample == 2
     assert tuple(settings.image_mean) == (0.485, 0.456, 0.406)
     assert tuple(settings.image_std) == (0.229, 0.224, 0.225)
+
+
+def test_a_learned_prompt_fits_the_authors_files_and_what_is_made_of_them(tmp_path):
+    """Whichever it was learned with; OpenAI's projections are stored as float16."""
+    model, folders = model_of(refined=True), ["new", "half", "again"]
+    decoder, clip = files(tmp_path, model.state_dict())
+    convert_original(decoder, clip, tmp_path / "new", extract_layers=LAYERS)
+    halves = {n: array.astype(np.float16) for n, array in openai_clip(model.state_dict()).items()}
+    clip = write_module(tmp_path / "ViT-B-16.pt", halves)
+    convert_original(decoder, clip, tmp_path / "half", extract_layers=LAYERS)
+    convert(tmp_path / "half", tmp_path / "again", "float16")
+    read = CLIPSegForImageSegmentation.from_pretrained
+    models = [model, *(read(tmp_path / folder) for folder in folders)]
+    for one in models:
+        prompt = LearnedPrompt(np.zeros(20, np.float32), fingerprint(one), "heart", {})
+        assert all(prompt.check(other) for other in models)
 
 
 def test_clip_in_half_precision_becomes_float32_or_what_is_asked_for(plain, tmp_path):

@@ -12,7 +12,7 @@ from .mutations import generator, pick
 
 GOOD_PROMPTS = (
     "red", "a + b", "a - (b & !c)", '"rock & roll"', "日本語", "é\u0301\u200d\U0001f600",
-    "a\tb", "x" * 10_000, "a " * 3000, "<|endoftext|>", "../..", "%s {0}", "\x1b[31mred",
+    "a\tb", "a - (b & !@heart)", '"@heart"', "x" * 10_000, "a " * 3000, "<|endoftext|>", "../..", "%s {0}", "\x1b[31mred",
     "two\nlines", "\u202eright", "C:\\x", "((((a))))", "!" * 50 + "a",
 )  # fmt: skip
 BAD_PROMPTS = (
@@ -149,6 +149,11 @@ class Drawing:
                 self.image(),
                 *(["--prompt-mask", mask] if self.often(0.5) else []),
             ]
+        if self.often(0.1):
+            given = self.yard.given
+            wrong = [given / "golden.safetensors", given / "few", given / "x.safetensors", ""]
+            found += ["--prompt-file", str(self.of([given / "heart.safetensors"], wrong))]
+            found += ["--force"] if self.often() else []
         if self.often(0.04):
             found.append(
                 pick(self.rng, ("--nope", "--out", "-x", "--", "--help", "--thres=0.4", "--json=1"))

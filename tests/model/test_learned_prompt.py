@@ -96,24 +96,41 @@ def test_neither_the_computing_type_nor_the_files_layout_changes_the_fingerprint
     convert(PLAIN, tmp_path / "shards", shard_size=0.01)
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     model.save_pretrained(tmp_path / "saved")
-    wide = {name: array.astype(np.float64) for name, array in stored_arrays(PLAIN).items()}
-    for folder in ("one", "shards", "saved", checkpoint(tmp_path / "wide", wide)):
+    for folder in ("one", "shards", "saved"):
         assert fingerprint(model_of(tmp_path / folder)) == expected
         assert fingerprint(model_of(tmp_path / folder, dtype="float64")) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_checkpoint_stored_in_half_the_bits_has_a_fingerprint_of_its_own(
-    model, prompt, dtype, tmp_path
+def test_a_float64_checkpoint_has_one_fingerprint_in_both_types(tmp_path):
+    """At this number, rounding to float16 at once and by way of float32 differ."""
+    arrays = {name: array.astype(np.float64) for name, array in stored_arrays(PLAIN).items()}
+    arrays["decoder.film_add.bias"][0] = 1 + 2**-11 + 2**-40
+    folder = checkpoint(tmp_path / "wide", arrays)
+    found = {fingerprint(model_of(folder, dtype=dtype)) for dtype in ("float32", "float64")}
+    assert len(found) == 1
+
+
+def test_storing_a_checkpoint_as_float16_keeps_the_fingerprint_and_as_bfloat16_does_not(
+    model, prompt, tmp_path
 ):
-    """Once it is stored so, storing it as float32 again changes nothing more."""
-    convert(PLAIN, tmp_path / "half", dtype)
-    convert(tmp_path / "half", tmp_path / "whole", "float32")
-    half = model_of(tmp_path / "half")
-    assert fingerprint(half) != fingerprint(model)
-    assert fingerprint(half) == fingerprint(model_of(tmp_path / "whole"))
-    with pytest.raises(InputError, match="stored as float16 or bfloat16"):
-        prompt.check(half)
+    for dtype in ("float16", "bfloat16"):
+        convert(PLAIN, tmp_path / dtype, dtype)
+        convert(tmp_path / dtype, tmp_path / f"{dtype} and back", "float32")
+    for folder in ("float16", "float16 and back"):
+        other = model_of(tmp_path / folder)
+        assert prompt.check(other).fingerprint == fingerprint(other) == fingerprint(model)
+    for folder in ("bfloat16", "bfloat16 and back"):
+        other = model_of(tmp_path / folder)
+        assert fingerprint(other) == fingerprint(model_of(tmp_path / "bfloat16"))
+        with pytest.raises(InputError, match="little harm .* stored as bfloat16"):
+            prompt.check(other)
+
+
+def test_numbers_too_large_for_float16_have_a_fingerprint(recwarn, tmp_path):
+    arrays = stored_arrays(PLAIN)
+    arrays["decoder.film_add.bias"] = arrays["decoder.film_add.bias"] * 1e30
+    assert len(fingerprint(model_of(checkpoint(tmp_path / "large", arrays)))) == 64
+    assert not recwarn.list
 
 
 def test_each_array_of_the_decoder_and_the_projections_decides_and_no_other(model, tmp_path):

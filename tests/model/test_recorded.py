@@ -8,12 +8,13 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, Segmenter, trace
+from clipseg_np import CLIPSegForImageSegmentation, LearnedPrompt, Segmenter, trace
 from clipseg_np.backends import cublas
 from clipseg_np.backends.cupy_ops import CupyOps
 from clipseg_np.errors import InputError
 from clipseg_np.model import pretrained as pretrained_module
 from clipseg_np.model import recorded as recorded_module
+from clipseg_np.model.learned_prompt import fingerprint
 from clipseg_np.model.recorded import MAX_GRAPHS, recorded
 
 from ..helpers.checkpoints import PLAIN, REFINED
@@ -156,15 +157,26 @@ def eager(checkpoint, ops):
 
 
 @pytest.mark.parametrize(
-    "prompts", [["red"], ["red", "blue"], "image", ["red", "image"]], ids=lambda p: str(p)
+    "prompts",
+    [["red"], ["red", "blue"], "image", ["red", "image"], "@heart", ["@heart", "red", "image"]],
+    ids=lambda p: str(p),
 )
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
 def test_recorded_and_eager_passes_give_the_same(prompts, scales, on_gpu, eager, image):
-    given = [image[::-1] if p == "image" else p for p in np.atleast_1d(prompts)]
+    vector = np.linspace(-1, 1, eager.model.config.projection_dim, dtype=np.float32)
+    heart = LearnedPrompt(vector, fingerprint(eager.model), "heart", {})
+    others = {"image": image[::-1], "@heart": heart}
+    given = [others.get(str(p), str(p)) for p in np.atleast_1d(prompts)]
     expected = eager(image, given, scales=scales).logits
     found = on_gpu(image, given, scales=scales).logits
     assert of_largest(found.get(), expected.get()) <= 1e-6
     assert eager.graphs is None and len(on_gpu.graphs.kept) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_prompt_that_was_learned_on_a_cpu_is_taken(dtype, checkpoint, segmenter, ops):
+    model = CLIPSegForImageSegmentation.from_pretrained(checkpoint, backend="cupy", dtype=dtype)
+    assert fingerprint(model) == fingerprint(segmenter.model)
 
 
 def test_each_combination_of_shapes_is_recorded_once_and_a_few_are_kept(on_gpu, image):
