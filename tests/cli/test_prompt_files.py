@@ -53,7 +53,9 @@ def test_it_is_a_prompt_of_its_own_unless_a_prompt_mentions_it(run):
     assert prompts(mentioned) == ["red - @heart", "@star"]
     quoted = run("segment", "a.png", '"@heart"', *HEART, "--overwrite")[1]
     assert prompts(quoted) == ['"@heart"', "@heart"]
-    both = run("segment", "a.png", "@heart", "!@heart", "--image-prompt", "a.png", *HEART, "-o", "b")[1]
+    both = run(
+        "segment", "a.png", "@heart", "!@heart", "--image-prompt", "a.png", *HEART, "-o", "b"
+    )[1]
     assert prompts(both) == ["@heart", "!@heart", "a.png"]
 
 

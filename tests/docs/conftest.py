@@ -7,6 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from clipseg_np import LearnedPrompt, Segmenter
+from clipseg_np.model.learned_prompt import fingerprint
+
 from ..helpers.documents import ROOT
 
 PHOTO_SIZE = (150, 200)  # height and width, upright
@@ -42,6 +45,9 @@ def user_files(tmp_path_factory, checkpoint):
     shutil.copytree(checkpoint, folder / "clipseg-rd64-refined")
     save_hearts(folder / "hearts")
     (folder / "examples").symlink_to(ROOT / "examples")
+    demo = Segmenter.from_pretrained()
+    heart = LearnedPrompt(demo.embed(["a star"])[0], fingerprint(demo.model), "heart", {})
+    heart.save(folder / "heart.safetensors")
     return folder
 
 

@@ -29,6 +29,7 @@ WRITTEN = {
     "small things": ["masks/photo_1_a-cat.png"],
     "combined prompts": ["masks/photo_1_a-cat-a-collar.png"],
     "to show": ["masks/photo_1_cup-jpg.png"],
+    "a thing that no text": ["masks/photo_1_heart-a-circle.png"],
     "clean masks": ["masks/photo_1_a-cat.png"],
     "the thing cut out": [
         f"masks/photo_1_a-cat_{k}.png" for k in ("cutout", "contour", "highlight")

@@ -19,8 +19,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from clipseg_np import CLIPSegForImageSegmentation, Job, Segmentation, Segmenter, VisualPrompt
-from clipseg_np import convert, golden, masks, run_batch
+from clipseg_np import CLIPSegForImageSegmentation, Job, LearnedPrompt, Segmentation, Segmenter
+from clipseg_np import VisualPrompt, convert, golden, masks, run_batch
 
 
 def recipes(

@@ -12,7 +12,8 @@ from .mutations import generator, pick
 
 GOOD_PROMPTS = (
     "red", "a + b", "a - (b & !c)", '"rock & roll"', "日本語", "é\u0301\u200d\U0001f600",
-    "a\tb", "a - (b & !@heart)", '"@heart"', "x" * 10_000, "a " * 3000, "<|endoftext|>", "../..", "%s {0}", "\x1b[31mred",
+    "a\tb", "x" * 10_000, "a " * 3000, "<|endoftext|>", "../..", "%s {0}", "\x1b[31mred",
+    "a - (b & !@heart)", '"@heart"',
     "two\nlines", "\u202eright", "C:\\x", "((((a))))", "!" * 50 + "a",
 )  # fmt: skip
 BAD_PROMPTS = (

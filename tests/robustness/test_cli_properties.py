@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipseg_np import LearnedPrompt
 from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 
@@ -36,7 +37,7 @@ class Hub:
 
 
 @pytest.fixture
-def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
+def yard(tmp_path, monkeypatch, checkpoint, segmenter) -> Yard:
     """With images, what is none, and files to compare."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
     monkeypatch.setattr(commands, "WorkerProcesses", lambda count: ThreadPoolExecutor(1))
@@ -80,6 +81,8 @@ def yard(tmp_path, monkeypatch, checkpoint) -> Yard:
     command = ["trace", str(whole), "red", "--model", str(checkpoint), "--names", "decoder.l*"]
     assert main([*command, "--output", str(yard.given / "golden.safetensors")]) == 0
     np.savez(yard.given / "other.npz", a=np.zeros(3))
+    vector = np.zeros(segmenter.model.config.projection_dim, np.float32)
+    LearnedPrompt(vector, "another decoder's", "", {}).save(yard.given / "heart.safetensors")
     return yard
 
 
