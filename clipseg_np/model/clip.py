@@ -10,6 +10,7 @@ projected array; hidden states are returned only on request.
 from collections.abc import Sequence
 from typing import Any
 
+from ..nn import gradients
 from ..nn.layers import Embedding, Encoder, Layer, LayerNorm, Linear, PatchEmbedding
 from ..nn.ops import Array
 from ..nn.scope import Scope
@@ -22,6 +23,8 @@ from .pretrained import PretrainedModel
 class TextEmbeddings(Layer):
     """Token ids to vectors: the token's, plus its position's.  (P,T) -> (P,T,D)"""
 
+    is_unit = False
+
     def __init__(self, scope: Scope, config: CLIPSegTextConfig):
         super().__init__(scope)
         D, max_T = config.hidden_size, config.max_position_embeddings
@@ -30,6 +33,10 @@ class TextEmbeddings(Layer):
 
     def forward(self, input_ids: Array, position_ids: Array) -> Array:
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+    def backward(self, d_y: Array, input_ids: Array, position_ids: Array) -> None:
+        self.token_embedding.propagate(d_y)
+        self.position_embedding.propagate(gradients.unshare(d_y, len(position_ids)))
 
 
 class GridPositions(Embedding):
@@ -47,9 +54,22 @@ class GridPositions(Embedding):
         grid = self.ops.resize_bicubic(self.weight[1:].reshape(side, side, D), (h, w))
         return self.ops.xp.concatenate([self.weight[:1], grid.reshape(h * w, D)])
 
+    def backward(self, d_y: Array, h: int, w: int) -> None:
+        self.learn(weight=lambda: self._d_weight(d_y, (h, w)))
+
+    def _d_weight(self, d_y: Array, grid: tuple[int, int]) -> Array:
+        """(1+hw,D) -> (1+side²,D)"""
+        side, D = self.side, d_y.shape[1]
+        if grid == (side, side):
+            return d_y
+        d_grid = gradients.resize_bicubic(self.ops, d_y[1:].reshape(*grid, D), (side, side))
+        return self.ops.xp.concatenate([d_y[:1], d_grid.reshape(side**2, D)])
+
 
 class VisionEmbeddings(Layer):
     """Images to tokens: the class token, then the patches row by row.  (B,C,H,W) -> (B,1+hw,D)"""
+
+    is_unit = False
 
     def __init__(self, scope: Scope, config: CLIPSegVisionConfig):
         super().__init__(scope)
@@ -69,6 +89,15 @@ class VisionEmbeddings(Layer):
         # (B,1,D) and (B,hw,D) -> (B,1+hw,D)
         tokens = self.ops.xp.concatenate([class_tokens, patches], axis=1)
         return tokens + self.positions(h, w)
+
+    def backward(self, d_y: Array, pixel_values: Array) -> Array:
+        (B, _, H, W), (D, _, p, _) = pixel_values.shape, self.patch_embedding.weight.shape
+        h, w = H // p, W // p
+        self.learn(class_embedding=lambda: d_y[:, 0].sum(axis=0))
+        self.position_embedding.backward(d_y.sum(axis=0), h, w)
+        # (B,hw,D) -> (B,D,hw) -> (B,D,h,w)
+        d_patches = d_y[:, 1:].transpose(0, 2, 1).reshape(B, D, h, w)
+        return self.patch_embedding.propagate(d_patches)
 
 
 class CLIPSegTextModel(PretrainedModel):
@@ -122,9 +151,28 @@ class CLIPSegTextModel(PretrainedModel):
         if attention_mask is not None:
             mask = mask & (attention_mask != 0)[:, None, None, :]
         hidden_states = self.encoder(x, mask, attentions)
-        last, eos = self.final_layer_norm(hidden_states[-1]), self.config.eos_token_id
-        end = (input_ids if eos == LEGACY_EOS_TOKEN_ID else input_ids == eos).argmax(axis=-1)
-        return hidden_states, last, last[self.ops.xp.arange(len(last)), end]
+        last = self.final_layer_norm(hidden_states[-1])
+        return hidden_states, last, last[self.ops.xp.arange(len(last)), self._ends(input_ids)]
+
+    def _ends(self, input_ids: Array) -> Array:
+        """The place of the token at which each text is pooled.  (P,T) -> (P)"""
+        eos = self.config.eos_token_id
+        return (input_ids if eos == LEGACY_EOS_TOKEN_ID else input_ids == eos).argmax(axis=-1)
+
+    def backward(
+        self, d_y: BaseModelOutputWithPooling, input_ids: Array, *_: Any, **__: Any
+    ) -> None:
+        """`d_y` holds the derivatives by the outputs that the loss depends on."""
+        ids = self.ops.asarray(input_ids)
+        ids = ids.reshape(-1, ids.shape[-1])
+        (P, T), D, xp = ids.shape, self.config.hidden_size, self.ops.xp
+        d_pooled = d_y.get("pooler_output", xp.zeros((P, D), dtype=self.dtype))
+        is_end = xp.arange(T) == self._ends(ids)[:, None]
+        # (P,T,1) and (P,1,D) -> (P,T,D)
+        d_last = is_end[:, :, None] * d_pooled[:, None, :] + d_y.get("last_hidden_state", 0)
+        d_hidden_states = list(d_y.get("hidden_states", [0] * (len(self.encoder.layers) + 1)))
+        d_hidden_states[-1] = d_hidden_states[-1] + self.final_layer_norm.propagate(d_last)
+        self.embeddings.propagate(self.encoder.propagate(d_hidden_states))
 
 
 class CLIPSegVisionModel(PretrainedModel):
@@ -164,6 +212,20 @@ class CLIPSegVisionModel(PretrainedModel):
         hidden_states = hidden_states if output_hidden_states else None
         return BaseModelOutputWithPooling(last, pooled, hidden_states, attentions)
 
+    def backward(
+        self, d_y: BaseModelOutputWithPooling, pixel_values: Array, *_: Any, **__: Any
+    ) -> Array:
+        """`d_y` holds the derivatives by the outputs that the loss depends on. -> d_pixel_values"""
+        (h, w), B, D = self.grid(pixel_values), len(pixel_values), self.config.hidden_size
+        d_pooled = d_y.get("pooler_output", self.ops.xp.zeros((B, D), dtype=self.dtype))
+        d_class = self.post_layernorm.propagate(d_pooled)[:, None]
+        # (B,1,D) -> (B,1+hw,D)
+        d_last = self.ops.xp.pad(d_class, ((0, 0), (0, h * w), (0, 0)))
+        d_last = d_last + d_y.get("last_hidden_state", 0)
+        d_hidden_states = list(d_y.get("hidden_states", [0] * (len(self.encoder.layers) + 1)))
+        d_hidden_states[-1] = d_hidden_states[-1] + d_last
+        return self.tokens_backward(d_hidden_states)
+
     def tokens(
         self, pixel_values: Array, attentions: list | None = None, only: Sequence[int] = ()
     ) -> list[Array]:
@@ -171,6 +233,11 @@ class CLIPSegVisionModel(PretrainedModel):
         pixel_values = checked_pixels(self.floats(pixel_values), self.config)
         x = self.pre_layrnorm(self.embeddings(pixel_values))
         return self.encoder(x, None, attentions, only)
+
+    def tokens_backward(self, d_hidden_states: Sequence[Array]) -> Array:
+        """As many as `tokens` returned, 0 for some -> d_pixel_values"""
+        d_x = self.encoder.propagate(d_hidden_states)
+        return self.embeddings.propagate(self.pre_layrnorm.propagate(d_x))
 
     def grid(self, pixel_values: Array) -> tuple[int, int]:
         """Rows and columns of patches in images (B,C,H,W)."""
@@ -201,12 +268,22 @@ class CLIPSegModel(PretrainedModel):
         text = self.text_model(input_ids, attention_mask, position_ids)
         return self.text_projection(text.pooler_output)
 
+    def text_features_backward(self, d_features: Array) -> None:
+        """(P,projection_dim). Token ids have no derivative."""
+        d_pooled = self.text_projection.propagate(d_features)
+        self.text_model.propagate(BaseModelOutputWithPooling(pooler_output=d_pooled))
+
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
     ) -> Array:
         """(B,C,H,W) -> (B,projection_dim), not normalized"""
         vision = self.vision_model(pixel_values, interpolate_pos_encoding)
         return self.visual_projection(vision.pooler_output)
+
+    def image_features_backward(self, d_features: Array) -> Array:
+        """(B,projection_dim) -> d_pixel_values, (B,C,H,W)"""
+        d_pooled = self.visual_projection.propagate(d_features)
+        return self.vision_model.propagate(BaseModelOutputWithPooling(pooler_output=d_pooled))
 
     def forward(
         self,
@@ -237,6 +314,21 @@ class CLIPSegModel(PretrainedModel):
         loss = self._contrastive_loss(logits) if return_loss else None
         return CLIPSegOutput(loss, logits.T, logits, text_embeds, image_embeds, text, vision)
 
+    def backward(self, d_y: CLIPSegOutput, *_: Any, **__: Any) -> Array:
+        """`d_y` holds derivatives by the loss, the logits or the embeds. -> d_pixel_values"""
+        text, image = self.text_projection.again(), self.visual_projection.again()
+        text_embeds, image_embeds = self._unit(text), self._unit(image)
+        scale, loss = self.ops.xp.exp(self.logit_scale), d_y.get("loss", 0)
+        # (P,B)
+        logits = text_embeds @ image_embeds.T * scale
+        d_logits = d_y.get("logits_per_text", 0) + loss * self._contrastive_gradient(logits)
+        d_logits = d_logits + d_y.get("logits_per_image", 0 * logits.T).T
+        self.learn(logit_scale=lambda: (d_logits * logits).sum())
+        d_text = d_logits @ image_embeds * scale + d_y.get("text_embeds", 0)
+        d_image = d_logits.T @ text_embeds * scale + d_y.get("image_embeds", 0)
+        self.text_features_backward(gradients.unit(d_text, text))
+        return self.image_features_backward(gradients.unit(d_image, image))
+
     def _unit(self, x: Array) -> Array:
         """Rows scaled to length 1.  (n,D) -> (n,D)"""
         return x / self.ops.xp.sqrt((x * x).sum(axis=-1, keepdims=True))
@@ -247,3 +339,9 @@ class CLIPSegModel(PretrainedModel):
         pairs = self.ops.xp.arange(len(logits))
         losses = [self.ops.cross_entropy(rows, pairs) for rows in (logits, logits.T)]
         return self.ops.xp.stack(losses).mean()
+
+    def _contrastive_gradient(self, logits: Array) -> Array:
+        """The derivative of `_contrastive_loss`.  (P,B)"""
+        pairs = self.ops.xp.arange(len(logits))
+        texts, images = (gradients.cross_entropy(self.ops, x, pairs) for x in (logits, logits.T))
+        return (texts + images.T) / 2

@@ -12,15 +12,18 @@ from typing import Any
 
 from ..nn import gradients
 from ..nn.layers import ConvTranspose2d, DecoderLayer, Layer, Linear, RefinedHead
-from ..nn.learning import learning
 from ..nn.ops import Array
 from ..nn.scope import Scope
-from ..nn.trace import trace
 from . import input_checks
 from .batched import joined_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
-from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
+from .outputs import (
+    BaseModelOutputWithPooling,
+    CLIPSegDecoderOutput,
+    CLIPSegImageSegmentationOutput,
+    ImageFeatures,
+)
 from .pretrained import PretrainedModel
 
 
@@ -29,6 +32,8 @@ class Decoder(Layer):
 
     (B,1+hw,D) a layer and conditional_embeddings (P,projection_dim) -> (P,H,W); B is P or 1.
     """
+
+    is_unit = False
 
     def __init__(self, scope: Scope, config: CLIPSegConfig):
         super().__init__(scope)
@@ -50,8 +55,8 @@ class Decoder(Layer):
         """Tokens with the decoder's D features, deepest layer first.  (B,1+hw,D) each"""
         return [layer(tokens) for layer, tokens in zip(self.reduces, reversed(activations))]
 
-    def propagate_reduced(self, d_reduced: Sequence[Array]) -> list[Array]:
-        """The way back through `reduce`.  Deepest layer first -> d_activations, (B,1+hw,D) each"""
+    def reduce_backward(self, d_reduced: Sequence[Array]) -> list[Array]:
+        """Deepest layer first -> d_activations, (B,1+hw,D) each"""
         pairs = zip(self.reduces, d_reduced)
         return [layer.propagate(d_tokens) for layer, d_tokens in pairs][::-1]
 
@@ -90,14 +95,14 @@ class Decoder(Layer):
         **__: Any,
     ) -> tuple[list[Array], Array]:
         """(P,H,W) -> d_reduced, (B,1+hw,D) each, and d_conditional_embeddings"""
-        d_x, d_reduced = self.paint_backward(d_logits), {}
+        d_x, d_reduced = self.paint_backward(d_logits), []
         for i in reversed(range(len(reduced))):
             d_x = self.layers[i].propagate(d_x)
             if i == self.conditional_layer:
-                x = self.film_input(reduced)
+                x = reduced[i] + (self.layers[i - 1].again() if i > 0 else 0)
                 d_x, d_embeddings = self.film_backward(d_x, x, conditional_embeddings)
-            d_reduced[i] = gradients.unshare(d_x, len(reduced[i]))
-        return [d_reduced[i] for i in range(len(reduced))], d_embeddings
+            d_reduced.append(gradients.unshare(d_x, len(reduced[i])))
+        return d_reduced[::-1], d_embeddings
 
     def film(self, x: Array, conditional_embeddings: Array) -> Array:
         """FiLM (Perez et al., 2018): the prompt scales and shifts features.  -> (P,T,D)"""
@@ -105,14 +110,6 @@ class Decoder(Layer):
         multiply = self.film_mul(conditional_embeddings)[:, None, :]
         add = self.film_add(conditional_embeddings)[:, None, :]
         return multiply * x + add
-
-    def film_input(self, reduced: Sequence[Array]) -> Array:
-        """The tokens that FiLM was given, computed again unseen.  (B,1+hw,D)"""
-        x = 0
-        with trace(), learning():
-            for i in range(self.conditional_layer):
-                x = self.layers[i](reduced[i] + x)
-        return reduced[self.conditional_layer] + x
 
     def film_backward(
         self, d_y: Array, x: Array, conditional_embeddings: Array
@@ -247,3 +244,40 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             labels = input_checks.checked_labels(self.floats(labels), logits)
             loss = self.ops.binary_cross_entropy(logits, labels)
         return CLIPSegImageSegmentationOutput(loss, logits, embeddings, pooled, vision, decoded)
+
+    def backward(
+        self,
+        d_y: CLIPSegImageSegmentationOutput,
+        input_ids: Array | None = None,
+        pixel_values: Array | None = None,
+        conditional_pixel_values: Array | None = None,
+        conditional_embeddings: Array | None = None,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        labels: Array | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Array, Array | None]:
+        """-> d_pixel_values, and the prompts' derivatives, None for token ids.
+
+        `d_y` holds derivatives by the loss, the logits, the embeddings or the pooled output.
+        """
+        logits = self.decoder.transposed_convolution.again()[:, 0]
+        d_logits = self.ops.xp.zeros_like(logits) + d_y.get("logits", 0)
+        if labels is not None:
+            d_loss = gradients.binary_cross_entropy(self.ops, logits, self.floats(labels))
+            d_logits = d_logits + d_y.get("loss", 0) * d_loss
+        d_reduced, d_prompts = self.decoder.propagate(d_logits)
+        d_prompts = d_prompts + d_y.get("conditional_embeddings", 0)
+        # The vision tower's second call comes first.
+        if input_ids is not None:
+            d_prompts = self.clip.text_features_backward(d_prompts)
+        elif conditional_pixel_values is not None:
+            d_prompts = self.clip.image_features_backward(d_prompts)
+        zeros = self.ops.xp.zeros_like(self.clip.visual_projection.again())
+        d_pooled = self.clip.visual_projection.propagate(d_y.get("pooled_output", zeros))
+        d_hidden_states = [0] * (len(self.clip.vision_model.encoder.layers) + 1)
+        for i, d_tokens in zip(self.config.extract_layers, self.decoder.reduce_backward(d_reduced)):
+            d_hidden_states[i + 1] = d_hidden_states[i + 1] + d_tokens
+        d_vision = BaseModelOutputWithPooling(None, d_pooled, d_hidden_states)
+        return self.clip.vision_model.propagate(d_vision), d_prompts

@@ -40,6 +40,7 @@ class PretrainedModel(Habits, Layer):
     """
 
     config_class: type = CLIPSegConfig
+    is_unit = False
     main_input_name: str
     training = False
     landmark: str  # one of the keys of this model, by which it is found in a larger checkpoint

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .ops import Array, Ops
+from .ops import Array, Ops, bicubic_weights
 
 # What is added to many, or used by many
 
@@ -42,6 +42,18 @@ def linear_weight(d_y: Array, x: Array) -> Array:
     return d_y.reshape(-1, d_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
+def patch_conv2d(ops: Ops, d_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+    """The transposed convolution; 0 for pixels that were not seen.  (B,D,h,w) -> (B,C,H,W)"""
+    (_, C, H, W), (_, _, h, w), p = shape, d_y.shape, weight.shape[-1]
+    d_x = ops.conv_transpose2d(d_y, weight, ops.xp.zeros(C, dtype=d_y.dtype))
+    return ops.xp.pad(d_x, ((0, 0), (0, 0), (0, H - h * p), (0, W - w * p)))
+
+
+def patch_conv2d_weight(d_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+    """That of a linear map of each patch.  (B,D,h,w), (B,C,H,W) -> (D,C,p,p)"""
+    return linear_weight(cells(d_y), patches(x, shape[-1])).reshape(shape)
+
+
 def conv2d(ops: Ops, d_y: Array, weight: Array) -> Array:
     """The convolution of d_y with the kernel turned by half a turn.  (B,D,h,w) -> (B,C,h,w)"""
     turned = weight[:, :, ::-1, ::-1].swapaxes(0, 1)
@@ -64,8 +76,21 @@ def conv_transpose2d(ops: Ops, d_y: Array, weight: Array) -> Array:
 
 
 def conv_transpose2d_weight(d_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-    """As `patch_conv2d_weight`, of which x is the result.  -> (C,D,p,p)"""
-    return linear_weight(cells(x), patches(d_y, shape[-1])).reshape(shape)
+    """As `patch_conv2d_weight`: here x has the cells, and d_y the patches.  -> (C,D,p,p)"""
+    return patch_conv2d_weight(x, d_y, shape)
+
+
+def resize_bicubic(ops: Ops, d_y: Array, size: tuple[int, int]) -> Array:
+    """By the grid of this size, with both tables transposed.  (h',w',D) -> (h,w,D)"""
+    pairs = zip(size, d_y.shape)
+    rows, columns = (ops.asarray(bicubic_weights(*pair), dtype=d_y.dtype) for pair in pairs)
+    return ops.xp.einsum("Hh,Ww,HWD->hwD", rows, columns, d_y)
+
+
+def embedding(ops: Ops, d_y: Array, ids: Array, count: int) -> Array:
+    """By the table, a linear map of vectors that are 1 at the id.  (..., D), (...) -> (count,D)"""
+    is_id = ids.reshape(-1, 1) == ops.xp.arange(count)
+    return linear_weight(is_id.astype(d_y.dtype), d_y)
 
 
 def cells(x: Array) -> Array:
@@ -102,6 +127,13 @@ def normalized(x: Array, eps: float) -> tuple[Array, Array]:
     centered = x - x.mean(axis=-1, keepdims=True)
     deviation = ((centered * centered).mean(axis=-1, keepdims=True) + eps) ** 0.5
     return centered / deviation, deviation
+
+
+def unit(d_y: Array, x: Array) -> Array:
+    """By x, of y = x / |x|: a change of the length is lost.  (..., D) -> (..., D)"""
+    length = (x * x).sum(axis=-1, keepdims=True) ** 0.5
+    y = x / length
+    return (d_y - y * (y * d_y).sum(axis=-1, keepdims=True)) / length
 
 
 def softmax(d_y: Array, y: Array) -> Array:
@@ -190,3 +222,9 @@ def focal(ops: Ops, logits: Array, labels: Array, gamma: float = 2) -> Array:
     losses = ops.cross_entropies(logits, labels)
     slope = gamma * misses ** (gamma - 1) * d_misses * losses + misses**gamma * (p - labels)
     return slope / logits.size
+
+
+def cross_entropy(ops: Ops, logits: Array, classes: Array) -> Array:
+    """(n,K), (n) -> (n,K)"""
+    is_class = classes[:, None] == ops.xp.arange(logits.shape[-1])
+    return (ops.softmax(logits) - is_class) / len(logits)

@@ -1,40 +1,59 @@
 """The layers that the towers and the decoder are built of.
 
 A constructor takes its arrays, and builds its children, from a `Scope`: a place in the checkpoint.
-`forward` is the formula and nothing else. A trace and a fast backend come in by `Layer.__call__`.
+`forward` is the formula and nothing else; `backward` stands beside it and, inside `learning()`,
+takes the way back. A trace, `learning()` and a fast backend come in by `Layer.__call__`.
 The reference has one class for each of these in every model; here there is one for all.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from . import gradients
-from .learning import current, is_learning
+from .learning import current, is_learning, paused
 from .ops import Array, join_heads, split_heads
 from .scope import Scope
-from .trace import is_traced, record
+from .trace import is_traced, record, trace
 
 
 class Layer:
     """A dotted name, arithmetic, and `forward`, which a call runs by the backend or in a trace."""
+
+    # A unit's backward computes again what its children were given, which keep nothing. That of
+    # another layer calls its children's `propagate`.
+    is_unit = True
 
     def __init__(self, scope: Scope):
         self.name = scope.name
         self.ops = scope.ops
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_learning():
-            current().given.setdefault(self, []).append((args, kwargs))
-        if not is_traced():
+        if not is_learning():
+            return self._run(*args, **kwargs)
+        current().given.setdefault(self, []).append((args, kwargs))
+        with paused() if self.is_unit else nullcontext():
+            return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, or the backend's function in its place where nobody watches the children."""
+        if not is_traced() and not is_learning():
             return self.ops.run(self, *args, **kwargs)
         output = self.forward(*args, **kwargs)
-        record(self.name, output)
+        if is_traced():
+            record(self.name, output)
         return output
 
     def propagate(self, d_y: Any) -> Any:
         """`backward` with what the layer's last call inside `learning()` was given."""
         args, kwargs = current().given[self].pop()
         return self.ops.run_backward(self, d_y, *args, **kwargs)
+
+    def again(self) -> Any:
+        """The output of the layer's last call inside `learning()`, computed once more, unseen."""
+        args, kwargs = current().given[self][-1]
+        with paused(), trace() if is_traced() else nullcontext():
+            return self._run(*args, **kwargs)
 
     def learn(self, **gradients: Callable[[], Array]) -> None:
         """Add to the gradients of this layer's arrays those that are asked for."""
@@ -75,6 +94,11 @@ class PatchEmbedding(Layer):
 
     def forward(self, pixel_values: Array) -> Array:
         return self.ops.patch_conv2d(pixel_values, self.weight)
+
+    def backward(self, d_y: Array, pixel_values: Array) -> Array:
+        shape = self.weight.shape
+        self.learn(weight=lambda: gradients.patch_conv2d_weight(d_y, pixel_values, shape))
+        return gradients.patch_conv2d(self.ops, d_y, self.weight, pixel_values.shape)
 
 
 class Conv2d(Layer):
@@ -139,6 +163,9 @@ class Embedding(Layer):
     def forward(self, ids: Array) -> Array:
         return self.weight[ids]
 
+    def backward(self, d_y: Array, ids: Array) -> None:
+        self.learn(weight=lambda: gradients.embedding(self.ops, d_y, ids, len(self.weight)))
+
 
 class Attention(Layer):
     """Multi-head self-attention.  (B,T,D) -> (B,T,D)"""
@@ -194,6 +221,8 @@ class MLP(Layer):
 class _TransformerLayer(Layer):
     """The children of both kinds of transformer layer, which differ in the order of the norms."""
 
+    is_unit = False
+
     def __init__(
         self, scope: Scope, D: int, num_heads: int, mlp_size: int, activation: str, eps: float
     ):
@@ -232,6 +261,8 @@ class DecoderLayer(_TransformerLayer):
 class Encoder(Layer):
     """Pre-norm transformer layers.  (B,T,D) -> hidden states: the input and each layer's output"""
 
+    is_unit = False
+
     def __init__(self, scope: Scope, config: Any):
         super().__init__(scope)
         sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
@@ -249,6 +280,16 @@ class Encoder(Layer):
             if not only or i in only:
                 hidden_states[i] = x
         return [hidden_states[i] for i in only or hidden_states]
+
+    def backward(
+        self, d_outputs: Sequence, x: Array, mask=None, attentions=None, only: Sequence[int] = ()
+    ) -> Array:
+        """`d_outputs` are as many as `forward` returned; 0 for one that nothing depends on."""
+        numbers, d_x = only or range(-1, len(self.layers)), self.ops.xp.zeros_like(x)
+        for i in reversed(range(-1, max(numbers) + 1)):
+            d_x = d_x + sum(d for number, d in zip(numbers, d_outputs) if number == i)
+            d_x = d_x if i < 0 else self.layers[i].propagate(d_x)
+        return d_x
 
 
 class RefinedHead(Layer):

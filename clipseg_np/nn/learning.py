@@ -33,10 +33,18 @@ class Gradients(dict):
 _current: ContextVar[Gradients | None] = ContextVar("clipseg_np_learning", default=None)
 
 
-@contextmanager
-def learning(learns: Callable[[str], bool] = lambda name: True) -> Iterator[Gradients]:
+def learning(learns: Callable[[str], bool] = lambda name: True) -> Any:
     """Keep what layers are given inside the block; collect gradients of the arrays that learn."""
-    gradients = Gradients(learns)
+    return _set(Gradients(learns))
+
+
+def paused() -> Any:
+    """Keep nothing inside the block."""
+    return _set(None)
+
+
+@contextmanager
+def _set(gradients: Gradients | None) -> Iterator[Gradients | None]:
     token = _current.set(gradients)
     try:
         yield gradients
