@@ -29,7 +29,9 @@ AttentionMaskInterface.register("own_type", eager_mask)
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu")  # transformers raises KeyError for "selu"
 
 
-def draw_config(rng: np.random.Generator, narrowest: int) -> CLIPSegConfig:
+def draw_config(
+    rng: np.random.Generator, narrowest: int, activations: tuple[str, ...] = ACTIVATIONS
+) -> CLIPSegConfig:
     """A small architecture: every field that changes the arithmetic is drawn.
 
     `narrowest` bounds the width of a token from below. A norm over a few numbers amplifies
@@ -47,7 +49,7 @@ def draw_config(rng: np.random.Generator, narrowest: int) -> CLIPSegConfig:
             "hidden_size": width(heads),
             "num_attention_heads": heads,
             "intermediate_size": int(rng.integers(3, 40)),
-            "hidden_act": str(rng.choice(ACTIVATIONS)),
+            "hidden_act": str(rng.choice(activations)),
             "layer_norm_eps": float(rng.choice([1e-5, 1e-6, 1e-3])),
         }
 
@@ -84,14 +86,14 @@ def draw_config(rng: np.random.Generator, narrowest: int) -> CLIPSegConfig:
 
 
 def reference_model(
-    config: CLIPSegConfig, seed: int, dtype=torch.float32
+    config: CLIPSegConfig, seed: int, dtype=torch.float32, attention: str = "own_type"
 ) -> CLIPSegForImageSegmentation:
     """The reference with every parameter drawn, biases and norms too: none can be left out.
 
     Weights keep the size of what they multiply a little below what it was: with larger ones,
     attention becomes a choice of one token, which amplifies rounding in both models.
     """
-    model = CLIPSegForImageSegmentation._from_config(config, attn_implementation="own_type").eval()
+    model = CLIPSegForImageSegmentation._from_config(config, attn_implementation=attention).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
