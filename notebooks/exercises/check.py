@@ -1,0 +1,132 @@
+"""The judge of the exercises.
+
+    python notebooks/exercises/check.py                   # the twelve steps, and how far you are
+    python notebooks/exercises/check.py 4                 # is step 4 right?
+    python notebooks/exercises/check.py 4 my_folder       # the same, for files in another folder
+
+Your function takes the place of the page's, and the whole runs on two golden files.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from _thread import interrupt_main
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).parent
+JUDGE = "--judge"  # as the first argument: this is the process in which a reader's file runs
+MAX_SECONDS = 5
+MAX_CHARACTERS = 2000  # of what a reader's file prints
+NOT_WRITTEN = "NotImplementedError"
+ENDLESS = "Does a loop wait for what never comes?"
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == [JUDGE]:
+        return judge(int(arguments[1]), Path(arguments[2]))
+    folder = Path(arguments[1]) if len(arguments) > 1 else HERE
+    files = {int(path.name[5:7]): path for path in sorted(folder.glob("step_[01][0-9]_*.py"))}
+    if not arguments:
+        return show_ladder(files)
+    step = int(arguments[0]) if arguments[0].isdecimal() else 0
+    if step not in files:
+        print(f"There is no step {arguments[0]} in {folder}. Write, say: check.py 4")
+        return 2
+    right, text = ask(step, files[step])
+    print(f"{title(step)}\n\n{text}")
+    return 0 if right else 1
+
+
+def title(step: int) -> str:
+    """The first line of a stub, without the quotes."""
+    [stub] = HERE.glob(f"step_{step:02}_*.py")
+    return stub.read_text("utf-8").partition("\n")[0].strip('"')
+
+
+def show_ladder(files: dict[int, Path]) -> int:
+    written = {
+        step: file
+        for step, file in files.items()
+        if f"raise {NOT_WRITTEN}" not in file.read_text("utf-8", "replace")
+    }
+    with ThreadPoolExecutor(4) as pool:
+        answers = dict(zip(written, pool.map(ask, written, written.values())))
+    for step in files:
+        mark = (
+            "not written yet" if step not in answers else "right" if answers[step][0] else "wrong"
+        )
+        print(f"{title(step):40}{mark}")
+    left = [step for step in files if not answers.get(step, (False,))[0]]
+    print(f"\n{len(files) - len(left)} of {len(files)} steps are right.", end=" ")
+    print(f"Go on with: check.py {left[0]}" if left else "You have written the page.")
+    return 0
+
+
+def ask(step: int, file: Path) -> tuple[bool, str]:
+    """Whether the answer is right, and the judge's words. The file runs in a process of its own."""
+    command = [sys.executable, __file__, JUDGE, str(step), str(file.resolve())]
+    given = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 3 * MAX_SECONDS}
+    try:
+        done = subprocess.run(command, check=False, encoding="utf-8", errors="replace", **given)
+    except subprocess.TimeoutExpired:
+        return False, f"stopped: it still ran after {3 * MAX_SECONDS} seconds. {ENDLESS}"
+    printed = done.stderr.strip()[-MAX_CHARACTERS:]
+    try:
+        right, text = json.loads(done.stdout)
+    except ValueError:
+        return False, f"stopped: the process ended without an answer.\n{printed}"
+    return right, f"Your file printed:\n{printed}\n\n{text}" if printed else text
+
+
+class Printed:
+    """Standard output of a reader's file: the first characters, and no more."""
+
+    left = MAX_CHARACTERS
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text[: self.left])
+        self.left = max(0, self.left - len(text))
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def judge(step: int, file: Path) -> int:
+    """Write [right, words] in JSON to standard output."""
+    output, sys.stdout = sys.stdout, Printed()
+    import ladder  # the command does not wait for NumPy
+
+    timer = threading.Timer(MAX_SECONDS, interrupt_main)
+    timer.start()
+    outcome = ladder.attempt({step: partial(ladder.load, file)}, {str(file)})
+    timer.cancel()
+    json.dump(words(step, outcome), output)
+    return 0
+
+
+def words(step: int, outcome) -> tuple[bool, str]:
+    """Whether a run is right; else where it first deviates or why it stopped, and a question."""
+    from ladder import first_wrong, question
+
+    agreeing, total, row = first_wrong(outcome)
+    if NOT_WRITTEN in outcome.error:
+        return False, f"not written yet: {outcome.line}"
+    if "KeyboardInterrupt" in outcome.error:
+        text = f"stopped: it still ran after {MAX_SECONDS} seconds.\n{outcome.line}"
+        return False, f"{text}\n\n{ENDLESS}"
+    if row:
+        place, _, diagnosis = row.message.partition(". ")
+        text = f"wrong: {agreeing} of {total} layers agree. The first that deviates is\n{row.name}:"
+        text += f" it {place.partition(';')[0]}.{diagnosis and f' {diagnosis}.'}"
+    elif outcome.error:
+        text = "stopped: " + "\n".join(filter(None, (outcome.line, outcome.error)))
+    else:
+        return True, f"right: {agreeing} of {total} layers"
+    return False, f"{text}\n\n{question(step, outcome)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
