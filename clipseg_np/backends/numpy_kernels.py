@@ -82,7 +82,7 @@ def attend(
     for b in range(B):
         hidden = None if mask is None else ~mask[b, 0].T
         for head in range(N):
-            sums = _exponentials(q[b, head], k[b, head], hidden, out=weights)
+            sums = exponentials(q[b, head], k[b, head], hidden, out=weights)
             context = np.matmul(v[b, head].T, weights, out=out[head, :, b])
             # Divides d numbers for each query instead of T.
             context /= sums
@@ -90,7 +90,7 @@ def attend(
                 np.divide(weights.T, sums[:, None], out=kept[b, head])
 
 
-def _exponentials(q: Array, k: Array, hidden: Array | None, out: Array) -> Array:
+def exponentials(q: Array, k: Array, hidden: Array | None, out: Array) -> Array:
     """Fill `out` (keys,queries) with e^scores of a head; return its sums, the softmax's divisors.
 
     Each query's largest score is subtracted only where a power would overflow, or where all of a

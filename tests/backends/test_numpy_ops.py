@@ -61,6 +61,7 @@ def arguments(name: str, dtype: str) -> list[tuple]:
             ),
             (features_first(draw(2, 99, 8)), draw(8), draw(8), 1e-5),
         ],
+        "sigmoid": [(draw(4, 9) * 30,), (np.array([-1e30, -800, 0, 800, 1e30], dtype),)],
         "conv_transpose2d": [
             (x.transpose(0, 2, 1, 3), draw(3, D, p, p), draw(D))
             for x in (draw(1, 4, 3, 5), draw(2, 9, 3, 7))
