@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..checkpoints.locate import read_json
 from ..errors import InputError, naming
@@ -40,12 +41,13 @@ from ..image.decode import pillow_errors
 from ..image.folder import images_in
 from ..image.load_image import load_image
 from ..image.plugins import open_image
-from ..image.resize import BILINEAR, NEAREST, resize
+from ..image.resize import NEAREST, resize
 from ..masks.load_mask import mask_levels
 from ..masks.morphology import dilate, mask_statistics, polygon_mask, run_length_decoding
 
 COCO_FILE = "_annotations.coco.json"
 IGNORED = 255
+BOX = Image.Resampling.BOX
 MAX_FAULTS = 20  # in a message
 EXPECTED = (
     f"expected a folder with images/ and masks/, or images/, labels/ and labels.csv, or "
@@ -79,7 +81,7 @@ class Example:
         """
         marks = self.marks()
         mask, ignored = (
-            resize(np.where(marks == value, np.uint8(255), np.uint8(0)), size, BILINEAR)
+            np.asarray(Image.fromarray((marks == value) * np.uint8(255)).resize(size[::-1], BOX))
             for value in (1, IGNORED)
         )
         return mask.astype(np.float32) / 255, ignored > 0 if ignored.any() else None
@@ -365,7 +367,7 @@ def file_marks(path: Path, name: str) -> np.ndarray:
     levels = mask_levels(path, name=name)
     noise = 32 if len(np.unique(levels)) > 32 else 0
     between = (levels > noise) & (levels < 255 - noise)
-    if 0 < levels.max() < 255 - noise or dilate(between, -2).any():
+    if dilate(between, -2).any():
         raise InputError(f"{name} has more than two values; label maps belong into labels/")
     return (levels >= 128).astype(np.uint8)
 

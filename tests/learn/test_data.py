@@ -56,7 +56,7 @@ def table(tmp_path):
     for kind, masks in (("heart", HEARTS), ("arrow", ARROWS)):
         for name, mask in masks.items():
             save(folder / kind / f"{name}.png", mask)
-            wordings = "a heart|a love heart" if kind == "heart" else "an arrow"
+            wordings = "a heart | a love heart" if kind == "heart" else "an arrow"
             lines.append(f"photos/{name}.jpg,{kind}/{name}.png,{wordings}")
     (folder / "data.csv").write_text("\n".join(lines))
     return folder / "data.csv"
@@ -66,7 +66,7 @@ def table(tmp_path):
 def json_lines(table):
     path = table.with_suffix(".jsonl")
     rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
-    records = [{"image": i, "mask": m, "prompts": p.split("|")} for i, m, p in rows]
+    records = [{"image": i, "mask": m, "prompts": p.split(" | ")} for i, m, p in rows]
     path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
     return path
 
@@ -222,9 +222,17 @@ def test_coco_with_its_images_elsewhere(coco):
     assert len(read_data(coco).examples) == 3
     (coco / "annotations").mkdir()
     (coco / COCO_FILE).rename(coco / "annotations" / "instances.json")
+    assert len(read_data(coco / "annotations" / "instances.json").examples) == 3
     for name in NAMES[:2]:
         (coco / "images" / f"{name}.jpg").rename(coco / f"{name}.jpg")
     assert len(read_data(coco / "annotations" / "instances.json").examples) == 3
+
+
+def test_one_of_two_annotations_may_lie_beside_the_image(coco):
+    content = coco_content()
+    content["annotations"][3]["segmentation"] = [[-9, 0, -1, 0, -1, 9]]
+    (coco / COCO_FILE).write_text(json.dumps(content))
+    assert read_data(coco).examples[1].marks().any()
 
 
 @pytest.mark.parametrize("names", ["csv", "json", "palette", "uint16"])
@@ -316,9 +324,15 @@ def test_the_target_is_the_share_of_each_pixel(masks_folder, label_maps):
     small, _ = example.target((16, 16))
     assert small.shape == (16, 16) and 0 <= small.min() < 0.1 and 0.9 < small.max() <= 1
     assert abs(small.mean() - HEARTS["a"].mean()) < 0.01
+    quarters = HEARTS["a"].reshape(20, 2, 30, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(example.target((20, 30))[0], quarters, atol=1 / 255)
+    large, _ = example.target((80, 120))
+    np.testing.assert_array_equal(large, HEARTS["a"].repeat(2, axis=0).repeat(2, axis=1))
     target, ignored = read_data(label_maps).examples[0].target((20, 30))
     assert ignored.dtype == bool and ignored[0].all() and not ignored[2:].any()
     assert target[:1].max() == 0 and target.max() == 1
+    _, ignored = read_data(label_maps).examples[0].target((8, 12))
+    assert ignored[0].all() and not ignored[1:].any()
 
 
 def test_masks_are_read_when_they_are_asked_for(masks_folder):
@@ -479,7 +493,7 @@ BAD = {
             "quotes",
         ),
         "too few fields": (
-            change(",heart/b.png,a heart|a love heart", ""),
+            change(",heart/b.png,a heart | a love heart", ""),
             "data.csv, line 3, is no row",
         ),
         "no name of an image": (
@@ -616,6 +630,10 @@ BAD = {
             "labels.csv: '-3', 'a'; expected",
         ),
         "an id twice": (text("labels.csv", "id,prompt\n3,b\n7,c\n3,d"), "labels.csv: '3', 'd'"),
+        "a prompt of two ids": (
+            text("labels.csv", "id,prompt\n3,b\n7,c\n9,c"),
+            "labels.csv: '9', 'c'",
+        ),
         "255 for a prompt": (
             text("labels.csv", "id,prompt\n3,b\n7,c\n255,d"),
             "labels.csv: '255', 'd'",
