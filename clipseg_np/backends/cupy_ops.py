@@ -114,6 +114,11 @@ class CupyOps(Ops):
                 self.packed[layer] = self.xp.concatenate(weights), self.xp.concatenate(biases)
         return self.packed[layer]
 
+    def run_backward(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        # The copy of weights that are going to change
+        self.packed.pop(layer, None)
+        return super().run_backward(layer, *args, **kwargs)
+
     def linear(
         self, x: Array, weight: Array, bias: Any = None, residual: Any = None, activation: str = ""
     ) -> Array:

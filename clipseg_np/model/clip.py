@@ -7,7 +7,7 @@ Deviations: an image need not be square; `get_text_features` and `get_image_feat
 projected array; hidden states are returned only on request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..nn import gradients
@@ -93,6 +93,8 @@ class VisionEmbeddings(Layer):
     def backward(self, d_y: Array, pixel_values: Array) -> Array:
         (B, _, H, W), (D, _, p, _) = pixel_values.shape, self.patch_embedding.weight.shape
         h, w = H // p, W // p
+        # The memo's positions are going to change.
+        self.positions = self.ops.memoize(self.position_embedding.forward)
         self.learn(class_embedding=lambda: d_y[:, 0].sum(axis=0))
         self.position_embedding.backward(d_y.sum(axis=0), h, w)
         # (B,hw,D) -> (B,D,hw) -> (B,D,h,w)
@@ -106,6 +108,7 @@ class CLIPSegTextModel(PretrainedModel):
     config_class = CLIPSegTextConfig
     landmark = "embeddings.token_embedding.weight"
     prefixes = ("clip.text_model.", "text_model.", "")
+    derivable = ("last_hidden_state", "pooler_output", "hidden_states")
 
     def __init__(self, config: CLIPSegTextConfig, scope: Scope | None = None, **start: Any):
         super().__init__(config, scope, **start)
@@ -159,10 +162,7 @@ class CLIPSegTextModel(PretrainedModel):
         eos = self.config.eos_token_id
         return (input_ids if eos == LEGACY_EOS_TOKEN_ID else input_ids == eos).argmax(axis=-1)
 
-    def backward(
-        self, d_y: BaseModelOutputWithPooling, input_ids: Array, *_: Any, **__: Any
-    ) -> None:
-        """`d_y` holds the derivatives by the outputs that the loss depends on."""
+    def backward(self, d_y: Mapping[str, Any], input_ids: Array, *_, **__) -> None:
         ids = self.ops.asarray(input_ids)
         ids = ids.reshape(-1, ids.shape[-1])
         (P, T), D, xp = ids.shape, self.config.hidden_size, self.ops.xp
@@ -170,9 +170,9 @@ class CLIPSegTextModel(PretrainedModel):
         is_end = xp.arange(T) == self._ends(ids)[:, None]
         # (P,T,1) and (P,1,D) -> (P,T,D)
         d_last = is_end[:, :, None] * d_pooled[:, None, :] + d_y.get("last_hidden_state", 0)
-        d_hidden_states = list(d_y.get("hidden_states", [0] * (len(self.encoder.layers) + 1)))
-        d_hidden_states[-1] = d_hidden_states[-1] + self.final_layer_norm.propagate(d_last)
-        self.embeddings.propagate(self.encoder.propagate(d_hidden_states))
+        *d_earlier, d_x = d_y.get("hidden_states", [0] * (len(self.encoder.layers) + 1))
+        d_x = d_x + self.final_layer_norm.propagate(d_last)
+        self.embeddings.propagate(self.encoder.propagate([*d_earlier, d_x]))
 
 
 class CLIPSegVisionModel(PretrainedModel):
@@ -181,6 +181,7 @@ class CLIPSegVisionModel(PretrainedModel):
     config_class = CLIPSegVisionConfig
     landmark = "embeddings.class_embedding"
     prefixes = ("clip.vision_model.", "vision_model.", "")
+    derivable = ("last_hidden_state", "pooler_output", "hidden_states")
 
     def __init__(self, config: CLIPSegVisionConfig, scope: Scope | None = None, **start: Any):
         super().__init__(config, scope, **start)
@@ -212,19 +213,16 @@ class CLIPSegVisionModel(PretrainedModel):
         hidden_states = hidden_states if output_hidden_states else None
         return BaseModelOutputWithPooling(last, pooled, hidden_states, attentions)
 
-    def backward(
-        self, d_y: BaseModelOutputWithPooling, pixel_values: Array, *_: Any, **__: Any
-    ) -> Array:
-        """`d_y` holds the derivatives by the outputs that the loss depends on. -> d_pixel_values"""
+    def backward(self, d_y: Mapping[str, Any], pixel_values: Array, *_, **__) -> Array:
+        """-> d_pixel_values, (B,C,H,W)"""
         (h, w), B, D = self.grid(pixel_values), len(pixel_values), self.config.hidden_size
         d_pooled = d_y.get("pooler_output", self.ops.xp.zeros((B, D), dtype=self.dtype))
         d_class = self.post_layernorm.propagate(d_pooled)[:, None]
         # (B,1,D) -> (B,1+hw,D)
         d_last = self.ops.xp.pad(d_class, ((0, 0), (0, h * w), (0, 0)))
-        d_last = d_last + d_y.get("last_hidden_state", 0)
-        d_hidden_states = list(d_y.get("hidden_states", [0] * (len(self.encoder.layers) + 1)))
-        d_hidden_states[-1] = d_hidden_states[-1] + d_last
-        return self.tokens_backward(d_hidden_states)
+        *d_earlier, d_x = d_y.get("hidden_states", [0] * (len(self.encoder.layers) + 1))
+        d_x = d_x + d_last + d_y.get("last_hidden_state", 0)
+        return self.tokens_backward([*d_earlier, d_x])
 
     def tokens(
         self, pixel_values: Array, attentions: list | None = None, only: Sequence[int] = ()
@@ -250,6 +248,7 @@ class CLIPSegModel(PretrainedModel):
 
     landmark = "logit_scale"
     prefixes = ("clip.", "")
+    derivable = ("loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
     def __init__(self, config: CLIPSegConfig, scope: Scope | None = None, **start: Any):
         super().__init__(config, scope, **start)
@@ -271,7 +270,7 @@ class CLIPSegModel(PretrainedModel):
     def text_features_backward(self, d_features: Array) -> None:
         """(P,projection_dim). Token ids have no derivative."""
         d_pooled = self.text_projection.propagate(d_features)
-        self.text_model.propagate(BaseModelOutputWithPooling(pooler_output=d_pooled))
+        self.text_model.propagate({"pooler_output": d_pooled})
 
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
@@ -283,7 +282,7 @@ class CLIPSegModel(PretrainedModel):
     def image_features_backward(self, d_features: Array) -> Array:
         """(B,projection_dim) -> d_pixel_values, (B,C,H,W)"""
         d_pooled = self.visual_projection.propagate(d_features)
-        return self.vision_model.propagate(BaseModelOutputWithPooling(pooler_output=d_pooled))
+        return self.vision_model.propagate({"pooler_output": d_pooled})
 
     def forward(
         self,
@@ -314,8 +313,8 @@ class CLIPSegModel(PretrainedModel):
         loss = self._contrastive_loss(logits) if return_loss else None
         return CLIPSegOutput(loss, logits.T, logits, text_embeds, image_embeds, text, vision)
 
-    def backward(self, d_y: CLIPSegOutput, *_: Any, **__: Any) -> Array:
-        """`d_y` holds derivatives by the loss, the logits or the embeds. -> d_pixel_values"""
+    def backward(self, d_y: Mapping[str, Any], *_, **__) -> Array:
+        """-> d_pixel_values, (B,C,H,W)"""
         text, image = self.text_projection.again(), self.visual_projection.again()
         text_embeds, image_embeds = self._unit(text), self._unit(image)
         scale, loss = self.ops.xp.exp(self.logit_scale), d_y.get("loss", 0)

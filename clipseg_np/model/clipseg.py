@@ -7,7 +7,7 @@ Deviations: the decoder knows the grid's height and width, so that images need n
 image may have any number of prompts and is encoded once; a prompt in two forms at once is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..nn import gradients
@@ -18,12 +18,7 @@ from . import input_checks
 from .batched import joined_slices
 from .clip import CLIPSegModel
 from .config import CLIPSegConfig
-from .outputs import (
-    BaseModelOutputWithPooling,
-    CLIPSegDecoderOutput,
-    CLIPSegImageSegmentationOutput,
-    ImageFeatures,
-)
+from .outputs import CLIPSegDecoderOutput, CLIPSegImageSegmentationOutput, ImageFeatures
 from .pretrained import PretrainedModel
 
 
@@ -87,12 +82,7 @@ class Decoder(Layer):
         return CLIPSegDecoderOutput(self.paint(x, grid), hidden_states, attentions)
 
     def backward(
-        self,
-        d_logits: Array,
-        reduced: Sequence[Array],
-        conditional_embeddings: Array,
-        *_: Any,
-        **__: Any,
+        self, d_logits: Array, reduced: Sequence[Array], conditional_embeddings: Array, *_, **__
     ) -> tuple[list[Array], Array]:
         """(P,H,W) -> d_reduced, (B,1+hw,D) each, and d_conditional_embeddings"""
         d_x, d_reduced = self.paint_backward(d_logits), []
@@ -142,6 +132,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
     """Images and prompts to logits: one mask for each prompt."""
 
     landmark = "clip.logit_scale"
+    derivable = ("loss", "logits", "conditional_embeddings", "pooled_output")
 
     def __init__(self, config: CLIPSegConfig, scope: Scope | None = None, **start: Any):
         super().__init__(config, scope, **start)
@@ -247,7 +238,7 @@ class CLIPSegForImageSegmentation(PretrainedModel):
 
     def backward(
         self,
-        d_y: CLIPSegImageSegmentationOutput,
+        d_y: Mapping[str, Any],
         input_ids: Array | None = None,
         pixel_values: Array | None = None,
         conditional_pixel_values: Array | None = None,
@@ -255,15 +246,12 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         attention_mask: Array | None = None,
         position_ids: Array | None = None,
         labels: Array | None = None,
-        *_: Any,
-        **__: Any,
+        *_,
+        **__,
     ) -> tuple[Array, Array | None]:
-        """-> d_pixel_values, and the prompts' derivatives, None for token ids.
-
-        `d_y` holds derivatives by the loss, the logits, the embeddings or the pooled output.
-        """
+        """-> d_pixel_values, and the derivative by the prompts, which is None for token ids"""
         logits = self.decoder.transposed_convolution.again()[:, 0]
-        d_logits = self.ops.xp.zeros_like(logits) + d_y.get("logits", 0)
+        d_logits = d_y.get("logits", 0 * logits)
         if labels is not None:
             d_loss = gradients.binary_cross_entropy(self.ops, logits, self.floats(labels))
             d_logits = d_logits + d_y.get("loss", 0) * d_loss
@@ -274,10 +262,10 @@ class CLIPSegForImageSegmentation(PretrainedModel):
             d_prompts = self.clip.text_features_backward(d_prompts)
         elif conditional_pixel_values is not None:
             d_prompts = self.clip.image_features_backward(d_prompts)
-        zeros = self.ops.xp.zeros_like(self.clip.visual_projection.again())
-        d_pooled = self.clip.visual_projection.propagate(d_y.get("pooled_output", zeros))
+        d_pooled = d_y.get("pooled_output", 0 * self.clip.visual_projection.again())
+        d_pooled = self.clip.visual_projection.propagate(d_pooled)
         d_hidden_states = [0] * (len(self.clip.vision_model.encoder.layers) + 1)
         for i, d_tokens in zip(self.config.extract_layers, self.decoder.reduce_backward(d_reduced)):
             d_hidden_states[i + 1] = d_hidden_states[i + 1] + d_tokens
-        d_vision = BaseModelOutputWithPooling(None, d_pooled, d_hidden_states)
+        d_vision = {"pooler_output": d_pooled, "hidden_states": d_hidden_states}
         return self.clip.vision_model.propagate(d_vision), d_prompts

@@ -1,6 +1,7 @@
 """Loading, saving and a random start, the same for the four public models."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
@@ -45,6 +46,7 @@ class PretrainedModel(Habits, Layer):
     training = False
     landmark: str  # one of the keys of this model, by which it is found in a larger checkpoint
     prefixes: tuple[str, ...] = ("",)  # of this model's keys there
+    derivable: tuple[str, ...]  # the outputs by which `propagate` takes derivatives
 
     def __init__(
         self,
@@ -82,6 +84,16 @@ class PretrainedModel(Habits, Layer):
         output = super().__call__(*args, **kwargs)
         return output.to_tuple() if return_dict is False else output
 
+    def propagate(self, d_y: Mapping[str, Any]) -> Any:
+        """`backward` of the last call inside `learning()`; `d_y` has derivatives by output's name.
+
+        Outputs that are not named have the derivative 0. Raises InputError for an unknown name.
+        """
+        for name in d_y.keys() - set(self.derivable):
+            known = ", ".join(self.derivable)
+            raise InputError(f"a derivative by {name!r} is given; expected some of {known}")
+        return super().propagate(d_y)
+
     def flag(self, name: str, value: bool | None) -> bool | None:
         """The value, or for None that of this model's config.json."""
         return self.config.other.get(name) if value is None else value
@@ -109,13 +121,17 @@ class PretrainedModel(Habits, Layer):
         return self
 
     def eval(self) -> "Self":
-        """The model itself, which is never trained."""
+        """The model itself: there is no dropout."""
         return self
 
     def train(self, mode: bool = True) -> "Self":
-        """The model itself for mode=False. Raises InputError for True."""
+        """The model itself for mode=False. Raises InputError for True, with the way to train."""
         if mode:
-            raise InputError("there are no gradients: training/ trains in PyTorch")
+            raise InputError(
+                "nothing is switched to train: `clipseg-np fine-tune` trains the decoder and "
+                "`clipseg-np learn-prompt` a prompt, on frozen towers; your own loop gets the "
+                "gradients inside `with learning()` (clipseg_np/nn/learning.py)"
+            )
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> "Self":

@@ -5,13 +5,9 @@ on any array module; `ops` is the backend, where one needs it. A function of an 
 the derivative by its input x; one of a longer name is that by its weight.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from .ops import Array, Ops, bicubic_weights
-
-# What is added to many, or used by many
 
 
 def sum_rows(d_y: Array) -> Array:
@@ -189,13 +185,7 @@ def selu(ops: Ops, d_y: Array, x: Array) -> Array:
     return d_y * scale * slope
 
 
-ACTIVATIONS: dict[str, Callable[[Ops, Array, Array], Array]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": gelu,
-    "gelu_new": gelu_new,
-    "relu": relu,
-    "selu": selu,
-}
+ACTIVATIONS = {one.__name__: one for one in (quick_gelu, gelu, gelu_new, relu, selu)}
 
 # Losses: by the logits, of the shape of the labels
 

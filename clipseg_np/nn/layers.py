@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from . import gradients
-from .learning import current, is_learning, paused
+from .learning import collecting, current, is_learning
 from .ops import Array, join_heads, split_heads
 from .scope import Scope
 from .trace import is_traced, record, trace
@@ -32,7 +32,7 @@ class Layer:
         if not is_learning():
             return self._run(*args, **kwargs)
         current().given.setdefault(self, []).append((args, kwargs))
-        with paused() if self.is_unit else nullcontext():
+        with collecting(None) if self.is_unit else nullcontext():
             return self._run(*args, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,15 +52,15 @@ class Layer:
     def again(self) -> Any:
         """The output of the layer's last call inside `learning()`, computed once more, unseen."""
         args, kwargs = current().given[self][-1]
-        with paused(), trace() if is_traced() else nullcontext():
+        with collecting(None), trace() if is_traced() else nullcontext():
             return self._run(*args, **kwargs)
 
-    def learn(self, **gradients: Callable[[], Array]) -> None:
+    def learn(self, **derivatives: Callable[[], Array]) -> None:
         """Add to the gradients of this layer's arrays those that are asked for."""
-        for name, gradient in gradients.items():
+        for name, derivative in derivatives.items():
             name = f"{self.name}.{name}" if self.name else name
             if current().learns(name):
-                current().add(name, gradient())
+                current().add(name, derivative())
 
 
 class Linear(Layer):
@@ -187,7 +187,7 @@ class Attention(Layer):
         # (B,N,T,d) -> (B,T,D)
         return self.out_proj(join_heads(context))
 
-    def backward(self, d_y: Array, x: Array, mask: Array | None = None, *_: Any) -> Array:
+    def backward(self, d_y: Array, x: Array, mask: Array | None = None, *_) -> Array:
         projections = self.q_proj, self.k_proj, self.v_proj
         # (B,T,D) -> (B,N,T,d) each
         qkv = [split_heads(layer.forward(x), self.num_heads) for layer in projections]
@@ -240,7 +240,7 @@ class EncoderLayer(_TransformerLayer):
         x = x + self.self_attn(self.layer_norm1(x), mask, attentions)
         return x + self.mlp(self.layer_norm2(x))
 
-    def backward(self, d_y: Array, *_: Any) -> Array:
+    def backward(self, d_y: Array, *_) -> Array:
         d_y = d_y + self.layer_norm2.propagate(self.mlp.propagate(d_y))
         return d_y + self.layer_norm1.propagate(self.self_attn.propagate(d_y))
 
@@ -252,7 +252,7 @@ class DecoderLayer(_TransformerLayer):
         x = self.layer_norm1(x + self.self_attn(x, None, attentions))
         return self.layer_norm2(x + self.mlp(x))
 
-    def backward(self, d_y: Array, *_: Any) -> Array:
+    def backward(self, d_y: Array, *_) -> Array:
         d_sum = self.layer_norm2.propagate(d_y)
         d_sum = self.layer_norm1.propagate(d_sum + self.mlp.propagate(d_sum))
         return d_sum + self.self_attn.propagate(d_sum)

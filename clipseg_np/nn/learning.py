@@ -6,16 +6,13 @@
     gradients["decoder.film_mul.weight"]    # the loss's derivative by this array, of its shape
 
 `d_y` is, everywhere, the derivative of one number, the loss, by the array `y`. A layer's `backward`
-stands beside its `forward`: d_y, and what the layer was given, to the derivatives by the inputs.
-What `forward` computed on the way is computed again.
+takes d_y, and what the layer was given, to the derivatives by the inputs.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-
-from .ops import Array
 
 
 class Gradients(dict):
@@ -26,7 +23,7 @@ class Gradients(dict):
         self.learns = learns
         self.given: dict[Any, list] = {}
 
-    def add(self, name: str, gradient: Array) -> None:
+    def add(self, name: str, gradient: Any) -> None:
         self[name] = self[name] + gradient if name in self else gradient
 
 
@@ -35,16 +32,12 @@ _current: ContextVar[Gradients | None] = ContextVar("clipseg_np_learning", defau
 
 def learning(learns: Callable[[str], bool] = lambda name: True) -> Any:
     """Keep what layers are given inside the block; collect gradients of the arrays that learn."""
-    return _set(Gradients(learns))
-
-
-def paused() -> Any:
-    """Keep nothing inside the block."""
-    return _set(None)
+    return collecting(Gradients(learns))
 
 
 @contextmanager
-def _set(gradients: Gradients | None) -> Iterator[Gradients | None]:
+def collecting(gradients: Gradients | None) -> Iterator[Gradients | None]:
+    """Collect `gradients` inside the block; with None, keep nothing."""
     token = _current.set(gradients)
     try:
         yield gradients

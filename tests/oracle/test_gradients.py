@@ -13,11 +13,6 @@ pytest.importorskip("transformers", reason="needs the extra 'oracle'")
 from transformers.activations import ACT2FN
 
 import clipseg_np
-from clipseg_np.model.outputs import (
-    BaseModelOutputWithPooling,
-    CLIPSegImageSegmentationOutput,
-    CLIPSegOutput,
-)
 from clipseg_np.nn.learning import learning
 
 from .reference import ACTIVATIONS, draw_config, draw_ids, reference_model
@@ -91,7 +86,7 @@ def test_the_text_tower(drawn, agreement):
     loss.backward()
     with learning() as found:
         ours(ids, **rest)
-        ours.propagate(BaseModelOutputWithPooling(**d_y))
+        ours.propagate(d_y)
     assert_agree(found, theirs, "clip.text_model", {}, agreement, "the text tower")
 
 
@@ -109,7 +104,7 @@ def test_the_vision_tower(drawn, agreement):
     d_states = [d_y.get(str(i), 0) for i in range(len(output.hidden_states))]
     with learning() as found:
         ours(images)
-        d_y = BaseModelOutputWithPooling(None, d_y["pooler_output"], d_states)
+        d_y = {"pooler_output": d_y["pooler_output"], "hidden_states": d_states}
         found["pixel_values"] = ours.propagate(d_y)
     assert_agree(found, theirs, "clip.vision_model", inputs, agreement, "the vision tower")
 
@@ -131,7 +126,7 @@ def test_clip_with_its_contrastive_loss(drawn, agreement):
     loss.backward()
     with learning() as found:
         ours(ids, images, mask, return_loss=True)
-        found["pixel_values"] = ours.propagate(CLIPSegOutput(**d_y))
+        found["pixel_values"] = ours.propagate(d_y)
     assert_agree(found, theirs, "clip", inputs, agreement, "CLIP with its contrastive loss")
 
 
@@ -185,7 +180,6 @@ def test_the_whole(drawn, agreement):
     used = {name for name, p in theirs.named_parameters() if p.grad is not None}
     with learning(used.__contains__) as found:
         ours(ids, images, attention_mask=mask, labels=labels)
-        d_y = CLIPSegImageSegmentationOutput(**d_y)
         found["pixel_values"], _ = ours.propagate(d_y)
     assert_agree(found, theirs, "", inputs, agreement, "the whole model")
 
