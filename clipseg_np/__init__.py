@@ -9,6 +9,7 @@ from .model.clipseg import CLIPSegForImageSegmentation
 from .model.config import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 from .model.learned_prompt import LearnedPrompt
 from .model.recorded import recorded
+from .nn.learning import learning
 from .nn.trace import trace
 from .segment.processor import CLIPSegProcessor
 from .segment.segmentation import Segmentation
@@ -39,6 +40,7 @@ __all__ = [
     "ViTImageProcessor",
     "VisualPrompt",
     "__version__",
+    "learning",
     "recorded",
     "run_batch",
     "trace",

@@ -128,9 +128,9 @@ class PretrainedModel(Habits, Layer):
         """The model itself for mode=False. Raises InputError for True, with the way to train."""
         if mode:
             raise InputError(
-                "nothing is switched to train: `clipseg-np fine-tune` trains the decoder and "
-                "`clipseg-np learn-prompt` a prompt, on frozen towers; your own loop gets the "
-                "gradients inside `with learning()` (clipseg_np/nn/learning.py)"
+                "there is no mode to switch to: `clipseg-np fine-tune` trains the decoder, "
+                "`clipseg-np learn-prompt` learns a prompt, both on frozen towers; a loop of your "
+                "own gets every gradient inside `with clipseg_np.learning()`"
             )
         return self
 

@@ -16,6 +16,7 @@ from clipseg_np import (
     CLIPSegTextModel,
     CLIPSegVisionConfig,
     CLIPSegVisionModel,
+    learning,
 )
 from clipseg_np.errors import InputError
 from clipseg_np.nn.ops import Ops
@@ -203,3 +204,15 @@ def test_an_attribute_that_is_not_there_is_named_with_advice():
     with pytest.raises(AttributeError, match=r"has no 'parameters': .*state_dict\(\)"):
         model.parameters()
     assert not hasattr(model, "push_to_hub") and copy.copy(model).config is model.config
+
+
+@pytest.mark.parametrize("method", ["train", "requires_grad_"])
+def test_train_says_how_to_train(method):
+    model = CLIPSegForImageSegmentation.from_pretrained(PLAIN)
+    assert getattr(model, method)(False) is model
+    with pytest.raises(InputError) as refusal:
+        getattr(model, method)()
+    for way in ("clipseg-np fine-tune", "clipseg-np learn-prompt", "clipseg_np.learning()"):
+        assert way in str(refusal.value)
+    with learning() as gradients:
+        assert gradients == {}

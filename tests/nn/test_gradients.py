@@ -70,6 +70,7 @@ LAYERS = {
     "EncoderLayer": (EncoderLayer, (4, 2, 5, "quick_gelu", 1e-5), (2, 3, 4)),
     "RefinedHead": (RefinedHead, (4, 8), (2, 4, 2, 3)),
 }
+KINDS = list(dict.fromkeys(kind for kind, *_ in LAYERS.values()))
 
 
 @pytest.mark.parametrize(("kind", "sizes", "shape"), LAYERS.values(), ids=LAYERS)
