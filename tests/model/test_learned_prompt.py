@@ -41,8 +41,8 @@ def test_a_file_gives_back_what_was_saved_and_is_named_by_its_name(prompt, tmp_p
 
 
 def test_the_same_prompt_is_the_same_file_which_the_library_reads(prompt, tmp_path):
-    for name in ("a.safetensors", "b.safetensors"):
-        prompt.save(tmp_path / name)
+    prompt.save(tmp_path / "a.safetensors")
+    replace(prompt, made=dict(reversed(MADE.items()))).save(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert list(load_file(tmp_path / "a.safetensors")) == [KEY]
     with safe_open(tmp_path / "a.safetensors", "numpy") as file:
@@ -80,12 +80,18 @@ def test_other_files_are_refused(tmp_path):
             LearnedPrompt.load(missing)
 
 
-def test_a_failed_save_leaves_the_old_file(prompt, tmp_path):
+def test_a_failed_save_leaves_the_old_file(prompt, tmp_path, monkeypatch):
     path = tmp_path / "heart.safetensors"
     prompt.save(path)
     before = path.read_bytes()
-    with pytest.raises(TypeError):
-        replace(prompt, made={"path": tmp_path}).save(path)
+
+    def write_half(path, *_):
+        path.write_bytes(before[:50])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("clipseg_np.model.learned_prompt.write_tensors", write_half)
+    with pytest.raises(OSError, match="the disk is full"):
+        prompt.save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
