@@ -17,7 +17,7 @@ ALIASES = {
     "clipseg_np/segment/visual_prompt.py": ["picture = prepared"],
     "tests/golden/test_traces.py": ['"picture"'],
 }
-FOLDERS = ("clipseg_np", "tests", "training", "benchmarks", "examples", "golden")
+FOLDERS = ("clipseg_np", "tests", "training", "benchmarks", "examples", "golden", "notebooks")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -34,7 +34,7 @@ def test_an_image_is_an_image():
 
 DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
 DOCUMENTS += [ROOT / "weights" / "README.md", ROOT / "training" / "README.md"]
-DOCUMENTS += [ROOT / "tests" / "PITFALLS.md"]
+DOCUMENTS += [ROOT / "tests" / "PITFALLS.md", ROOT / "notebooks" / "exercises" / "README.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -22,6 +22,10 @@ MAX_SECONDS = 5
 MAX_CHARACTERS = 2000  # of what a reader's file prints
 NOT_WRITTEN = "NotImplementedError"
 ENDLESS = "Does a loop wait for what never comes?"
+TOGETHER = {
+    True: "\nAll twelve together are right: you have written pico.py.",
+    False: "\nAll twelve together are not right yet: check.py alone names the step.",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -46,21 +50,20 @@ def title(step: int) -> str:
     return stub.read_text("utf-8").partition("\n")[0].strip('"')
 
 
+def is_written(file: Path) -> bool:
+    return f"raise {NOT_WRITTEN}" not in file.read_text("utf-8", "replace")
+
+
 def show_ladder(files: dict[int, Path]) -> int:
-    written = {
-        step: file
-        for step, file in files.items()
-        if f"raise {NOT_WRITTEN}" not in file.read_text("utf-8", "replace")
-    }
+    written = {step: file for step, file in files.items() if is_written(file)}
     with ThreadPoolExecutor(4) as pool:
         answers = dict(zip(written, pool.map(ask, written, written.values())))
-    for step in files:
-        mark = (
-            "not written yet" if step not in answers else "right" if answers[step][0] else "wrong"
-        )
+    marks = dict.fromkeys(files, "not written yet")
+    marks |= {step: "right" if right else "wrong" for step, (right, _) in answers.items()}
+    for step, mark in marks.items():
         print(f"{title(step):40}{mark}")
-    left = [step for step in files if not answers.get(step, (False,))[0]]
-    print(f"\n{len(files) - len(left)} of {len(files)} steps are right.", end=" ")
+    left = [step for step, mark in marks.items() if mark != "right"]
+    print(f"\n{len(marks) - len(left)} of {len(marks)} steps are right.", end=" ")
     print(f"Go on with: check.py {left[0]}" if left else "You have written the page.")
     return 0
 
@@ -103,7 +106,13 @@ def judge(step: int, file: Path) -> int:
     timer.start()
     outcome = ladder.attempt({step: partial(ladder.load, file)}, {str(file)})
     timer.cancel()
-    json.dump(words(step, outcome), output)
+    right, text = words(step, outcome)
+    files = ladder.stubs(file.parent)
+    if right and step == 12 and len(files) == 12 and all(map(is_written, files.values())):
+        answers = {step: partial(ladder.load, path) for step, path in files.items()}
+        together, _ = words(step, ladder.attempt(answers, set()))
+        text += TOGETHER[together]
+    json.dump((right, text), output)
     return 0
 
 

@@ -1,8 +1,8 @@
 """4. One attention head
 
 Here tokens look at each other. Each has made three vectors of d numbers: a query q (what am I
-looking for?), a key k (what have I?), and a value v (what do I say?). A token's result is an average
-of all values, with weights that tell how well each key answers its query.
+looking for?), a key k (what have I?), and a value v (what do I say?). A token's result is a mean of
+all values, with weights that tell how well each key answers its query.
 
     q (B,T,d)     k (B,T,d)                     v (B,T,d)
           |        |                                |

@@ -79,7 +79,7 @@ def quick_gelu(x):
 def quick_gelu(x):
     return x / (1 + np.exp(1.702 * x))
 """),
-    (3, "The decoder's is another", """
+    (3, "The decoder has another", """
 def mlp(x, w, name, activation):
     hidden = quick_gelu(linear(x, w, name + ".fc1"))
     return linear(hidden, w, name + ".fc2")
@@ -104,7 +104,7 @@ def one_head(q, k, v):
     B, T, d = q.shape
     return softmax((q @ k.transpose(0, 2, 1)) / d) @ v
 """),
-    (4, "Where are they transposed?", """
+    (4, "What is transposed?", """
 def one_head(q, k, v):
     scores = k @ q.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     return softmax(scores) @ v

@@ -7,6 +7,8 @@ FOLDER = Path(__file__).parents[2] / "notebooks" / "exercises"
 
 sys.path.insert(0, str(FOLDER))
 import check  # noqa: F401
+import faults  # noqa: F401
+import hunt  # noqa: F401
 import ladder  # noqa: F401
 import mistakes  # noqa: F401
 
