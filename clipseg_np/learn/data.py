@@ -47,6 +47,7 @@ from ..masks.morphology import dilate, mask_statistics, polygon_mask, run_length
 
 COCO_FILE = "_annotations.coco.json"
 IGNORED = 255
+LOSSY = {".jpg", ".jpeg", ".webp", ".avif", ".heic", ".jp2"}
 BOX = Image.Resampling.BOX
 MAX_FAULTS = 20  # in a message
 EXPECTED = (
@@ -362,12 +363,13 @@ def json_lines(text: str) -> Iterator[tuple[int, Any]]:
 def file_marks(path: Path, name: str) -> np.ndarray:
     """`Example.marks` of a mask's file. Raises InputError for more than two values.
 
-    The values of soft edges, and of JPEG's noise, do not count.
+    Values of narrow strips, as of soft edges, and the noise of lossy formats do not count.
     """
     levels = mask_levels(path, name=name)
-    noise = 32 if len(np.unique(levels)) > 32 else 0
-    between = (levels > noise) & (levels < 255 - noise)
-    if dilate(between, -2).any():
+    is_noisy = path.suffix.lower() in LOSSY or len(np.unique(levels)) > 32
+    low, high = (32, 223) if is_noisy else (0, 255)
+    between = (levels > low) & (levels < high)
+    if between.mean() > 0.5 or dilate(between, -3).any():
         raise InputError(f"{name} has more than two values; label maps belong into labels/")
     return (levels >= 128).astype(np.uint8)
 

@@ -290,17 +290,19 @@ def test_a_size_may_be_rounded(masks_folder):
     assert read_data(masks_folder, "a heart").examples[0].marks().shape == SIZE
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".jpg.png"])
 def test_soft_edges_are_no_values(masks_folder, suffix):
-    """Of masks that were drawn larger, shrunk, and perhaps stored as JPEG."""
-    for name in NAMES:
+    """Of masks that were shrunk, or doubled, and perhaps stored with a loss, or were once."""
+    for (name, mask), size in zip(HEARTS.items(), ((15, 10), (30, 20), (120, 80))):
         (masks_folder / "masks" / f"{name}.png").unlink()
-        image = Image.fromarray(HEARTS[name].astype(np.uint8) * 255).resize((240, 160))
-        image.resize((60, 40), Image.Resampling.BILINEAR).save(
-            masks_folder / "masks" / f"{name}{suffix}", quality=50
-        )
+        image = Image.fromarray(mask.astype(np.uint8) * 255)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+        if suffix == ".jpg.png":
+            image.save(masks_folder / "once.jpg", quality=50)
+            image = Image.open(masks_folder / "once.jpg")
+        image.save(masks_folder / "masks" / f"{name}.{suffix.rpartition('.')[2]}", quality=70)
     for example in read_data(masks_folder, "a heart").examples:
-        assert (example.marks() != HEARTS[example.image.stem]).sum() < 20
+        assert (example.marks() != HEARTS[example.image.stem]).sum() < 60
 
 
 def test_a_mask_fits_the_image_as_it_is_shown(masks_folder):
