@@ -214,7 +214,7 @@ def uncompressed_counts(text: str | bytes) -> list[int]:
     The last one's 16 is the sign. From the fourth on, numbers are differences to the last but one.
     """
     counts, number, shift = [], 0, 0
-    for byte in text.encode() if isinstance(text, str) else text:
+    for byte in text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text:
         bits = byte - 48
         if not 0 <= bits < 64:
             return [-1]

@@ -188,6 +188,7 @@ def test_compressed_run_lengths_are_decoded():
         ({"size": [3, 4], "counts": [True, 11]}, "damaged"),
         ({"size": [3, 4], "counts": "ä"}, "damaged"),
         ({"size": [3, 4], "counts": " "}, "damaged"),
+        ({"size": [3, 4], "counts": "\ud800"}, "damaged"),
         ({"size": [3, 4], "counts": "p<"}, "damaged"),
         ({"size": [3, 4], "counts": "<P"}, "damaged"),
         ({"size": [3, 4], "counts": [3, 8]}, "11 pixels, and its size is 3 x 4"),
