@@ -233,3 +233,57 @@ def test_a_whole_model(B, kind, outputs):
         return {"pixel_values": d_pixels, **{name: d_prompts for name in PROMPTS[kind]}}
 
     check_model(model, arrays, inputs, {"labels": labels}, outputs, d_inputs)
+
+
+@pytest.mark.filterwarnings("ignore:a text without the end token")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("refined", [False, True], ids=["plain", "refined"])
+def test_the_fast_backend(refined, kind, dtype):
+    """As numpy-reference, but for rounding; long enough that threads share out the work."""
+    tower = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
+    drawn = config(conditional_layer=1, use_complex_transposed_convolution=refined)
+    values = drawn.to_dict()
+    values["text_config"] |= {**tower, "max_position_embeddings": 40}
+    values["vision_config"] |= {**tower, "num_channels": 3}
+    values |= {"reduce_dim": 16, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 300}
+    values = CLIPSegConfig.from_dict(values)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 7, (2, 36))
+    ids[:, -1] = EOS
+    prompts = {
+        "ids": {"input_ids": ids},
+        "images": {"conditional_pixel_values": rng.normal(size=(2, 3, 24, 28))},
+        "embeddings": {"conditional_embeddings": rng.normal(size=(2, 3))},
+    }[kind]
+    inputs = {"pixel_values": rng.normal(size=(1, 3, 28, 24)), **prompts}
+    found = {}
+    for backend in ("numpy-reference", "numpy"):
+        model = CLIPSegForImageSegmentation(values, seed=1, backend=backend, dtype=dtype)
+        shape = model(**inputs).logits.shape
+        labels = np.random.default_rng(4).uniform(size=shape)
+        with learning() as gradients:
+            model(**inputs, labels=labels)
+            gradients["pixels"], gradients["prompts"] = model.propagate({"loss": 1.0})
+        found[backend] = {name: g for name, g in gradients.items() if g is not None}
+    expected, found = found["numpy-reference"], found["numpy"]
+    assert found.keys() == expected.keys() and len(found) > 60
+    largest = max(np.abs(gradient).max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert found[name].dtype == dtype and found[name].shape == gradient.shape
+        share = np.abs(found[name] - gradient).max() / largest
+        assert share <= {"float64": 1e-12, "float32": 1e-5}[dtype], (name, share)
+
+
+@pytest.mark.parametrize("backend", ["numpy-reference", "numpy"])
+def test_positions_that_have_changed(backend):
+    """The fast backend keeps resized positions, but not beyond a step."""
+    model = CLIPSegVisionModel(config().vision_config, backend=backend, dtype="float64")
+    weight = model.embeddings.position_embedding.weight
+    images = numbers(1, 2, 12, 16)
+    with learning() as found:
+        model(images)
+        model.propagate({"last_hidden_state": numbers(1, 13, 4)})
+    weight -= found["embeddings.position_embedding.weight"]
+    table = model.embeddings.position_embedding.forward(3, 4)
+    np.testing.assert_array_equal(model.embeddings.positions(3, 4), table)
