@@ -34,7 +34,7 @@ def jax_gradients(kind, config, arrays, inputs, loss):
 
     rest = {name: x for name, x in inputs.items() if x is True or x.dtype.kind != "f"}
     floats = {name: x for name, x in inputs.items() if name not in rest}
-    found, of_inputs = jax.grad(value, argnums=(0, 1))(arrays, floats)
+    found, of_inputs = jax.jit(jax.grad(value, argnums=(0, 1)))(arrays, floats)
     return {name: np.asarray(gradient) for name, gradient in {**found, **of_inputs}.items()}
 
 
