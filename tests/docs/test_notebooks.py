@@ -43,5 +43,5 @@ def test_it_is_kept_as_it_ran(path):
     assert any("**Try:**" in "".join(cell["source"]) for cell in cells[-2:] + cells[:3])
 
 
-def test_all_nine_are_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [str(n) for n in range(1, 10)]
+def test_all_ten_are_there():
+    assert sorted(int(path.stem.split("_")[0]) for path in NOTEBOOKS) == [*range(1, 11)]
