@@ -75,6 +75,7 @@ class NumpyOps(Ops):
         return out.reshape(x.shape)
 
     def sigmoid(self, x: Array) -> Array:
-        # Where the power overflows, 0 is right. Without `where`, a learning step gains 3 %.
+        # Where the power overflows, 0 is right. Without `where`, a pass that learns from 8 prompts
+        # gains 6 % (AVX-512), 3 % (AVX2 imitated).
         with np.errstate(over="ignore"):
             return 1 / (1 + np.exp(-x))

@@ -82,8 +82,7 @@ def one_pass(
         return Pass(float(value) * share, dict(found), d_embeddings)
 
     def one_thread(prompts: slice) -> Pass:
-        starts = range(prompts.start, prompts.stop, ops.prompts_per_slice)
-        ends = [*starts, prompts.stop]
+        ends = [*range(prompts.start, prompts.stop, ops.prompts_per_slice), prompts.stop]
         return joined(ops, (some_prompts(slice(*pair)) for pair in pairwise(ends)))
 
     parts = evenly(P, min(P, ops.workers))
@@ -92,13 +91,10 @@ def one_pass(
 
 def joined(ops: Ops, passes: Iterable[Pass]) -> Pass:
     """The sum over passes of consecutive prompts, in order."""
-    total, gradients, d_embeddings = 0.0, {}, []
+    loss, gradients, d_embeddings = 0.0, {}, []
     for one in passes:
-        total += one.loss
+        loss += one.loss
         d_embeddings.append(one.d_embeddings)
         for name, gradient in one.gradients.items():
-            if name in gradients:
-                gradients[name] += gradient
-            else:
-                gradients[name] = gradient
-    return Pass(total, gradients, ops.xp.concatenate(d_embeddings))
+            gradients[name] = gradients.get(name, 0) + gradient
+    return Pass(loss, gradients, ops.xp.concatenate(d_embeddings))
