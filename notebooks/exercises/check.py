@@ -19,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 JUDGE = "--judge"  # as the first argument: this is the process in which a reader's file runs
 MAX_SECONDS = 5
+MAX_SECONDS_IN_ALL = 30  # of an answer that catches its interruption
 MAX_CHARACTERS = 2000  # of what a reader's file prints
 NOT_WRITTEN = "NotImplementedError"
 ENDLESS = "Does a loop wait for what never comes?"
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> int:
         return 2
     right, text = ask(step, files[step])
     print(f"{title(step)}\n\n{text}")
+    if right and step + 1 in files:
+        print(f"Next: {files[step + 1].name}, check.py {step + 1}")
     return 0 if right else 1
 
 
@@ -71,12 +74,12 @@ def show_ladder(files: dict[int, Path]) -> int:
 def ask(step: int, file: Path) -> tuple[bool, str]:
     """Whether the answer is right, and the judge's words. The file runs in a process of its own."""
     command = [sys.executable, __file__, JUDGE, str(step), str(file.resolve())]
-    given = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 3 * MAX_SECONDS}
+    given = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": MAX_SECONDS_IN_ALL}
     try:
         done = subprocess.run(command, check=False, encoding="utf-8", errors="replace", **given)
     except subprocess.TimeoutExpired:
-        return False, f"stopped: it still ran after {3 * MAX_SECONDS} seconds. {ENDLESS}"
-    printed = done.stderr.strip()[-MAX_CHARACTERS:]
+        return False, f"stopped: it still ran after {MAX_SECONDS_IN_ALL} seconds. {ENDLESS}"
+    printed = done.stderr.strip()
     try:
         right, text = json.loads(done.stdout)
     except ValueError:

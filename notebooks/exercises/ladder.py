@@ -228,8 +228,9 @@ def attempt(answers: Mapping[int, Callable[[], dict[str, Any]]], files: set[str]
                 who = f"`{name}`{where and f', called for {where},'}"
                 with np.errstate(all="ignore"):
                     require_form(who, result, PAGE[name](*given.args))
-            for label, array in named(name, where, result).items():
-                outcome.arrays.setdefault(label + suffix, array)
+            if suffix is not None:  # what calls another comes later, and has the last word
+                arrays = named(name, where, result).items()
+                outcome.arrays |= {label + suffix: array for label, array in arrays}
             return result
 
         return call
@@ -238,6 +239,7 @@ def attempt(answers: Mapping[int, Callable[[], dict[str, Any]]], files: set[str]
         page = assemble({step: answer() for step, answer in answers.items()}, wrap)
         for suffix, checkpoint in CHECKPOINTS.items():
             run(page, *checkpoint)
+        suffix = None
         for label, name, args in PROBES:
             result = page[name](*args)
             if label in REFERENCE:

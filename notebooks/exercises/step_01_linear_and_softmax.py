@@ -1,7 +1,8 @@
 """1. Linear and softmax
 
 A network is arithmetic with learned numbers. `w` is a dictionary with all of them: arrays by name.
-A layer has a name, too, and its arrays begin with it: "NAME.weight" and "NAME.bias".
+A layer has a name, too, and its arrays begin with it: "NAME.weight" and "NAME.bias", in Python
+w[f"{name}.weight"] and w[f"{name}.bias"].
 
     x  (..., in)                 one vector of `in` numbers for each token; ... are any other axes
         |
@@ -17,8 +18,8 @@ Softmax turns any numbers into weights: positive, and each row sums to 1. A row 
         v
     y = [ 0.09  0.24  0.67 ]     e^x divided by that sum
 
-e^1000 is too large for a computer. The softmax of x is also that of x - m, for any number m of a
-row: choose m so that nothing is too large.
+e^1000 is too large for a computer. But if a number m is taken from all of a row, its softmax stays
+the same: choose m so that nothing is too large.
 """
 
 import numpy as np

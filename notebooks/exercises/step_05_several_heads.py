@@ -21,8 +21,8 @@ head attends for itself, as in step 4. Three linear layers make queries, keys an
        |
     linear "NAME.out_proj" --> (B,T,D)
 
-The mask is True (every token sees every token), or an array of True and False that fits (B,N,T,T):
-in a text, a token sees itself and those before it, and no padding.
+The mask is True (every token sees every token), or an array of True and False that broadcasts to
+(B,N,T,T): in a text, a token sees itself and those before it, and no padding.
 
     token s ->          the mask of a text of three tokens
     t  [ T  F  F ]

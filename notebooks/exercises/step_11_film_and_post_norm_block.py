@@ -33,7 +33,8 @@ activation is "relu".
       |
     (P,T,D)
 
-The functions are layer_norm(x, w, name, config), attention(x, w, name, N), mlp(x, w, name, "relu").
+The functions are layer_norm(x, w, "NAME.layer_norm1", config), attention(x, w, "NAME.self_attn", N)
+and mlp(x, w, "NAME.mlp", "relu").
 """
 
 from clipseg_np.pico import attention, layer_norm, linear, mlp

@@ -7,14 +7,15 @@ A transposed convolution paints: each cell of a grid becomes a block of p x p ce
     | 1 | 2 |     p = 2             | 1a 1b | 2a 2b |     y (P,hp,wp,D)
     +---+---+   -------->           | 1c 1d | 2c 2d |
                                     +-------+-------+
-    block cell (i, j), feature D = sum over C of x[..., C] * weight[C, D, i, j],  + bias[D]
+    y[P, h * p + i, w * p + j, D] = sum over C of x[P, h, w, C] * weight[C, D, i, j],  + bias[D]
 
 There are two heads. The plain one is one transposed convolution, with w["NAME.weight"]. The refined
 one has no such array, but three layers; a relu, np.maximum(x, 0), stands between them:
 
     x (P,h,w,C)
-      |  "NAME.0"    a convolution of 3 x 3 cells around each cell; the grid is padded with one 0
-      |              weight (D,C,3,3), bias (D): the sum over C and 3 x 3 of cell * weight
+      |  "NAME.0"    a convolution of the 3 x 3 cells around each cell: weight (D,C,3,3), bias (D)
+      |              padded is x with a rim of one 0 around the grid, (P,h+2,w+2,C)
+      |              y[h, w, D] = sum of padded[h + i, w + j, C] * weight[D, C, i, j],  + bias[D]
       |  relu,  "NAME.2"   transposed
       |  relu,  "NAME.4"   transposed
       v
@@ -31,7 +32,7 @@ The whole decoder:
       |    decoder_layer (step 11), "decoder.layers.i"
       v
     x (P,1+hw,D)
-      |  the class token (the first) is dropped; the others fill the grid row by row
+      |  the class token (the first) is dropped; the others fill the grid row by row, h = H / p
       v
     x (P,h,w,D)
       |  head, "decoder.transposed_convolution"
