@@ -15,6 +15,7 @@ from .errors import InputError
 
 # File names may hold bytes that are not UTF-8. This error handler writes them as JSON does: \udcff.
 NOT_UTF8 = "backslashreplace"
+PART = ".part-"  # the start of temporary folders' names
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -93,7 +94,7 @@ def written_together(folder: Path) -> Iterator[Path]:
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        with tempfile.TemporaryDirectory(prefix=PART, dir=folder) as part:
             with _named_in_errors(folder, Path(part)):
                 yield Path(part)
             files = sorted(Path(part).iterdir())
@@ -106,6 +107,12 @@ def written_together(folder: Path) -> Iterator[Path]:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left that was to be moved into `folder`."""
+    for part in folder.glob(f"{PART}*"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

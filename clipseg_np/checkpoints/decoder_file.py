@@ -16,18 +16,17 @@ from safetensors import safe_open
 from ..errors import InputError
 from .weights import Raw, save_weights, tensors_of_file
 
+DECODER_NAME = "decoder.safetensors"
 START = "decoder."
 PROJECTIONS = ("clip.text_projection.weight", "clip.visual_projection.weight")
 
 
 def save_decoder(
-    path: str | os.PathLike,
-    arrays: dict[str, np.ndarray],
-    base: dict[str, Raw],
-    words: Iterable[str] = (),
+    path: str | os.PathLike, arrays: dict[str, np.ndarray], words: Iterable[str] = ()
 ) -> None:
-    """Write a decoder that was trained on the towers of the tensors `base`; whole or not at all."""
-    save_weights(path, arrays, base=_hash(base), words=" ".join(sorted(words)))
+    """Write the decoder of a checkpoint's arrays, and the words that it has learned."""
+    decoder = {name: array for name, array in arrays.items() if name.startswith(START)}
+    save_weights(path, decoder, base=_hash(arrays), words=" ".join(sorted(words)))
 
 
 def on_top(base: dict[str, Raw], path: str | os.PathLike) -> dict[str, Raw]:
@@ -48,7 +47,8 @@ def on_top(base: dict[str, Raw], path: str | os.PathLike) -> dict[str, Raw]:
             f"{new.get(other, 'none')}, the checkpoint {old.get(other, 'none')}); expected a file "
             f"that `clipseg-np fine-tune --decoder-only` wrote for it"
         )
-    if _metadata(path).get("base", _hash(base)) != _hash(base):
+    hashed = _hash({name: base[name].floats() for name in PROJECTIONS})
+    if _metadata(path).get("base", hashed) != hashed:
         warnings.warn(
             f"{os.fspath(path)} was trained on another checkpoint than this: its masks may mean "
             f"nothing. Give its own, as stored then",
@@ -67,9 +67,9 @@ def _metadata(path: str | os.PathLike) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _hash(tensors: dict[str, Raw]) -> str:
+def _hash(arrays: dict[str, np.ndarray]) -> str:
     """A SHA-256 of the projections, as float32: the decoder reads texts through one of them."""
     sha256 = hashlib.sha256()
     for name in PROJECTIONS:
-        sha256.update(np.ascontiguousarray(tensors[name].floats(), "<f4").data)
+        sha256.update(np.ascontiguousarray(arrays[name], "<f4").data)
     return sha256.hexdigest()

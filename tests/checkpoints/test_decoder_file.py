@@ -21,13 +21,13 @@ KEY = "decoder.film_mul.weight"
 @pytest.fixture
 def arrays():
     """PLAIN's decoder with other numbers."""
-    decoder = {n: a for n, a in stored_arrays(PLAIN).items() if n.startswith("decoder.")}
-    return {name: array + 1 for name, array in decoder.items()}
+    arrays = stored_arrays(PLAIN)
+    return {name: array + 1 for name, array in arrays.items() if name.startswith("decoder.")}
 
 
 @pytest.fixture
 def file(arrays, tmp_path):
-    save_decoder(tmp_path / "own.safetensors", arrays, stored_tensors(PLAIN), ["heart", "a"])
+    save_decoder(tmp_path / "own.safetensors", stored_arrays(PLAIN) | arrays, ["heart", "a"])
     return tmp_path / "own.safetensors"
 
 
@@ -89,9 +89,8 @@ def test_a_decoder_trained_on_other_towers_is_warned_of(file, tmp_path):
 
 
 def test_the_words_of_a_decoder_are_known_where_few_are(tmp_path):
-    tensors = stored_tensors(demo_folder())
-    decoder = {n: raw.floats() for n, raw in tensors.items() if n.startswith("decoder.")}
-    save_decoder(tmp_path / "own.safetensors", decoder, tensors, words_of(["A heart, (hearts)!"]))
+    arrays = stored_arrays(demo_folder())
+    save_decoder(tmp_path / "own.safetensors", arrays, words_of(["A heart, (hearts)!"]))
     assert decoder_words(tmp_path / "own.safetensors") == {"a", "heart", "hearts"}
     base = Segmenter.from_pretrained().processor.words
     own = Segmenter.from_pretrained(decoder=tmp_path / "own.safetensors").processor.words
