@@ -43,6 +43,7 @@ STATE_NAME = "unfinished.safetensors"
 STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 400, 8, 1e-3, 20, 20
 HELD_OUT, MIN_IMAGES = 0.2, 4  # of the images
 OLD = 0.5  # of a batch
+KEPT = 0.5  # of what is old
 ABSENT = 0.2  # of the prompts for new things
 MAX_SCORED = 64  # held-out examples of each kind
 MAX_MASKS = 512  # that are kept in memory
@@ -186,16 +187,22 @@ class Lessons:
         """Those of a step's batch; the ones whose masks are the old decoder's come first."""
         rng = np.random.default_rng((self.seed, step))
         num_old = int(OLD * self.batch_size)
+        num_kept = int(KEPT * num_old) if self.kept else 0
+        learned = [*self.new.examples, *(self.kept.examples if self.kept else [])]
         entries = []
         for place in range(self.batch_size):
-            data = self.kept if place < num_old and self.kept else self.new
+            turn = int(rng.integers(self.features.turns))
+            if place < num_old - num_kept:
+                image = learned[rng.integers(len(learned))].image
+                text = self.old_prompts[rng.integers(len(self.old_prompts))]
+                entries.append(Entry(image, turn, text, None))
+                continue
+            data = self.kept if place < num_old else self.new
             is_absent = data.absent and rng.random() < ABSENT
             examples = data.absent if is_absent else data.examples
             example = examples[rng.integers(len(examples))]
-            is_old = place < num_old and not self.kept
-            texts = self.old_prompts if is_old else example.prompts
-            turn, text = rng.integers(self.features.turns), texts[rng.integers(len(texts))]
-            entries.append(Entry(example.image, int(turn), text, None if is_old else example))
+            text = example.prompts[rng.integers(len(example.prompts))]
+            entries.append(Entry(example.image, turn, text, example))
         return entries
 
     def inputs(self, entries: Sequence[Entry]) -> tuple[list[Array], Array]:
