@@ -30,12 +30,13 @@ from ..segment import results
 from ..segment.batch import REPORT, run_batch
 from ..segment.coco import write_coco
 from ..segment.job import CleanUp, Job
-from ..segment.processor import CLIPSegProcessor, known_words, unknown_words
+from ..segment.processor import CLIPSegProcessor
 from ..segment.prompt_algebra import parse
 from ..segment.segmentation import checked_threshold
 from ..segment.segmenter import Segmenter, by_name, checkpoint_or_demo
 from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
+from ..text.known_words import known_words, unknown_words
 from ..version import __version__
 
 DEMONSTRATION = "demonstration"
@@ -79,7 +80,7 @@ def run_segment(options: argparse.Namespace) -> int:
     job = job_of(options, folder, overlay)
     stems = results.result_stems(["image" if name == "-" else name for name in images], job)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
-    segmenter = Segmenter.from_pretrained(job.model, backend=job.backend)
+    segmenter = Segmenter.from_pretrained(job.model, backend=job.backend, decoder=job.decoder)
     check = partial(LearnedPrompt.check, model=segmenter.model, force=job.force)
     learned = [check(LearnedPrompt.load(file)) for file in job.prompt_files]
     query = segmenter.prepare(prompts, job.white_level, learned) if images[1:] else prompts
@@ -178,12 +179,13 @@ def job_of(options: argparse.Namespace, folder: Path, overlay: bool) -> Job:
         overwrite=options.overwrite,
         prompt_files=tuple(options.prompt_file),
         force=options.force,
+        decoder=options.decoder,
     )
 
 
 def notes_on_words(job: Job) -> dict[str, dict]:
     """Of each text prompt, a field of the words that the checkpoint does not know, if any."""
-    known = known_words(checkpoint_folder(str(job.model)))
+    known = known_words(checkpoint_folder(str(job.model)), job.decoder)
     named, unknown = by_name(map(LearnedPrompt.load, job.prompt_files)), {}
     for text in job.prompts:
         parts = [part for part in parse(text, named).prompts if isinstance(part, str)]

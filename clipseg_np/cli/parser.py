@@ -241,6 +241,8 @@ def add_segment_options(add: Callable) -> None:
     add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "a learned prompt; @NAME in a PROMPT means NAME.safetensors; may be repeated"
     add("--prompt-file", metavar="FILE", **REPEATED, help=text)
+    text = "a file of `fine-tune --decoder-only` in place of the decoder of --model"
+    add("--decoder", metavar="FILE", help=text)
     text = "take a --prompt-file that was learned with another decoder"
     add("--force", action="store_true", help=text)
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"

@@ -190,22 +190,24 @@ def job_mark(job: Job) -> str:
     """A hash of all that the results depend on but the image. Raises InputError for a bad job."""
     path, learned = checkpoint_or_demo(job.model), []
     if job.prompt_files:
-        model = CLIPSegForImageSegmentation.from_pretrained(path)
+        model = CLIPSegForImageSegmentation.from_pretrained(path, decoder=job.decoder)
         learned = [LearnedPrompt.load(f).check(model, job.force) for f in job.prompt_files]
     read_prompts([*job.prompts, *image_prompts(job.image_prompts)], learned=learned)
     unknown = set(job.kinds) - set(KINDS)
     if unknown:
         raise InputError(f"unknown kind {min(unknown)!r} of image; expected {', '.join(KINDS)}")
     checked_threshold(job.threshold)
-    options = asdict(job) | {"output": None, "model": None, "version": RESULTS_VERSION}
+    options = asdict(job) | dict.fromkeys(("output", "model", "decoder"))
+    options["version"] = RESULTS_VERSION
     # 0.1 had no such options; four of them change no image.
-    later = [name for name in ("white_level", "prompt_files") if not getattr(job, name)]
+    later = ("white_level", "prompt_files", "decoder")
+    later = [name for name in later if not getattr(job, name)]
     for name in ("overlay", "flat", "overwrite", "force", *later):
         del options[name]
     # As floats: 1 and 1.0 are the same option.
     options["clean_up"] = [float(pixels) for pixels in options["clean_up"].values()]
     hashes = [file_hash(file) for pair in job.image_prompts for file in pair if file]
-    hashes += map(file_hash, job.prompt_files)
+    hashes += map(file_hash, (*job.prompt_files, *filter(None, [job.decoder])))
     folder = checkpoint_folder(path)
     files = sorted(f for pattern in CHECKPOINT_FILES for f in folder.glob(pattern) if f.is_file())
     files = [file for file in files if file.name != WORDS_NAME]  # changes no mask
@@ -297,7 +299,7 @@ def write_image(task: Task, key: str, stored: dict) -> list[dict]:
     image = load_image(task.image, white_level=job.white_level, keep_alpha=True)
     with _loading:
         prompts = job.prompts, job.image_prompts, job.white_level, job.prompt_files, job.force
-        segmenter, query = _loaded(task.mark, job.model, job.backend, *prompts)
+        segmenter, query = _loaded(task.mark, job.model, job.decoder, job.backend, *prompts)
     result = segmenter.combine(image, query, scales=job.scales, input_data_format="channels_last")
     with folder_replaced(task.place) as part:
         prompts = write_results(part, task.stem, image, result, job)
@@ -337,13 +339,13 @@ _loading = threading.Lock()
 
 @functools.lru_cache(maxsize=1)
 def _loaded(
-    mark, model, backend, prompts, pairs, white_level, files, force
+    mark, model, decoder, backend, prompts, pairs, white_level, files, force
 ) -> tuple[Segmenter, Query]:
     """The model and the embedded prompts: made once in a process, however many threads ask.
 
     The job's `mark` tells files of one name apart.
     """
-    segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1)
+    segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1, decoder=decoder)
     learned = [LearnedPrompt.load(file).check(segmenter.model, force) for file in files]
     prompts = [*prompts, *image_prompts(pairs)]
     return segmenter, segmenter.prepare(prompts, white_level, learned)

@@ -40,7 +40,8 @@ class Job:
     image.load_image. overlay: also write a sheet of all prompts. In a batch, flat: one folder for
     all results, not one for each image; overwrite: replace the results of another job.
     `prompt_files` are paths of learned prompts, which `prompts` mention as "@name"; force: also
-    take those that were learned with another decoder.
+    take those that were learned with another decoder. `decoder` is a file whose decoder takes the
+    place of the model's.
     """
 
     prompts: tuple[str, ...]
@@ -59,6 +60,7 @@ class Job:
     overwrite: bool = False
     prompt_files: tuple[str, ...] = ()
     force: bool = False
+    decoder: str | None = None
 
     @property
     def captions(self) -> list[str]:
