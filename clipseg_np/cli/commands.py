@@ -6,9 +6,9 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from ..errors import InputError, printable
 from ..golden.compare import compare, report
 from ..golden.traces import Golden, write_golden
 from ..image.load_image import load_image
+from ..learn.data import read_data
+from ..learn.fine_tune import fine_tune
+from ..learn.progress import progress_lines
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.learned_prompt import LearnedPrompt
 from ..segment import results
@@ -268,6 +271,37 @@ class Progress:
             if time.monotonic() > due:
                 say("progress", f"{number} of {self.total}")
                 due = time.monotonic() + PROGRESS_SECONDS
+
+
+def shown(parts: Sequence, name: str) -> Iterable:
+    """The parts, with tqdm's bar or a line every few seconds."""
+    if sys.stderr and sys.stderr.isatty():
+        with suppress(ImportError):
+            from tqdm import tqdm
+
+            return tqdm(parts, desc=name)
+    return progress_lines(partial(say, "progress"), PROGRESS_SECONDS)(parts, name)
+
+
+FINE_TUNE = "decoder_only", "steps", "batch_size", "rate", "pos_weight", "focal", "seed", "cache"
+
+
+def run_fine_tune(options: argparse.Namespace) -> int:
+    """Exit code 130 or so where it was stopped; the same command goes on."""
+    data = read_data(options.data, options.prompt)
+    keep = read_data(options.keep) if options.keep else None
+    given = {"backend": options.backend, "threads": options.threads, "decoder": options.decoder}
+    segmenter = Segmenter.from_pretrained(model_path(options), **given)
+    chosen = {name: getattr(options, name) for name in FINE_TUNE}
+    try:
+        result = fine_tune(segmenter, data, options.output, keep=keep, progress=shown, **chosen)
+    except KeyboardInterrupt as stop:
+        say("stopped", "the same command goes on")
+        return stop.args[0]
+    before, after = result.before, result.after
+    ious = [f"{kind} {before[f'{kind}_iou']} -> {after[f'{kind}_iou']}" for kind in ("new", "old")]
+    show(f"IoU on held-out images: {', '.join(ious)}, step {after['step']}  {result.path}")
+    return 0
 
 
 def run_info(options: argparse.Namespace) -> None:

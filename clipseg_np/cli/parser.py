@@ -1,4 +1,4 @@
-"""The command `clipseg-np`: segment, batch, info, trace, compare, download, convert.
+"""The command `clipseg-np`: segment, batch, fine-tune, info, trace, compare, download, convert.
 
 Exit code 2 with a one-line reason on standard error means an error that the user can fix; `compare`
 exits with 1 for a deviation, `batch` for an image that failed.
@@ -19,12 +19,14 @@ from ..backends.select import NAMES
 from ..convert.checkpoint import STORED_AS
 from ..errors import InputError, MissingExtra
 from ..image.plugins import has_image_suffix
+from ..learn.fine_tune import BATCH, RATE, STEPS
 from ..segment.results import KINDS
 from ..version import __version__
 from . import commands
 from .signals import raised_as_interrupts
 
 REPEATED = {"action": "append", "default": []}
+DEFAULT = "default: %(default)s"
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -184,6 +186,25 @@ def parser() -> argparse.ArgumentParser:
     for add in (segment, batch):
         add_segment_options(add)
 
+    text = "train a decoder of your own on masks, for --model or segment's --decoder"
+    fine_tune = command("fine-tune", commands.run_fine_tune, text)
+    add_learning_options(fine_tune)
+    text = "a new folder, for the checkpoint; a run that was stopped goes on in its own"
+    fine_tune("--output", "-o", metavar="FOLDER", required=True, help=text)
+    text = "examples, as DATA, of what it must not forget; default: its own masks of other prompts"
+    fine_tune("--keep", metavar="DATA", help=text)
+    text = "write decoder.safetensors alone, for segment's --decoder"
+    fine_tune("--decoder-only", action="store_true", help=text)
+    fine_tune("--decoder", metavar="FILE", help="start from one that was written so")
+    fine_tune("--steps", metavar="N", type=int, default=STEPS, help=DEFAULT)
+    fine_tune("--batch-size", metavar="N", type=int, default=BATCH, help=DEFAULT)
+    text = "AdamW's, at its highest; default: %(default)s"
+    fine_tune("--rate", metavar="R", type=float, default=RATE, help=text)
+    text = "count each pixel of a thing W times in the cross-entropy; default: 1"
+    fine_tune("--pos-weight", metavar="W", type=float, default=1, help=text)
+    text = "the focal loss in place of the cross-entropy"
+    fine_tune("--focal", action="store_true", help=text)
+
     info = command("info", commands.run_info, "show versions, and a checkpoint's size and shape")
     trace = command("trace", commands.run_trace, "write every layer's output, to check a port with")
     trace("image", metavar="IMAGE", help="a file")
@@ -195,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
         add("--overwrite", action="store_true", help="replace other results that are there already")
         text = "the number that is white, such as 4095 for 12 bits in 16; not for images of 8 bits"
         add("--white-level", metavar="N", type=float, help=text)
-    for add in (segment, batch, info, trace):
+    for add in (segment, batch, fine_tune, info, trace):
         text = "a checkpoint's folder, .safetensors file or hub id; default: the demonstration's"
         add("--model", metavar="FOLDER_OR_ID", help=text)
         add("--offline", action="store_true", help="use no network, only the hub's cache")
@@ -230,6 +251,19 @@ def parser() -> argparse.ArgumentParser:
     flag = argparse.BooleanOptionalAction
     convert("--rev-activations", action=flag, default=None, help=text)
     return top
+
+
+def add_learning_options(add: Callable) -> None:
+    """Add the options of all that learns."""
+    text = "a folder with images/ and masks/, a .csv, .jsonl or COCO .json file: see the cookbook"
+    add("data", metavar="DATA", help=text)
+    text = "names what the masks mark, where DATA does not; 'a heart|hearts' are two wordings"
+    add("--prompt", metavar="TEXT", **REPEATED, help=text)
+    add("--seed", metavar="N", type=int, default=0, help=DEFAULT)
+    text = "1 repeats a run to the bit; default: one for each core"
+    add("--threads", metavar="N", type=int, help=text)
+    text = "for images' features, which the next run reads again; default: the system's cache"
+    add("--cache", metavar="FOLDER", help=text)
 
 
 def add_segment_options(add: Callable) -> None:

@@ -149,7 +149,9 @@ class Lessons:
         examples = [*data.examples, *data.absent]
         self.names = list(dict.fromkeys(text for e in examples for text in e.prompts))
         self.old_prompts = old_prompts(segmenter.processor.words, self.names, rng)
-        examples += [*keep.examples, *keep.absent] if keep else []
+        kept = [*keep.examples, *keep.absent] if keep else []
+        self.old_prompts += dict.fromkeys(e.prompts[0] for e in kept)
+        examples += kept
         texts = [*(text for e in examples for text in e.prompts), *self.old_prompts]
         texts = list(dict.fromkeys(texts))
         self.embeddings = dict(zip(texts, segmenter.embed(texts)))
@@ -328,6 +330,9 @@ class Run:
         options = {"is_reduced": False, "learns": learns, "loss": loss}
         found = one_pass(self.model.decoder, tokens, embeddings, labels, grid, **options)
         self.optimizer.step(found.gradients, rate)
+        if not np.isfinite(found.loss):
+            step = self.optimizer.steps
+            raise InputError(f"at step {step}, the loss is no longer a number: lower the rate")
         self.losses.append(found.loss)
 
     def evaluate(self) -> None:

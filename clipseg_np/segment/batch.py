@@ -189,7 +189,7 @@ def take_output(job: Job, mark: str, folder: Path) -> None:
 def job_mark(job: Job) -> str:
     """A hash of all that the results depend on but the image. Raises InputError for a bad job."""
     path, learned = checkpoint_or_demo(job.model), []
-    if job.prompt_files:
+    if job.prompt_files or job.decoder:
         model = CLIPSegForImageSegmentation.from_pretrained(path, decoder=job.decoder)
         learned = [LearnedPrompt.load(f).check(model, job.force) for f in job.prompt_files]
     read_prompts([*job.prompts, *image_prompts(job.image_prompts)], learned=learned)
