@@ -10,13 +10,9 @@
 `read_data` returns `Data`: a list of small examples, one for each thing marked in an image. Masks
 are read again when they are asked for, so that data larger than the memory can be learned.
 
-    data = read_data("hearts", ["a heart"])
-    for example in data.examples:
-        target, ignored = example.target((352, 352))
-
 Several wordings of a prompt are separated by "|" or, in JSON, listed. In COCO's files and label
 maps, a thing that is not marked is not there: `Data.absent` has these examples, whose masks are
-empty. Elsewhere that is unknown, and the list is empty.
+empty. Elsewhere that is unknown, and the list is empty. `Example.target` is a mask to train on.
 """
 
 import csv
@@ -43,12 +39,11 @@ from ..image.load_image import load_image
 from ..image.plugins import open_image
 from ..image.resize import NEAREST, resize
 from ..masks.load_mask import mask_levels
-from ..masks.morphology import dilate, mask_statistics, polygon_mask, run_length_decoding
+from ..masks.morphology import dilate, polygon_mask, run_length_decoding
 
 COCO_FILE = "_annotations.coco.json"
 IGNORED = 255
 LOSSY = {".jpg", ".jpeg", ".webp", ".avif", ".heic", ".jp2"}
-BOX = Image.Resampling.BOX
 MAX_FAULTS = 20  # in a message
 EXPECTED = (
     f"expected a folder with images/ and masks/, or images/, labels/ and labels.csv, or "
@@ -82,7 +77,9 @@ class Example:
         """
         marks = self.marks()
         mask, ignored = (
-            np.asarray(Image.fromarray((marks == value) * np.uint8(255)).resize(size[::-1], BOX))
+            np.asarray(
+                Image.fromarray((marks == value) * np.uint8(255)).resize(size[::-1], Image.BOX)
+            )
             for value in (1, IGNORED)
         )
         return mask.astype(np.float32) / 255, ignored > 0 if ignored.any() else None
@@ -138,16 +135,16 @@ class _Reader:
         self.faults, self.boxes = [], []
 
     def read(self) -> None:
-        readers = {COCO_FILE: self.read_coco, ".json": self.read_coco, "masks": self.read_masks}
-        readers |= {"labels": self.read_label_maps, ".csv": self.read_rows}
-        readers |= {".jsonl": self.read_rows}
+        readers = {"masks": self.read_masks, "labels": self.read_label_maps}
+        readers |= dict.fromkeys((".csv", ".jsonl"), self.read_rows)
+        readers |= dict.fromkeys((".json", COCO_FILE), self.read_coco)
         if not self.path.exists():
             raise FileNotFoundError(f"it is not there; {EXPECTED}")
         parts = self.path.iterdir() if self.path.is_dir() else ()
         inside = [part.name for part in parts] or [self.path.suffix.lower()]
         fitting = [read for name, read in readers.items() if name in inside]
         if len(fitting) != 1:
-            raise InputError(f"it holds {', '.join(sorted(inside)[:9])}; {EXPECTED}")
+            raise InputError(f"it holds {', '.join(sorted(inside)[:9]) or 'nothing'}; {EXPECTED}")
         fitting[0]()
 
     def checked(self) -> Data:
@@ -202,21 +199,19 @@ class _Reader:
         if prompts and (image, prompts[:1]) in self.marked:
             self.faults.append(f"{name} is the second of {prompts[0]!r} in {self.name(image)}")
         self.marked |= {(image, prompts[:1]), *prompts}
-        about = mask_statistics(marks == 1)
-        left, top, right, bottom = about["box"] or (0, 0, 0, 0)
-        if not about["area"]:
+        thing = marks == 1
+        if not thing.any():
             self.faults.append(f"{name} is empty: mark the thing, or leave the mask out")
-        elif about["area"] == (right - left) * (bottom - top):
+        elif thing.sum() == thing.any(axis=0).sum() * thing.any(axis=1).sum():
             self.boxes.append(name)
 
     def add_file(self, image: Path, mask: Path, prompts: tuple[str, ...], place: str) -> None:
         if not prompts:
             self.faults.append(f"{place} names no prompt: give --prompt, or a table with prompts")
-        example = Example(
-            image, prompts, self.size(image), partial(file_marks, mask, self.name(mask))
-        )
+        name, size = self.name(mask), self.size(image)
+        example = Example(image, prompts, size, partial(file_marks, mask, name))
         with self.listed():
-            self.add(example, self.name(mask), example.source())
+            self.add(example, name, example.source())
 
     def read_masks(self) -> None:
         for image, mask in self.pairs("masks"):
@@ -230,21 +225,18 @@ class _Reader:
 
     def pairs(self, folder: str) -> Iterator[tuple[Path, Path]]:
         """The images in images/, and the files in `folder` that have their names."""
-        files = {"images": {}, folder: {}}
+        files = {"images": defaultdict(list), folder: defaultdict(list)}
         for place, by_name in files.items():
             with self.listed():
                 for path in images_in(self.path / place):
-                    name = path.relative_to(self.path / place).with_suffix("")
-                    if name in by_name:
-                        self.faults.append(f"{self.name(path)} has the name of another file")
-                    by_name[name] = path
+                    by_name[path.relative_to(self.path / place).with_suffix("")].append(path)
         for name in sorted({name for by_name in files.values() for name in by_name}):
-            paths = [by_name[name] for by_name in files.values() if name in by_name]
-            if len(paths) == 2:
-                yield paths[0], paths[1]
+            images, masks = (by_name[name] for by_name in files.values())
+            if len(images) == len(masks) == 1:
+                yield images[0], masks[0]
             else:
-                place = folder if name in files["images"] else "images"
-                self.faults.append(f"{self.name(paths[0])} has no file of its name in {place}/")
+                names = " and ".join(map(self.name, (*images, *masks)))
+                self.faults.append(f"{names}: expected one file in images/, one in {folder}/")
 
     def rows(self, path: Path, needed: tuple[str, str]) -> Iterator[tuple[str, dict]]:
         """The rows of a table that have the needed fields, and their names in messages."""
@@ -292,10 +284,12 @@ class _Reader:
             path = self.path / "labels.csv"
             rows = [(row["id"], row["prompt"]) for _, row in self.rows(path, ("id", "prompt"))]
         for text, prompt in rows:
-            prompts, id_ = wordings(prompt), int(text) if text.strip().isdecimal() else IGNORED
+            # int refuses thousands of digits.
+            is_number = text.strip().isdecimal() and len(text) < 10
+            prompts, id_ = wordings(prompt), int(text) if is_number else IGNORED
             if id_ in (IGNORED, *table) or prompts in ((), *table.values()):
                 expected = "expected a whole number but 255 and a prompt, both once"
-                self.faults.append(f"{path.name}: {text!r}, {prompt!r}; {expected}")
+                self.faults.append(f"{path.name}: {text[:30]!r}, {prompt!r}; {expected}")
             elif prompts != ("background",):
                 table[id_] = prompts
         self.named = [*table.values()]
@@ -320,9 +314,9 @@ class _Reader:
             label = f"{name}: annotation {annotation.get('id', number)}"
             ids = str(annotation.get("image_id")), str(annotation.get("category_id"))
             parts[ids].append((annotation.get("segmentation"), label))
-            for id_, known, kind in zip(ids, (images, categories), ("image", "category")):
-                if id_ not in known:
-                    self.faults.append(f"{label} is of {kind} {id_}, which is not listed")
+            if ids[0] not in images or ids[1] not in categories:
+                found = f"{label} is of image {ids[0]} and category {ids[1]}"
+                self.faults.append(f"{found}; expected ids that are listed")
         # Roboflow's first category is the parent of the others, and marks nothing.
         parents = [entry.get("supercategory") for entry in categories.values()]
         used = {category_id for _, category_id in parts}
@@ -400,9 +394,8 @@ def coco_marks(parts: list[tuple[Any, str]], size: tuple[int, int]) -> np.ndarra
                 is_list = isinstance(segmentation, list) and segmentation
                 for polygon in segmentation if is_list else [segmentation]:
                     mask |= polygon_mask(polygon, size)
-            elif segmentation.get("size") == list(size):
-                mask |= run_length_decoding(segmentation)
-            else:
-                found = f"its RLE is of size {segmentation.get('size')}"
-                raise InputError(f"{found}; expected {list(size)}, its image's height and width")
+                continue
+            if segmentation.get("size") != list(size):
+                raise InputError(f"the RLE's size is {segmentation.get('size')}; expected {size}")
+            mask |= run_length_decoding(segmentation)
     return mask

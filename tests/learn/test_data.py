@@ -435,19 +435,19 @@ BAD = {
         ),
         "an image without a mask": (
             without("masks/b.png"),
-            "images/b.jpg has no file of its name in masks/",
+            "images/b.jpg: expected one file in images/, one in masks/",
         ),
         "a mask without an image": (
             without("images/b.jpg"),
-            "masks/b.png has no file of its name in images/",
+            "masks/b.png: expected one file in images/, one in masks/",
         ),
         "two images of a name": (
             write("images/b.png", COLORS),
-            "images/b.png has the name of another file",
+            "images/b.jpg and images/b.png and masks/b.png: expected one",
         ),
         "two masks of a name": (
             write("masks/b.bmp", HEARTS["b"]),
-            "masks/b.png has the name of another file",
+            "images/b.jpg and masks/b.bmp and masks/b.png: expected one",
         ),
         "an image that is none": (text("images/b.jpg", "no image"), "images/b.jpg is not an image"),
         "an empty file": (text("images/b.jpg", ""), "images/b.jpg is empty (0 bytes)"),
@@ -455,6 +455,10 @@ BAD = {
         "no prompt": (lambda path: {"prompts": ()}, "names no prompt", "--prompt"),
         "a blank prompt": (lambda path: {"prompts": [" | "]}, "names no prompt"),
         "empty folders": (emptied, "images and its subfolders hold no image", "masks and its"),
+        "an empty folder": (
+            lambda path: (path / "x").mkdir() or {"path": path / "x"},
+            "it holds nothing; expected",
+        ),
         "masks and labels": (folders, "images, labels, masks", "expected a folder with"),
         "no folder of images": (
             lambda path: (path / "images").rename(path / "photos"),
@@ -549,15 +553,15 @@ BAD = {
         ),
         "an unknown image": (
             annotation(image_id=5),
-            "annotation 2 is of image 5, which is not listed",
+            "annotation 2 is of image 5 and category 1; expected ids",
         ),
         "an unknown category": (
             annotation(category_id=[]),
-            "annotation 2 is of category [], which is not",
+            "annotation 2 is of image 11 and category []; expected",
         ),
         "an RLE of another size": (
             rle([2400], (60, 40)),
-            "annotation 2: its RLE is of size [60, 40]; expected [40, 60]",
+            "annotation 2: the RLE's size is [60, 40]; expected (40, 60)",
         ),
         "an RLE of too few pixels": (
             rle([5, 5]),
@@ -631,6 +635,10 @@ BAD = {
             text("labels.csv", "id,prompt\n-3,a\n3,b\n7,c"),
             "labels.csv: '-3', 'a'; expected",
         ),
+        "an endless id": (
+            text("labels.csv", "id,prompt\n3,b\n7,c\n" + "9" * 5000 + ",d"),
+            "labels.csv: '999",
+        ),
         "an id twice": (text("labels.csv", "id,prompt\n3,b\n7,c\n3,d"), "labels.csv: '3', 'd'"),
         "a prompt of two ids": (
             text("labels.csv", "id,prompt\n3,b\n7,c\n9,c"),
@@ -655,7 +663,7 @@ BAD = {
         ),
         "a label map too few": (
             without("labels/b.png"),
-            "images/b.jpg has no file of its name in labels/",
+            "images/b.jpg: expected one file in images/, one in labels/",
         ),
     },
 }
