@@ -46,8 +46,7 @@ class LearnedPrompt:
     """A prompt for one decoder: a vector (projection_dim,), float32, not normalized.
 
     fingerprint: that of the model it was learned with. name: its file's name without suffix; texts
-    mention it as "@name". made: how it was made, an object of JSON. Raises InputError for a vector
-    of another type or that is not finite.
+    mention it as "@name". made: how it was made, an object of JSON.
     """
 
     vector: np.ndarray
@@ -55,20 +54,15 @@ class LearnedPrompt:
     name: str
     made: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        given = self.vector
-        if given.ndim != 1 or given.dtype != np.float32 or not np.isfinite(given).all():
-            expected = "expected finite numbers, (projection_dim,), float32"
-            raise InputError(f"a learned prompt is {given.dtype}, {given.shape}; {expected}")
-
     def __str__(self) -> str:
         return f"@{self.name}"
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, whole or not at all; its name is the prompt's from then on."""
         about = {"fingerprint": self.fingerprint, "made": json.dumps(self.made, sort_keys=True)}
+        vector = self.vector.astype(np.float32)
         with written_whole(path) as temporary:
-            write_tensors(temporary, {KEY: ("F32", self.vector.shape, [self.vector])}, about)
+            write_tensors(temporary, {KEY: ("F32", vector.shape, [vector])}, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LearnedPrompt":
@@ -78,7 +72,9 @@ class LearnedPrompt:
             raise FileNotFoundError(f"there is no file {path}; {expected}")
         try:
             with safe_open(path, framework="numpy") as file:
-                about, vector = file.metadata() or {}, file.get_tensor(KEY)
+                about, vector = file.metadata() or {}, file.get_tensor(KEY).astype(np.float32)
+            if not np.isfinite(vector).all():
+                raise ValueError("it holds NaN or infinity")
             return cls(vector, about["fingerprint"], path.stem, dict(json.loads(about["made"])))
         except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as e:
             raise InputError(f"{path} is no learned prompt ({e}); {expected}") from e
@@ -88,18 +84,14 @@ class LearnedPrompt:
 
         `force` takes one of another decoder's values, and makes it this model's.
         """
-        expected, own = model.config.projection_dim, fingerprint(model)
+        own, shape = fingerprint(model), (model.config.projection_dim,)
         advice = "use the checkpoint that it was learned with, or learn it again with this one"
-        if self.vector.shape != (expected,):
-            raise InputError(
-                f"the learned prompt {self} has {len(self.vector)} numbers, and the checkpoint "
-                f"takes {expected} (projection_dim): {advice}"
-            )
+        if self.vector.shape != shape:
+            raise InputError(f"{self} has shape {self.vector.shape}; expected {shape}: {advice}")
         if self.fingerprint != own and not force:
             raise InputError(
-                f"the learned prompt {self} does not fit this checkpoint, whose decoder or "
-                f"projections have other values: {advice}. With --force (in Python, "
-                f"prompt.check(model, force=True)) it is used all the same, which does little harm "
-                f"where one checkpoint is the other, stored as bfloat16"
+                f"{self} does not fit this checkpoint, whose decoder or projections have other "
+                f"values: {advice}. --force, in Python prompt.check(model, force=True), takes it "
+                f"all the same; where one checkpoint is the other in bfloat16, it does little harm"
             )
         return replace(self, fingerprint=own)

@@ -76,7 +76,7 @@ def test_texts_mention_it_by_its_name(segmenter, heart, image):
         np.testing.assert_allclose(result.probabilities, expected, atol=1e-5)
         assert result.captions == texts
     again = pickle.loads(pickle.dumps(result))
-    np.testing.assert_allclose(again.probabilities, result.probabilities)
+    np.testing.assert_allclose(again.probabilities, result.probabilities, atol=1e-6)
     assert again["@heart - red"].shape == image.shape[:2]
 
 
@@ -122,7 +122,7 @@ def test_another_decoder_s_prompt_is_refused_before_the_image_is_read(segmenter,
     with pytest.raises(InputError, match="@heart does not fit this checkpoint"):
         segmenter.prepare("red + @heart", learned=[other])
     short = replace(heart, vector=heart.vector[:-1])
-    with pytest.raises(InputError, match="projection_dim"):
+    with pytest.raises(InputError, match="has shape"):
         segmenter(Path("none.png"), short)
 
 
