@@ -28,6 +28,8 @@ The loop over the blocks is there. Write one block, with the functions of the ea
     mlp(x, w, "LAYER.mlp", activation)
 """
 
+import numpy as np
+
 from clipseg_np.pico import attention, layer_norm, mlp
 
 

@@ -22,6 +22,7 @@ blocks (taps); a vector for the whole image is read at the class token.
                           (B,projection)            returned, too
 """
 
+import numpy as np
 from solutions.step_09_patches_and_positions import embed
 
 from clipseg_np.pico import encoder, layer_norm, linear

@@ -37,6 +37,8 @@ The functions are layer_norm(x, w, "NAME.layer_norm1", config), attention(x, w, 
 and mlp(x, w, "NAME.mlp", "relu").
 """
 
+import numpy as np
+
 from clipseg_np.pico import attention, layer_norm, linear, mlp
 
 

@@ -14,6 +14,7 @@ from clipseg_np import pico
 from clipseg_np.golden.compare import compare
 
 from ..helpers.exercises import FOLDER, check, ladder, mistakes
+from .right_answers import RIGHT_ANSWERS
 from .wrong_answers import WRONG_ANSWERS
 
 STEPS = list(ladder.SOLUTIONS)
@@ -76,6 +77,13 @@ def test_stubs_have_the_solutions_functions():
 def test_a_solution_is_right(step):
     right, text = check.ask(step, ladder.SOLUTIONS[step])
     assert right and re.match(r"right: (\d+) of \1 layers\b", text)
+
+
+@pytest.mark.parametrize(("step", "code"), RIGHT_ANSWERS, ids=STEPS)
+def test_a_right_answer_in_other_words_is_right(step, code, tmp_path):
+    stub = ladder.stubs()[step].read_text("utf-8")
+    right, text = judged(step, stub + code, tmp_path / "answer.py")
+    assert right, text
 
 
 @pytest.mark.parametrize("number", range(len(WRONG_ANSWERS)))
