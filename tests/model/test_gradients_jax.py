@@ -1,4 +1,4 @@
-"""Every gradient by hand against jax.grad of the readable forward pass. It needs the extra "jax"."""
+"""Every gradient by hand against jax.grad of the readable forward. It needs the extra "jax"."""
 
 import numpy as np
 import pytest
