@@ -105,6 +105,18 @@ def rows_of_steps(found: dict[tuple[str, str], dict]) -> list[list[str]]:
     return rows
 
 
+def rows_of_runs(name: str, checkpoint: Path, data: Path, folder: Path, usual: dict) -> list:
+    """From a folder of images to a finished decoder, and as many steps of the usual way."""
+    options = "--prompt", "a circle", "--output", folder / "own", "--cache", folder / "cache"
+    own = answer("fine-tune", data, "--model", checkpoint, *options)
+    print(name, own, flush=True)
+    step = {int(number): seconds for number, seconds in usual["seconds"].items()}[BATCH]
+    return [
+        [f"{name}: clipseg-np fine-tune", f"{own['seconds']:.0f}", f"{own['peak']:.0f}"],
+        [f"{name}: the usual steps alone", f"{STEPS * step:.0f}", f"{usual['peak']:.0f}"],
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -115,10 +127,11 @@ def main() -> None:
         save_checkpoint(checkpoint := folder / "checkpoint")
         found = steps_in_turn(checkpoint, folder, args.rounds)
         save_images(data := folder / "data")
-        options = ["--prompt", "a circle", "--output", folder / "own", "--cache", folder / "cache"]
-        whole = answer("fine-tune", data, *options)
         save_batch(demo_folder(), batch := folder / "demo.npz")
-        usual = answer(demo_folder(), batch, "torch", USUAL, BATCH)
+        usual = answer(demo_folder(), batch, *CONTENDERS[0], BATCH)
+        rows = rows_of_runs("demonstration", demo_folder(), data, folder / "demo", usual)
+        usual = found[CONTENDERS[0]]
+        rows += rows_of_runs("official size", checkpoint, data, folder / "official", usual)
     head = ["ms a step", *(f"{n} prompt{'s' * (n > 1)}" for n in PROMPTS), "peak memory, MB"]
     lines = [
         (
@@ -135,19 +148,8 @@ def main() -> None:
         for n in PROMPTS
     )
     lines += [f"Of torch's time with the same cache, clipseg_np takes {'; '.join(shares)}.", ""]
-    step = usual["seconds"][str(BATCH)]
-    lines += [
-        (
-            f"From a folder of {IMAGES} images to a finished decoder of the demonstration "
-            f"checkpoint: `clipseg-np fine-tune` takes {whole['seconds']:.0f} s and "
-            f"{whole['peak']:.0f} MB for {STEPS} steps of {BATCH} prompts, images encoded, scored "
-            f"and written. There a step the usual way takes {1000 * step:.0f} ms: {STEPS} of them "
-            f"{STEPS * step:.0f} s. At the official size they would take "
-            f"{STEPS * found['torch', USUAL]['seconds'][BATCH]:.0f} s, this package's with a whole "
-            f"cache {STEPS * found['clipseg_np', WHOLE]['seconds'][BATCH]:.0f} s."
-        ),
-        "",
-    ]
+    head = [f"{IMAGES} images to a finished decoder, {STEPS} steps", "seconds", "peak memory, MB"]
+    lines += [*table(head, rows), ""]
     text = "\n".join(lines)
     print(text)
     if args.output:
