@@ -48,10 +48,10 @@ class Segmentation:
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self.probability, range(len(self)))
 
-    def __getitem__(self, prompt: str | Path | int) -> np.ndarray:
-        """A prompt's probabilities, by itself (a text, a path) or by its number, as in a list."""
+    def __getitem__(self, prompt: str | Path | LearnedPrompt | int) -> np.ndarray:
+        """A prompt's probabilities, by itself (not an image) or by its number, as in a list."""
         key = prompt.name if isinstance(prompt, Path) else prompt
-        key = str(prompt) if isinstance(prompt, LearnedPrompt) else key
+        key = str(key) if isinstance(key, LearnedPrompt) else key
         for number, caption in enumerate(self.captions if isinstance(key, (str, Integral)) else ()):
             if key in (caption, number, number - len(self)):
                 return self.probability(number)
