@@ -187,7 +187,7 @@ class Attention(Layer):
         # (B,N,T,d) -> (B,T,D)
         return self.out_proj(join_heads(context))
 
-    def backward(self, d_y: Array, x: Array, mask: Array | None = None, *_) -> Array:
+    def backward(self, d_y: Array, x: Array, mask: Array | None = None, *_: Any) -> Array:
         projections = self.q_proj, self.k_proj, self.v_proj
         # (B,T,D) -> (B,N,T,d) each
         qkv = [split_heads(layer.forward(x), self.num_heads) for layer in projections]
@@ -240,7 +240,7 @@ class EncoderLayer(_TransformerLayer):
         x = x + self.self_attn(self.layer_norm1(x), mask, attentions)
         return x + self.mlp(self.layer_norm2(x))
 
-    def backward(self, d_y: Array, *_) -> Array:
+    def backward(self, d_y: Array, *_: Any) -> Array:
         d_y = d_y + self.layer_norm2.propagate(self.mlp.propagate(d_y))
         return d_y + self.layer_norm1.propagate(self.self_attn.propagate(d_y))
 
@@ -252,7 +252,7 @@ class DecoderLayer(_TransformerLayer):
         x = self.layer_norm1(x + self.self_attn(x, None, attentions))
         return self.layer_norm2(x + self.mlp(x))
 
-    def backward(self, d_y: Array, *_) -> Array:
+    def backward(self, d_y: Array, *_: Any) -> Array:
         d_sum = self.layer_norm2.propagate(d_y)
         d_sum = self.layer_norm1.propagate(d_sum + self.mlp.propagate(d_sum))
         return d_sum + self.self_attn.propagate(d_sum)
