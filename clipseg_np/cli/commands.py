@@ -26,6 +26,7 @@ from ..golden.traces import Golden, write_golden
 from ..image.load_image import load_image
 from ..learn.data import read_data
 from ..learn.fine_tune import fine_tune
+from ..learn.learn_prompt import learn_prompt
 from ..learn.progress import progress_lines
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.learned_prompt import LearnedPrompt
@@ -283,6 +284,19 @@ def shown(parts: Sequence, name: str) -> Iterable:
     return progress_lines(partial(say, "progress"), PROGRESS_SECONDS)(parts, name)
 
 
+def run_learn_prompt(options: argparse.Namespace) -> None:
+    target = new_file(options)
+    data = read_data(options.data, options.prompt)
+    given = {"backend": options.backend, "threads": options.threads}
+    segmenter = Segmenter.from_pretrained(model_path(options), **given)
+    chosen = {name: getattr(options, name) for name in ("starts", "seed", "cache")}
+    prompt = learn_prompt(segmenter, data, progress=shown, **chosen)
+    prompt.save(target)
+    made = prompt.made
+    ious = f"{made['start_iou']:.3f} ({made['start']!r}) -> {made['held_out_iou']:.3f}"
+    show(f"IoU on held-out images: {ious}, step {made['steps']}  {target}")
+
+
 FINE_TUNE = "decoder_only", "steps", "batch_size", "rate", "pos_weight", "focal", "seed", "cache"
 
 
@@ -329,14 +343,19 @@ def run_info(options: argparse.Namespace) -> None:
     )
 
 
-def run_trace(options: argparse.Namespace) -> None:
+def new_file(options: argparse.Namespace) -> Path:
+    """The .safetensors file that is to be written. Raises InputError for one that may not be."""
     target = Path(options.output)
     if target.suffix == ".npz" or (target.exists() and not target.is_file()):
         raise InputError(f"--output {options.output}: expected the name of a .safetensors file")
-    replaced = target.exists()
-    if replaced and not options.overwrite:
+    if target.exists() and not options.overwrite:
         raise InputError(f"--output {target} is there already; replace it with --overwrite")
-    path = model_path(options)
+    return target
+
+
+def run_trace(options: argparse.Namespace) -> None:
+    target, path = new_file(options), model_path(options)
+    replaced = target.exists()
     load = partial(CLIPSegForImageSegmentation.from_pretrained, path, backend=options.backend)
     model = load(dtype=options.dtype)
     rough = load(dtype="float32") if options.dtype == "float64" else None

@@ -1,4 +1,5 @@
-"""The command `clipseg-np`: segment, batch, fine-tune, info, trace, compare, download, convert.
+"""The command `clipseg-np`: segment, batch, learn-prompt, fine-tune, info, trace, compare, download,
+convert.
 
 Exit code 2 with a one-line reason on standard error means an error that the user can fix; `compare`
 exits with 1 for a deviation, `batch` for an image that failed.
@@ -186,6 +187,13 @@ def parser() -> argparse.ArgumentParser:
     for add in (segment, batch):
         add_segment_options(add)
 
+    text = "learn a prompt from masks of a thing, for --prompt-file"
+    learn_prompt = command("learn-prompt", commands.run_learn_prompt, text)
+    add_learning_options(learn_prompt)
+    learn_prompt("--output", "-o", metavar="FILE", required=True, help="a .safetensors file")
+    text = "a text to start from; may be repeated: the best; default: the name and a few others"
+    learn_prompt("--start", dest="starts", metavar="TEXT", **REPEATED, help=text)
+
     text = "train a decoder of your own on masks, for --model or segment's --decoder"
     fine_tune = command("fine-tune", commands.run_fine_tune, text)
     add_learning_options(fine_tune)
@@ -212,11 +220,12 @@ def parser() -> argparse.ArgumentParser:
     trace("--output", "-o", metavar="FILE", required=True, help="a .safetensors file")
     trace("--names", metavar="PATTERN", default="*", help="layers to write, such as 'decoder.*'")
     trace("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
-    for add in (segment, batch, trace):
+    for add in (segment, batch, learn_prompt, trace):
         add("--overwrite", action="store_true", help="replace other results that are there already")
+    for add in (segment, batch, trace):
         text = "the number that is white, such as 4095 for 12 bits in 16; not for images of 8 bits"
         add("--white-level", metavar="N", type=float, help=text)
-    for add in (segment, batch, fine_tune, info, trace):
+    for add in (segment, batch, learn_prompt, fine_tune, info, trace):
         text = "a checkpoint's folder, .safetensors file or hub id; default: the demonstration's"
         add("--model", metavar="FOLDER_OR_ID", help=text)
         add("--offline", action="store_true", help="use no network, only the hub's cache")
