@@ -163,6 +163,16 @@ def _operator(name: str, reflected: bool = False):
     return method
 
 
+def _in_place(name: str):
+    function = getattr(operator, f"i{name}")
+
+    def method(self, other):
+        run(function, self, other)
+        return self
+
+    return method
+
+
 def _unary(self, function: Any):
     return run(function, self)
 
@@ -177,6 +187,7 @@ def _method(name: str):
 for _name in BINARY:
     setattr(DeviceArray, f"__{_name}__", _operator(_name))
     setattr(DeviceArray, f"__r{_name}__", _operator(_name, reflected=True))
+    setattr(DeviceArray, f"__i{_name}__", _in_place(_name))
 for _name in COMPARISONS:
     setattr(DeviceArray, f"__{_name}__", _operator(_name))
 for _name in ("neg", "abs", "invert"):

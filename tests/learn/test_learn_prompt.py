@@ -1,6 +1,7 @@
 """A prompt is learned: from the best text, by what is not held out, the same every time."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ from PIL import Image
 
 from clipseg_np import CLIPSegForImageSegmentation, InputError, LearnedPrompt, Segmenter
 from clipseg_np.learn import Data, learn_prompt, read_data
+from clipseg_np.learn.features import CachedFeatures
 from clipseg_np.learn.learn_prompt import BATCH, FOLDS, PLAIN_TEXTS, Lessons
 from clipseg_np.masks.metrics import image_iou
 from clipseg_np.model.learned_prompt import fingerprint
 from clipseg_np.nn.ops import Ops
 
-from ..helpers.device_array import DeviceArray, DeviceModule
+from ..helpers.device_array import DeviceModule
 
 SETTINGS = sys.modules[Lessons.__module__]
 
@@ -25,14 +27,25 @@ def save(folder, number: int, pixels: np.ndarray, mask: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="session")
-def folder(segmenter, tmp_path_factory):
+def new_model(segmenter):
+    """A model whose last layer hears the prompt: in a random decoder, that changes more."""
+
+    def new_model(xp=np) -> CLIPSegForImageSegmentation:
+        config = segmenter.model.config.with_values(conditional_layer=1)
+        return CLIPSegForImageSegmentation(config, seed=3, ops=Ops(xp))
+
+    return new_model
+
+
+@pytest.fixture(scope="session")
+def folder(segmenter, new_model, tmp_path_factory):
     """8 images of 32 x 32, and the masks that a certain embedding marks in them."""
-    folder, rng = tmp_path_factory.mktemp("taught"), np.random.default_rng(5)
+    folder, rng, model = tmp_path_factory.mktemp("taught"), np.random.default_rng(5), new_model()
     embedding = rng.standard_normal((1, 12))
     for number in range(8):
         pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-        features = segmenter.model.encode_image(segmenter.processor(images=pixels)["pixel_values"])
-        save(folder, number, pixels, segmenter.model.decode(features, embedding)[0] > 0)
+        features = model.encode_image(segmenter.processor(images=pixels)["pixel_values"])
+        save(folder, number, pixels, model.decode(features, embedding)[0] > 0)
     return folder
 
 
@@ -42,52 +55,51 @@ def data(folder) -> Data:
 
 
 @pytest.fixture
-def learn(tmp_path, segmenter, data):
+def learn(tmp_path, segmenter, new_model, data):
     """learn_prompt by the readable arithmetic, in few steps, with a cache of the test's own."""
 
     def learn(data=data, xp=np, **options) -> LearnedPrompt:
-        model = CLIPSegForImageSegmentation(segmenter.model.config, seed=3, ops=Ops(xp))
         options = {"steps": 40, "cache": tmp_path, **options}
-        return learn_prompt(Segmenter(model, segmenter.processor), data, **options)
+        return learn_prompt(Segmenter(new_model(xp), segmenter.processor), data, **options)
 
     return learn
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Let Lessons.iou return these numbers in turn; a list of the embeddings that it was given."""
+    """Let Lessons.ious return these in turn; a list of the embeddings that it was given."""
 
-    def script(*ious: float) -> list:
-        numbers, given = iter(ious), []
+    def script(*ious: float | tuple[float, ...]) -> list:
+        scores, given = iter(ious), []
 
-        def iou(_, embeddings):
+        def scripted_ious(_, embeddings):
             given.append(embeddings.copy())
-            return next(numbers)
+            return np.ones(2) * next(scores)
 
-        monkeypatch.setattr(Lessons, "iou", iou)
+        monkeypatch.setattr(Lessons, "ious", scripted_ious)
         return given
 
     return script
 
 
-def test_the_prompt_marks_what_the_masks_mark(learn, segmenter, data):
-    prompt = learn(steps=160)
+def test_the_prompt_marks_what_the_masks_mark(learn, segmenter, new_model, data):
+    prompt, model = learn(starts=["red"], steps=100), new_model()
     images = [str(example.image) for example in data.examples]
-    features = segmenter.model.encode_image(segmenter.processor(images=images)["pixel_values"])
+    features = model.encode_image(segmenter.processor(images=images)["pixel_values"])
     masks = [example.marks() == 1 for example in data.examples]
 
     def iou(embedding):
-        marked = segmenter.model.decode(features, np.tile(embedding, (8, 1))) > 0
+        marked = model.decode(features, np.tile(embedding, (8, 1))) > 0
         return np.mean([*map(image_iou, marked, masks)])
 
-    made = prompt.made
-    assert iou(prompt.vector) > 0.8 and made["held_out_iou"] > 0.7
-    assert made["start_iou"] == pytest.approx(iou(segmenter.embed([made["start"]])[0])) < 0.5
+    start = iou(segmenter.embed(["red"])[0])
+    assert prompt.made["start_iou"] == pytest.approx(start, abs=0.01)
+    assert iou(prompt.vector) > start + 0.2 and prompt.made["held_out_iou"] > start + 0.1
 
 
-def test_it_is_a_prompt_of_this_decoder_that_says_how_it_was_made(learn, segmenter):
+def test_it_is_a_prompt_of_this_decoder_that_says_how_it_was_made(learn, new_model):
     prompt = learn()
-    assert prompt.check(segmenter.model) and prompt.fingerprint == fingerprint(segmenter.model)
+    assert prompt.fingerprint == fingerprint(new_model())
     assert prompt.name == "a thing" and prompt.vector.shape == (12,)
     made = dict(prompt.made)
     assert made.pop("start") in ("a thing", "a thingy", *PLAIN_TEXTS)
@@ -138,6 +150,13 @@ def test_the_mean_of_the_best_step_is_kept(learn, scripted):
     assert len(np.unique(np.concatenate([start[:1], best]), axis=0)) == 1 + FOLDS
 
 
+def test_the_last_step_that_is_as_good_is_kept(learn, scripted):
+    """A mean that is below the best by 0.1, where the standard error of this is 0.1, and 0.09."""
+    scripted((0.1, 0.2), (0.6, 0.7), (0.6, 0.5), (0.6, 0.52), (0.58, 0.54))
+    made = learn(starts=["red"], steps=80).made
+    assert (made["steps"], made["held_out_iou"]) == (60, 0.56)
+
+
 def test_a_start_that_marks_best_is_kept(learn, scripted, segmenter):
     scripted(0.6, 0.1, 0.5)
     prompt = learn(starts=["red"])
@@ -161,48 +180,66 @@ def test_the_rate_is_relative_to_the_start(learn, scripted):
 
 
 def test_a_held_out_image_teaches_nothing_in_any_turn(learn, data, monkeypatch):
-    """Nor do other things in it: an image's examples are held out from the same embedding."""
-    seen = []
-    load = SETTINGS.CachedFeatures.load
-    monkeypatch.setattr(
-        SETTINGS.CachedFeatures,
-        "load",
-        lambda self, entries: seen.append(entries) or load(self, entries),
-    )
-    lessons = []
-    init = Lessons.__init__
+    """Nor does another thing in it: an image's examples are held out from the same embedding."""
+    lessons, loaded = [], []
+    init, load = Lessons.__init__, CachedFeatures.load
     monkeypatch.setattr(
         Lessons, "__init__", lambda self, *a: lessons.append(self) or init(self, *a)
     )
-    doubled = Data([*data.examples, *data.examples], [], False)
-    learn(data=doubled, steps=60, starts=["red"])
-    fold = lessons[0].fold
-    assert (fold[:8] == fold[8:]).all()
-    assert sorted(np.bincount(fold)) == [4, 4, 4, 4]
-    batches = np.array([entries for entries in seen if len(entries) == FOLDS * BATCH])
-    assert len(batches) == 60
-    for number, drawn in enumerate(batches.reshape(60, FOLDS, BATCH, 2).swapaxes(0, 1)):
-        assert (fold[drawn[..., 0]] != number).all()
-        # 12 others, in 8 turns each: as often as each other
-        pairs, counts = np.unique(drawn.reshape(-1, 2), axis=0, return_counts=True)
-        assert len(pairs) == 96 and set(counts) == {2, 3}
-    # For each embedding, in an order of its own
-    assert (
-        len({drawn.tobytes() for drawn in batches.reshape(60, FOLDS, -1).swapaxes(0, 1)}) == FOLDS
+    monkeypatch.setattr(
+        CachedFeatures, "load", lambda self, entries: loaded.append(entries) or load(self, entries)
     )
+    learn(data=Data([*data.examples, *data.examples[:4]], [], False), steps=24, starts=["red"])
+    fold = lessons[0].fold
+    assert (fold[:4] == fold[8:]).all() and (np.bincount(fold[:8]) == [2, 2, 2, 2]).all()
+    batches = np.array([entries for entries in loaded if len(entries) == FOLDS * BATCH])
+    assert batches.shape == (24, FOLDS * BATCH, 2)
+    drawn = batches.reshape(24, FOLDS, BATCH, 2).swapaxes(0, 1).reshape(FOLDS, 24 * BATCH, 2)
+    for number, pairs in enumerate(drawn):
+        others = np.flatnonzero(fold != number)
+        different, counts = np.unique(pairs, axis=0, return_counts=True)
+        # All others in all turns, each as often as any other
+        assert set(map(tuple, different)) == {(n, turn) for n in others for turn in range(8)}
+        assert counts.max() - counts.min() <= 1
 
 
-def test_ignored_pixels_count_neither_way(segmenter, folder, tmp_path):
-    """In a label map, 255 is ignored: the IoU and the gradient are those of the rest."""
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "images").symlink_to(folder / "images")
-    (tmp_path / "labels.csv").write_text("id,prompt\n1,a thing\n")
-    rng = np.random.default_rng(0)
-    for number in range(4, 8):
-        mask = np.asarray(Image.open(folder / "masks" / f"{number}.png")).astype(np.uint8)
-        mask[:, 16:] = 255
-        Image.fromarray(mask).save(tmp_path / "labels" / f"{number}.png")
-    ...
+def test_ignored_pixels_count_neither_way(learn, data, segmenter):
+    """Ignored pixels may be marked or not: the IoU and the gradient stay as they are."""
+
+    class Ignoring:
+        """An example whose right half is ignored."""
+
+        def __init__(self, example, value):
+            self.image, self.prompts, self.example = example.image, example.prompts, example
+            self.value = value
+
+        def target(self, size):
+            share, _ = self.example.target(size)
+            ignored = np.zeros(size, bool)
+            ignored[:, 16:] = True
+            return np.where(ignored, np.float32(self.value), share), ignored
+
+    zeros, ones = ([Ignoring(e, value) for e in data.examples] for value in (0, 1))
+    first, second = (learn(data=Data(examples, [], False)) for examples in (zeros, ones))
+    assert (first.vector == second.vector).all() and first.made == second.made
+    whole = learn()
+    assert whole.made["start_iou"] != first.made["start_iou"]
+    assert (whole.vector != first.vector).any()
+
+
+def test_images_without_the_thing_are_learned_from_where_they_are_known(learn, data, monkeypatch):
+    """One for four images with it; to mark nothing in it is right."""
+    lessons, init = [], Lessons.__init__
+    monkeypatch.setattr(
+        Lessons, "__init__", lambda self, *a: lessons.append(self) or init(self, *a)
+    )
+    nothing = [replace(e, source=lambda: np.zeros((32, 32), np.uint8)) for e in data.examples]
+    for examples in (data.examples[:4], data.examples):
+        learn(data=Data(examples, nothing, True), steps=1, starts=["red"])
+    assert [len(one.examples) for one in lessons] == [5, 10]
+    absent = lessons[1].examples[8:]
+    assert set(absent) <= set(nothing) and len(set(absent)) == 2
+    assert all(lessons[1].label(number).sum() == 0 for number in (8, 9))
 
 
 def test_several_things_are_refused(learn, data, folder, tmp_path):
