@@ -1,5 +1,5 @@
-"""The command `clipseg-np`: segment, batch, learn-prompt, fine-tune, info, trace, compare, download,
-convert.
+"""The command `clipseg-np`: segment, batch, learn-prompt, fine-tune, info, trace, compare,
+download, convert.
 
 Exit code 2 with a one-line reason on standard error means an error that the user can fix; `compare`
 exits with 1 for a deviation, `batch` for an image that failed.
