@@ -15,12 +15,12 @@ from ..helpers.documents import ROOT
 PHOTO_SIZE = (150, 200)  # height and width, upright
 
 
-def save_hearts(folder):
-    """Two images of 60 x 40 with masks, whose files have the same names."""
+def save_hearts(folder, count=2):
+    """Images of 60 x 40 with masks, whose files have the same names."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    for name in ("1", "2"):
+    for name in map(str, range(1, count + 1)):
         pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
         PIL.Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg")
         PIL.Image.fromarray(np.tri(40, 60, 9 * int(name), bool)).save(folder / f"masks/{name}.png")
@@ -43,7 +43,7 @@ def user_files(tmp_path_factory, checkpoint):
     (folder / "photos" / "inner").mkdir(parents=True)
     shutil.copy(folder / "photo.jpg", folder / "photos" / "inner")
     shutil.copytree(checkpoint, folder / "clipseg-rd64-refined")
-    save_hearts(folder / "hearts")
+    save_hearts(folder / "hearts", count=4)
     (folder / "examples").symlink_to(ROOT / "examples")
     demo = Segmenter.from_pretrained()
     heart = LearnedPrompt(demo.embed(["a star"])[0], fingerprint(demo.model), "heart", {})
@@ -57,4 +57,5 @@ def user_folder(user_files, tmp_path, monkeypatch):
     for path in user_files.iterdir():
         os.symlink(path, tmp_path / path.name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
