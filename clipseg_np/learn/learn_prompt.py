@@ -54,20 +54,21 @@ def learn_prompt(
     CachedFeatures. With one thread and one seed, the result is the same bit for bit. Raises
     InputError for masks of several things, fewer than MIN_IMAGES images, and as CachedFeatures.
     """
-    names = sorted({example.prompts for example in data.examples})
+    names = sorted({example.prompts[0] for example in data.examples})
     if len(names) > 1:
-        some = ", ".join(repr(prompts[0]) for prompts in names[:9])
+        some = ", ".join(map(repr, names[:9]))
         raise InputError(f"the masks mark {len(names)} things, {some}: choose one with --prompt")
-    model, ops, rng = segmenter.model, segmenter.model.ops, np.random.default_rng(seed % 2**32)
+    model, rng = segmenter.model, np.random.default_rng(seed % 2**32)
     lessons = Lessons(segmenter, data, rng, cache, progress)
-    texts = list(dict.fromkeys(starts or (*names[0], *PLAIN_TEXTS)))
+    wordings = [text for example in data.examples for text in example.prompts]
+    texts = list(dict.fromkeys(starts or (*wordings, *PLAIN_TEXTS)))
     candidates = segmenter.embed(texts)
     tries = [lessons.ious(candidates[i : i + 1].repeat(FOLDS, axis=0)) for i in range(len(texts))]
     number = int(np.argmax([ious.mean() for ious in tries]))
     embeddings = candidates[number : number + 1].repeat(FOLDS, axis=0)
     optimizer, means = AdamW({"": embeddings}, weight_decay=0), embeddings.copy()
     size = float((embeddings * embeddings).mean()) ** 0.5
-    best = ious = start_ious = tries[number]
+    best = ious = tries[number]
     last, vector = 0, means.mean(axis=0)
     for step in progress(range(1, steps + 1), "learning"):
         optimizer.step({"": lessons.gradient(embeddings)}, rate * size * min(1, step / WARM_UP))
@@ -80,18 +81,18 @@ def learn_prompt(
             elif step - last >= PATIENCE:
                 break
     made = {
-        "prompts": names[0],
-        "images": len(data.images),
+        "prompt": names[0],
+        "images": len(lessons.images),
         "start": texts[number],
-        "start_iou": float(start_ious.mean()),
+        "start_iou": float(tries[number].mean()),
         "held_out_iou": float(ious.mean()),
         "steps": last,
         "rate": rate,
         "seed": seed,
         "version": __version__,
     }
-    vector = ops.to_numpy(vector).astype(np.float32)
-    return LearnedPrompt(vector, fingerprint(model), names[0][0], made)
+    vector = model.ops.to_numpy(vector).astype(np.float32)
+    return LearnedPrompt(vector, fingerprint(model), names[0], made)
 
 
 def is_as_good(ious: np.ndarray, best: np.ndarray) -> bool:
@@ -114,19 +115,16 @@ class Lessons:
         self.model, self.rng = segmenter.model, rng
         absent = rng.permutation(len(data.absent))[: int(len(data.examples) * ABSENT)]
         self.examples = [*data.examples, *(data.absent[number] for number in absent)]
-        images = list(dict.fromkeys(example.image for example in self.examples))
-        if len(images) < MIN_IMAGES:
-            raise InputError(f"there are {len(images)} images; expected {MIN_IMAGES} or more")
-        self.features = CachedFeatures(
-            self.model,
-            segmenter.processor.image_processor,
-            [example.image for example in self.examples],
-            folder=cache,
-            progress=progress,
-        )
-        folds = dict(zip(images, rng.permutation(len(images)) % FOLDS))
+        images = [example.image for example in self.examples]
+        self.images = list(dict.fromkeys(images))
+        if len(self.images) < MIN_IMAGES:
+            raise InputError(f"got {len(self.images)} images; expected {MIN_IMAGES} or more")
+        options = {"folder": cache, "progress": progress}
+        processor = segmenter.processor.image_processor
+        self.features = CachedFeatures(self.model, processor, images, **options)
+        folds = dict(zip(self.images, rng.permutation(len(self.images)) % FOLDS))
         # The embedding that does not learn from each example
-        self.fold = np.array([folds[example.image] for example in self.examples])
+        self.fold = np.array([folds[image] for image in images])
         self.drawn = [self._drawn(np.flatnonzero(self.fold != fold)) for fold in range(FOLDS)]
         any_prompt = self.model.floats(np.zeros((1, self.model.config.projection_dim)))
         logits = self.model.decoder(self.features.load([(0, 0)]), any_prompt, self.features.grid)
@@ -153,16 +151,11 @@ class Lessons:
         """The derivative of the loss of each embedding's next batch.  -> (FOLDS,D)"""
         entries = [next(drawn) for drawn in self.drawn for _ in range(BATCH)]
         labels = np.stack([turned(self.label(number), turn) for number, turn in entries])
-        found = one_pass(
-            self.model.decoder,
-            self.features.load(entries),
-            embeddings.repeat(BATCH, axis=0),
-            self.model.floats(labels),
-            self.features.grid,
-            is_reduced=True,
-            learns=lambda name: False,
-        )
-        return found.d_embeddings.reshape(FOLDS, BATCH, -1).sum(axis=1)
+        tokens, rows = self.features.load(entries), embeddings.repeat(BATCH, axis=0)
+        given = tokens, rows, self.model.floats(labels), self.features.grid
+        frozen = {"is_reduced": True, "learns": lambda name: False}
+        d_rows = one_pass(self.model.decoder, *given, **frozen).d_embeddings
+        return d_rows.reshape(FOLDS, BATCH, -1).sum(axis=1)
 
     def _drawn(self, numbers: np.ndarray) -> Iterator[tuple[int, int]]:
         """Pairs of an example's number and a turn, each as often as any other."""

@@ -34,7 +34,7 @@ def test_it_writes_a_prompt_for_segment(command, checkpoint, capsys, tmp_path):
     ious = f"{made['start_iou']:.3f} ({made['start']!r}) -> {made['held_out_iou']:.3f}"
     line = f"IoU on held-out images: {ious}, step {made['steps']}  new/wedge.safetensors\n"
     assert said.out == line and not said.err
-    assert (prompt.name, made["prompts"], made["images"]) == ("wedge", ["a wedge", "wedges"], 4)
+    assert (prompt.name, made["prompt"], made["images"]) == ("wedge", "a wedge", 4)
     arguments = ["segment", "data/images/0.png", "@wedge", "--model", str(checkpoint)]
     assert main([*arguments, "--prompt-file", "new/wedge.safetensors"]) == 0
     assert len(list((tmp_path / "cache").iterdir())) == 4 * 8

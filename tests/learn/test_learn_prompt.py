@@ -105,12 +105,7 @@ def test_it_is_a_prompt_of_this_decoder_that_says_how_it_was_made(learn, new_mod
     assert made.pop("start") in ("a thing", "a thingy", *PLAIN_TEXTS)
     assert made.pop("start_iou") <= made.pop("held_out_iou") <= 1
     assert made.pop("steps") in (0, 20, 40) and made.pop("version")
-    assert made == {
-        "prompts": ("a thing", "a thingy"),
-        "images": 8,
-        "rate": SETTINGS.RATE,
-        "seed": 0,
-    }
+    assert made == {"prompt": "a thing", "images": 8, "rate": SETTINGS.RATE, "seed": 0}
 
 
 def test_a_run_repeats_bit_for_bit(learn, tmp_path):
@@ -252,7 +247,7 @@ def test_several_things_are_refused(learn, data, folder, tmp_path):
 
 def test_few_images_are_refused(learn, data):
     few = Data([*data.examples[:3], *data.examples[:3]], [], False)
-    with pytest.raises(InputError, match="there are 3 images; expected 4 or more"):
+    with pytest.raises(InputError, match="got 3 images; expected 4 or more"):
         learn(few)
 
 
