@@ -12,7 +12,8 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -37,17 +38,17 @@ from .data import Data, Example
 from .features import CachedFeatures, Progress, turned, unseen
 from .optimizer import AdamW, rate_at
 from .progress import write_log, write_plot
-from .step import Loss, cross_entropy_and_dice, focal_and_dice, one_pass
+from .step import Loss, cross_entropy, cross_entropy_and_dice, focal_and_dice, one_pass
 
 STATE_NAME = "unfinished.safetensors"
-STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 400, 8, 1e-3, 20, 20
+STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 200, 8, 1e-3, 20, 20
 HELD_OUT, MIN_IMAGES = 0.2, 4  # of the images
 OLD = 0.5  # of a batch
 KEPT = 0.5  # of what is old
-ABSENT = 0.2  # of the prompts for new things
+ABSENT = 0.2  # of the prompts
 MAX_SCORED = 64  # held-out examples of each kind
 MAX_MASKS = 512  # that are kept in memory
-OLD_PROMPTS = 64
+OLD_PROMPTS, TRIED = 64, 8  # made of known words; for each image
 # For a checkpoint that reads any language.
 COMMON = (
     *("a person", "a face", "hair", "clothes", "an animal", "a dog", "a cat", "a bird", "the sky"),
@@ -148,9 +149,9 @@ class Lessons:
         self.kept, kept_held_out = split(keep, rng) if keep else (None, None)
         examples = [*data.examples, *data.absent]
         self.names = list(dict.fromkeys(text for e in examples for text in e.prompts))
-        self.old_prompts = old_prompts(segmenter.processor.words, self.names, rng)
         kept = [*keep.examples, *keep.absent] if keep else []
-        self.old_prompts += dict.fromkeys(e.prompts[0] for e in kept)
+        self.old_prompts = list(dict.fromkeys(e.prompts[0] for e in kept))
+        self.old_prompts += old_prompts(segmenter.processor.words, self.names, rng)
         examples += kept
         texts = [*(text for e in examples for text in e.prompts), *self.old_prompts]
         texts = list(dict.fromkeys(texts))
@@ -161,50 +162,62 @@ class Lessons:
         options = {"is_reduced": False, "folder": cache, "progress": progress}
         self.features = CachedFeatures(self.model, processor, images, **options)
         self.label = lru_cache(MAX_MASKS)(self._label)
-        self.size = self.logits(self.model, [Entry(images[0], 0, texts[0], None)]).shape[1:]
-        # Entries and their labels (P,H,W): of what is new, and of what is old.
-        old = self._test(kept_held_out.examples) if keep else self._old_test(new_held_out, rng)
-        self.tests = self._test(new_held_out.examples), old
+        (first,) = self.logits(self.model, [Entry(images[0], 0, texts[0], None)])
+        self.size = first.shape
+        learned = [*self.new.examples, *(self.kept.examples if keep else [])]
+        nothing = [Entry(e.image, 0, self.old_prompts[0], None) for e in learned]
+        self.marked = [entry for entry, _ in self._marked(learned, rng)] or nothing
+        # Entries and their labels (H,W): of what is new, and of what is old.
+        new = self._tests(new_held_out.examples)
+        old = (
+            self._tests(kept_held_out.examples)
+            if keep
+            else self._marked(new_held_out.examples, rng)
+        )
+        self.tests = new, old[:MAX_SCORED]
 
     def _label(self, example: Example) -> np.ndarray:
         """The share of each pixel that is the thing, NaN where that is unknown.  (H,W)"""
         share, ignored = example.target(self.size)
         return share if ignored is None else np.where(ignored, np.float32(np.nan), share)
 
-    def _test(self, examples: Sequence[Example]) -> tuple[list[Entry], list[np.ndarray]]:
-        examples = examples[:MAX_SCORED]
-        entries = [Entry(e.image, 0, e.prompts[0], e) for e in examples]
-        return entries, [self._label(example) for example in examples]
+    def _tests(self, examples: Sequence[Example]) -> list[tuple[Entry, np.ndarray]]:
+        """Each once and, while there are few, in other turns."""
+        pairs = [(turn, e) for turn in range(self.features.turns) for e in examples][:MAX_SCORED]
+        return [
+            (Entry(e.image, turn, e.prompts[0], e), turned(self.label(e), turn))
+            for turn, e in pairs
+        ]
 
-    def _old_test(self, data: Data, rng: np.random.Generator) -> tuple[list, list]:
-        """Old prompts of which the old decoder marks something in held-out images."""
-        images = [example.image for example in data.examples]
-        texts = rng.choice(self.old_prompts, MAX_SCORED).tolist()
-        entries = [Entry(images[n % len(images)], 0, text, None) for n, text in enumerate(texts)]
-        masks = self.model.ops.to_numpy(self.logits(self.model, entries)) > 0
-        pairs = [(e, mask.astype("f")) for e, mask in zip(entries, masks) if mask.any()]
-        return [entry for entry, _ in pairs], [label for _, label in pairs]
+    def _marked(self, examples: Sequence[Example], rng: np.random.Generator) -> list:
+        """Old prompts of which the old decoder marks something in the images, and the masks."""
+        entries = []
+        for image in dict.fromkeys(example.image for example in examples):
+            texts = rng.choice(self.old_prompts, TRIED).tolist()
+            entries += [Entry(image, 0, text, None) for text in dict.fromkeys(texts)]
+        masks = ((x > 0).astype("f") for x in self.logits(self.model, entries))
+        found = [(entry, mask) for entry, mask in zip(entries, masks) if mask.mean() > 0.002]
+        return [found[n] for n in rng.permutation(len(found))]
 
     def entries(self, step: int) -> list[Entry]:
         """Those of a step's batch; the ones whose masks are the old decoder's come first."""
-        rng = np.random.default_rng((self.seed, step))
+        rng, entries = np.random.default_rng((self.seed, step)), []
+
+        def one(values: Sequence) -> Any:
+            return values[rng.integers(len(values))]
+
         num_old = int(OLD * self.batch_size)
         num_kept = int(KEPT * num_old) if self.kept else 0
-        learned = [*self.new.examples, *(self.kept.examples if self.kept else [])]
-        entries = []
         for place in range(self.batch_size):
-            turn = int(rng.integers(self.features.turns))
+            is_absent, turn = rng.random() < ABSENT, one(range(self.features.turns))
             if place < num_old - num_kept:
-                image = learned[rng.integers(len(learned))].image
-                text = self.old_prompts[rng.integers(len(self.old_prompts))]
+                image, _, text, _ = one(self.marked)
+                text = one(self.old_prompts) if is_absent else text
                 entries.append(Entry(image, turn, text, None))
-                continue
-            data = self.kept if place < num_old else self.new
-            is_absent = data.absent and rng.random() < ABSENT
-            examples = data.absent if is_absent else data.examples
-            example = examples[rng.integers(len(examples))]
-            text = example.prompts[rng.integers(len(example.prompts))]
-            entries.append(Entry(example.image, turn, text, example))
+            else:
+                data = self.kept if place < num_old else self.new
+                example = one(data.absent if is_absent and data.absent else data.examples)
+                entries.append(Entry(example.image, turn, one(example.prompts), example))
         return entries
 
     def inputs(self, entries: Sequence[Entry]) -> tuple[list[Array], Array]:
@@ -213,45 +226,40 @@ class Lessons:
         return tokens, self.model.ops.xp.stack([self.embeddings[e.text] for e in entries])
 
     def labels(self, entries: Sequence[Entry], tokens: list[Array], embeddings: Array) -> Array:
-        """(P,H,W), 0 to 1 or NaN"""
-        old = sum(entry.example is None for entry in entries)
-        parts = []
-        if old:
-            features = ImageFeatures(tuple(t[:old] for t in tokens), self.features.grid)
-            parts.append(self.model.ops.sigmoid(self.model.decode(features, embeddings[:old])))
-        if rest := entries[old:]:
-            parts.append(
-                self.model.floats(np.stack([turned(self.label(e.example), e.turn) for e in rest]))
-            )
-        return self.model.ops.xp.concatenate(parts)
+        """(P,H,W), 0 to 1 or NaN; of old prompts the old decoder's probabilities."""
+        if entries[0].example is None:
+            features = ImageFeatures(tuple(tokens), self.features.grid)
+            return self.model.ops.sigmoid(self.model.decode(features, embeddings))
+        labels = [turned(self.label(entry.example), entry.turn) for entry in entries]
+        return self.model.floats(np.stack(labels))
 
-    def logits(self, model: CLIPSegForImageSegmentation, entries: Sequence[Entry]) -> Array:
-        """(P,H,W)"""
-        parts = []
+    def logits(
+        self, model: CLIPSegForImageSegmentation, entries: Sequence[Entry]
+    ) -> Iterator[np.ndarray]:
+        """(H,W) for each entry"""
         for start in range(0, len(entries), BATCH):
             tokens, embeddings = self.inputs(entries[start : start + BATCH])
             features = ImageFeatures(tuple(tokens), self.features.grid)
-            parts.append(model.decode(features, embeddings))
-        return self.model.ops.xp.concatenate(parts)
+            yield from model.ops.to_numpy(model.decode(features, embeddings))
 
-    def scores(self, model: CLIPSegForImageSegmentation) -> list[float | None]:
-        """The mean IoU of what is new and of what is old, or None where there is no test of it."""
-        return [self.score(model, *test) if test[0] else None for test in self.tests]
-
-    def score(self, model, entries, labels) -> float:
-        logits = model.ops.to_numpy(self.logits(model, entries))
-        pairs = [((x > 0) & ~np.isnan(y), y > 0.5) for x, y in zip(logits, labels)]
-        return round(float(np.mean([image_iou(*pair) for pair in pairs])), 4)
+    def scores(self, model: CLIPSegForImageSegmentation) -> list[float]:
+        """The mean IoU of what is new and of what is old; 0 where there is no test of it."""
+        scores = []
+        for test in self.tests:
+            logits = self.logits(model, [entry for entry, _ in test])
+            pairs = [((x > 0) & ~np.isnan(y), y > 0.5) for x, (_, y) in zip(logits, test)]
+            ious = [image_iou(*pair) for pair in pairs]
+            scores.append(round(float(np.mean(ious or [0])), 4))
+        return scores
 
     def mark(self) -> str:
         """A hash of all that the run learns from."""
         entries = [file.name for files in self.features.files for file in files]
         sha = sha256(repr((entries, self.old_prompts, list(self.embeddings))).encode())
         sha.update(fingerprint(self.model).encode())
-        for entries, labels in self.tests:
-            sha.update(repr([entry[:3] for entry in entries]).encode())
-            for label in labels:
-                sha.update(np.ascontiguousarray(label))
+        for entry, label in (pair for test in self.tests for pair in test):
+            sha.update(repr(entry[:3]).encode())
+            sha.update(np.ascontiguousarray(label))
         return sha.hexdigest()
 
 
@@ -277,7 +285,8 @@ def old_prompts(known: frozenset[str], names: Sequence[str], rng: np.random.Gene
     if not known:
         return [text for text in COMMON if text not in names]
     words = sorted(known - set(words_of(names)))
-    return [" ".join(rng.choice(words, 2)) for _ in range(OLD_PROMPTS)]
+    pairs = rng.choice(words, (OLD_PROMPTS, 2)).tolist()
+    return [*(f"a {word}" for word in words), *(f"a {' '.join(pair)}" for pair in pairs)]
 
 
 class Run:
@@ -322,18 +331,29 @@ class Run:
 
     def learn(self, rate: float, loss: Loss) -> None:
         """One step."""
-        lessons = self.lessons
-        entries = lessons.entries(self.optimizer.steps)
-        tokens, embeddings = lessons.inputs(entries)
-        labels = lessons.labels(entries, tokens, embeddings)
+        lessons, step = self.lessons, self.optimizer.steps
         grid, learns = lessons.features.grid, self.optimizer.arrays.__contains__
-        options = {"is_reduced": False, "learns": learns, "loss": loss}
-        found = one_pass(self.model.decoder, tokens, embeddings, labels, grid, **options)
-        self.optimizer.step(found.gradients, rate)
-        if not np.isfinite(found.loss):
-            step = self.optimizer.steps
+        gradients, total = defaultdict(float), 0.0
+        entries = lessons.entries(step)
+        for is_old in (True, False):
+            part = [entry for entry in entries if (entry.example is None) == is_old]
+            if not part:
+                continue
+            tokens, embeddings = lessons.inputs(part)
+            labels, share = lessons.labels(part, tokens, embeddings), len(part) / len(entries)
+            options = {
+                "is_reduced": False,
+                "learns": learns,
+                "loss": cross_entropy if is_old else loss,
+            }
+            found = one_pass(self.model.decoder, tokens, embeddings, labels, grid, **options)
+            total += found.loss * share
+            for name, gradient in found.gradients.items():
+                gradients[name] = gradients[name] + gradient * share
+        if not np.isfinite(total):
             raise InputError(f"at step {step}, the loss is no longer a number: lower the rate")
-        self.losses.append(found.loss)
+        self.optimizer.step(gradients, rate)
+        self.losses.append(total)
 
     def evaluate(self) -> None:
         """Score the decoder, keep it if it is the best, and write the log and the state."""
