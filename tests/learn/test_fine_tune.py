@@ -17,7 +17,7 @@ from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.errors import InputError
 from clipseg_np.learn import fine_tune as module
 from clipseg_np.learn.data import Data, Example, read_data
-from clipseg_np.learn.fine_tune import ABSENT, Lessons, fine_tune
+from clipseg_np.learn.fine_tune import ABSENT, Entry, Lessons, fine_tune
 from clipseg_np.masks.metrics import image_iou
 
 from ..helpers.checkpoints import stored_arrays
@@ -105,16 +105,18 @@ def test_the_towers_stay_and_the_whole_decoder_learns(tune, checkpoint, last_is_
     assert same == {name for name in old if not name.startswith("decoder.")}
 
 
-def test_the_log_has_a_line_for_each_evaluation(tune):
+def test_the_log_has_a_line_for_each_evaluation_and_the_result(tune, last_is_best):
     result = tune()
     records = [json.loads(line) for line in (result.path / "learning.jsonl").open()]
+    *records, last = records
     assert [record["step"] for record in records] == [0, 2, 4, 6]
     assert records[0]["loss"] is None and all(record["loss"] > 0 for record in records[1:])
-    assert all(0 <= record[name] <= 1 for record in records for name in ("new_iou", "old_iou"))
-    assert result.before == records[0] and result.after in records
+    scores = [record[name] for record in (*records, last) for name in ("new_iou", "old_iou")]
+    assert all(0 <= score <= 1 for score in scores) and len(scores) == 10
+    assert (result.before, result.after) == (records[0], last)
 
 
-def test_without_matplotlib_there_is_no_plot_but_a_warning(tune, monkeypatch):
+def test_without_matplotlib_there_is_no_plot_but_a_warning(tune, monkeypatch, last_is_best):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.warns(UserWarning, match="pip install matplotlib"):
         assert not (tune().path / "learning.png").exists()
@@ -136,17 +138,40 @@ def test_options_change_what_is_learned(tune, change, last_is_best):
 
 def test_the_weights_of_the_best_evaluation_are_written(tune, monkeypatch):
     """Step 4's, by scores that are made up; an equal sum later is no better."""
-    states, scores = [], iter([(0.5, 0.5), (0.6, 0.3), (0.9, 0.4), (0.4, 0.9)])
+    states, scores = [], iter([(0.5, 0.5), (0.6, 0.3), (0.9, 0.4), (0.4, 0.9), *[(0.9, 0.4)] * 3])
 
     def scored(self, model):
         states.append({name: array.copy() for name, array in model.state_dict().items()})
-        return list(next(scores))
+        return dict(zip(("new_iou", "old_iou"), next(scores)))
 
     monkeypatch.setattr(Lessons, "scores", scored)
     result = tune()
-    assert result.after["step"] == 4 and len(states) == 4
+    assert result.after == {"step": 4, "share": 1, "new_iou": 0.9, "old_iou": 0.4}
     for name, array in stored_arrays(result.path).items():
         np.testing.assert_array_equal(array, states[2][name])
+
+
+def test_the_way_back_to_the_old_weights_is_tried(tune, checkpoint, monkeypatch):
+    states, scores = [], iter([0.1, 0.2, 0.3, 0.4, 0.3, 0.6, 0.5])
+
+    def scored(self, model):
+        states.append({name: array.copy() for name, array in model.state_dict().items()})
+        return {"new_iou": next(scores), "old_iou": 0}
+
+    monkeypatch.setattr(Lessons, "scores", scored)
+    result = tune()
+    assert result.after == {"step": 6, "share": 0.9, "new_iou": 0.6, "old_iou": 0}
+    old = stored_arrays(checkpoint)
+    for name, array in stored_arrays(result.path).items():
+        mixed = 0.9 * states[3][name] + 0.1 * old[name]
+        np.testing.assert_allclose(array, mixed, atol=1e-6)
+
+
+def test_a_run_that_learns_nothing_says_so_and_writes_the_old_decoder(tune, checkpoint):
+    with pytest.warns(UserWarning, match="nothing was learned"):
+        result = tune(rate=1e-9, steps=2)
+    for name, array in stored_arrays(checkpoint).items():
+        np.testing.assert_array_equal(stored_arrays(result.path)[name], array)
 
 
 # Old and absent
@@ -163,26 +188,55 @@ def lessons(checkpoint, data, options):
     return lessons
 
 
-def test_half_of_a_batch_is_old_and_right_by_the_old_decoder(lessons):
+def test_half_of_a_batch_is_old_prompts(lessons):
+    old, new = lessons().entries(3)
+    assert len(old) == len(new) == 10
+    assert not any(entry.example for entry in old) and all(entry.example for entry in new)
+    assert {entry.text for entry in new} <= {"a disc", "the disc"}
+
+
+def test_three_quarters_of_the_old_prompts_mark_something(lessons, monkeypatch):
+    def logits(self, model, entries):
+        """Nothing, a single pixel, and many are marked, by turns."""
+        for number in range(len(entries)):
+            yield np.where(np.arange(1024) < (0, 1, 300)[number % 3], 1, -1).reshape(32, 32)
+
+    monkeypatch.setattr(Lessons, "logits", logits)
     made = lessons()
-    entries = made.entries(3)
-    assert [entry.example is None for entry in entries] == [True] * 10 + [False] * 10
-    assert {entry.text for entry in entries[:10]} <= set(made.old_prompts)
-    tokens, embeddings = made.inputs(entries)
-    labels = made.labels(entries, tokens, embeddings)
-    old = made.model.ops.sigmoid(made.logits(made.model, entries[:10]))
-    np.testing.assert_allclose(labels[:10], old, rtol=1e-5)
-    for entry, label in zip(entries[10:], labels[10:]):
-        plain = entry.example.target(made.size)[0]
-        np.testing.assert_array_equal(label, module.turned(plain, entry.turn))
+    assert (len(made.old[True]), len(made.old[False])) == (26, 54)
+    made.old = {is_marked: [Entry(None, 0, str(is_marked))] for is_marked in (True, False)}
+    texts = [entry.text for step in range(50) for entry in made.entries(step)[0]]
+    assert texts.count("True") / len(texts) == pytest.approx(1 - ABSENT, abs=0.06)
+
+
+def test_labels_of_old_prompts_are_the_old_decoders_and_others_the_masks(tune, monkeypatch):
+    given = []
+
+    def one_pass(decoder, tokens, embeddings, labels, grid, **options):
+        given.append((labels, embeddings, tokens, options["loss"]))
+        return module_one_pass(decoder, tokens, embeddings, labels, grid, **options)
+
+    module_one_pass = module.one_pass
+    monkeypatch.setattr(module, "one_pass", one_pass)
+    made = {}
+    monkeypatch.setattr(module.Lessons, "mark", lambda self: made.update(lessons=self) or "")
+    tune(steps=3)
+    lessons = made["lessons"]
+    for step, ((old, *inputs, loss), (new, *_)) in enumerate(zip(given[::2], given[1::2])):
+        embeddings, tokens = inputs
+        logits = lessons.decoded(lessons.model, tokens, embeddings)
+        np.testing.assert_allclose(old, 1 / (1 + np.exp(-logits)), atol=1e-6)
+        assert loss is module.cross_entropy
+        for entry, label in zip(lessons.entries(step)[1], new):
+            expected = module.turned(entry.example.target(lessons.size)[0], entry.turn)
+            np.testing.assert_array_equal(label, expected)
 
 
 def test_examples_that_are_kept_are_a_part_of_what_is_old(lessons, keep):
-    made = lessons(keep=keep)
-    texts = [entry.text for entry in made.entries(0)]
-    assert set(texts[5:10]) == {"a background"}
-    assert set(texts[:5]) <= set(made.old_prompts)
-    assert set(texts[10:]) == {"a disc", "the disc"}
+    old, examples = lessons(keep=keep).entries(0)
+    texts = [entry.text for entry in examples]
+    assert len(old) == 5 and set(texts[:5]) == {"a background"}
+    assert len(texts) == 15 and set(texts[5:]) == {"a disc", "the disc"}
 
 
 def test_kept_examples_are_scored_by_their_own_masks(tune, keep, monkeypatch):
@@ -191,12 +245,12 @@ def test_kept_examples_are_scored_by_their_own_masks(tune, keep, monkeypatch):
     assert before["new_iou"] < 0.2 and before["old_iou"] > 0.8
 
 
-def test_a_fifth_of_the_new_prompts_name_what_is_known_to_be_absent(lessons, data):
+def test_a_quarter_of_the_new_prompts_name_what_is_known_to_be_absent(lessons, data):
     empty = [
         Example(e.image, ("a cat",), e.size, lambda e=e: 0 * e.source()) for e in data.examples
     ]
     made = lessons(Data(data.examples, empty, True))
-    entries = [entry for step in range(100) for entry in made.entries(step)]
+    entries = [entry for step in range(100) for entry in made.entries(step)[-1]]
     absent = [entry for entry in entries if entry.text == "a cat"]
     assert len(absent) == pytest.approx(ABSENT * 100 * 10, rel=0.2)
     assert not made.label(absent[0].example).any()
@@ -204,17 +258,19 @@ def test_a_fifth_of_the_new_prompts_name_what_is_known_to_be_absent(lessons, dat
 
 def test_held_out_images_are_not_learned_from(lessons, data, keep):
     made = lessons(keep=keep)
-    entries = [entry for step in range(50) for entry in made.entries(step)]
+    entries = [entry for step in range(50) for entry in made.entries(step)[-1]]
     for held_out, kind in zip(made.tests, (data, keep)):
-        images = {entry.image for entry in held_out[0]}
+        images = {entry.image for entry, _ in held_out}
         learned = {e.image for e in entries if e.example in kind.examples}
         assert len(images) == 2 and len(learned) == 10 and not images & learned
 
 
 def test_every_turn_and_wording_is_learned(lessons):
-    entries = [entry for step in range(20) for entry in lessons().entries(step)]
-    assert {entry.turn for entry in entries} == set(range(8))
-    assert {entry.text for entry in entries if entry.example} == {"a disc", "the disc"}
+    made = lessons()
+    for part in (0, 1):
+        entries = [entry for step in range(20) for entry in made.entries(step)[part]]
+        assert {entry.turn for entry in entries} == set(range(8))
+    assert {entry.text for entry in entries} == {"a disc", "the disc"}
 
 
 def test_pixels_to_ignore_do_not_count(lessons, data):
@@ -226,7 +282,7 @@ def test_pixels_to_ignore_do_not_count(lessons, data):
     examples = [replace(e, source=lambda e=e: source(e)) for e in data.examples]
     made = lessons(Data(examples, [], False))
     assert np.isnan(made.label(examples[0])[:8]).all()
-    assert np.isfinite(made.score(made.model, *made.tests[0]))
+    assert all(np.isfinite(score) for score in made.scores(made.model).values())
 
 
 # What is written
@@ -361,7 +417,7 @@ def test_the_state_of_another_run_is_refused_and_left(tune, tmp_path, data):
     empty = [replace(e, source=lambda e=e: 1 - e.source()) for e in data.examples]
     changes = {"seed": 1}, {"rate": 0.1}, {"focal": True}, {"data": Data(empty, [], False)}
     for change in changes:
-        with pytest.raises(InputError, match="holds the state of a run with other data"):
+        with pytest.raises(InputError, match="is the state of a run with other data"):
             tune("out", **change)
     assert files(tmp_path / "out") == before
 
