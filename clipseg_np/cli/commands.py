@@ -284,11 +284,14 @@ def shown(parts: Sequence, name: str) -> Iterable:
     return progress_lines(partial(say, "progress"), PROGRESS_SECONDS)(parts, name)
 
 
+def learner(options: argparse.Namespace) -> Segmenter:
+    given = {"backend": options.backend, "threads": options.threads, "decoder": options.decoder}
+    return Segmenter.from_pretrained(model_path(options), **given)
+
+
 def run_learn_prompt(options: argparse.Namespace) -> None:
     target = new_file(options)
-    data = read_data(options.data, options.prompt)
-    given = {"backend": options.backend, "threads": options.threads}
-    segmenter = Segmenter.from_pretrained(model_path(options), **given)
+    data, segmenter = read_data(options.data, options.prompt), learner(options)
     chosen = {name: getattr(options, name) for name in ("starts", "seed", "cache")}
     prompt = learn_prompt(segmenter, data, progress=shown, **chosen)
     prompt.save(target)
@@ -304,11 +307,10 @@ def run_fine_tune(options: argparse.Namespace) -> int:
     """Exit code 130 or so where it was stopped; the same command goes on."""
     data = read_data(options.data, options.prompt)
     keep = read_data(options.keep) if options.keep else None
-    given = {"backend": options.backend, "threads": options.threads, "decoder": options.decoder}
-    segmenter = Segmenter.from_pretrained(model_path(options), **given)
     chosen = {name: getattr(options, name) for name in FINE_TUNE}
+    chosen |= {"keep": keep, "progress": shown}
     try:
-        result = fine_tune(segmenter, data, options.output, keep=keep, progress=shown, **chosen)
+        result = fine_tune(learner(options), data, options.output, **chosen)
     except KeyboardInterrupt as stop:
         say("stopped", "the same command goes on")
         return stop.args[0]

@@ -28,6 +28,7 @@ from .signals import raised_as_interrupts
 
 REPEATED = {"action": "append", "default": []}
 DEFAULT = "default: %(default)s"
+DECODER = "a file of `fine-tune --decoder-only`, in place of the decoder of --model"
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -203,7 +204,6 @@ def parser() -> argparse.ArgumentParser:
     fine_tune("--keep", metavar="DATA", help=text)
     text = "write decoder.safetensors alone, for segment's --decoder"
     fine_tune("--decoder-only", action="store_true", help=text)
-    fine_tune("--decoder", metavar="FILE", help="start from one that was written so")
     fine_tune("--steps", metavar="N", type=int, default=STEPS, help=DEFAULT)
     fine_tune("--batch-size", metavar="N", type=int, default=BATCH, help=DEFAULT)
     text = "AdamW's, at its highest; default: %(default)s"
@@ -268,6 +268,7 @@ def add_learning_options(add: Callable) -> None:
     add("data", metavar="DATA", help=text)
     text = "names what the masks mark, where DATA does not; 'a heart|hearts' are two wordings"
     add("--prompt", metavar="TEXT", **REPEATED, help=text)
+    add("--decoder", metavar="FILE", help=DECODER)
     add("--seed", metavar="N", type=int, default=0, help=DEFAULT)
     text = "1 repeats a run to the bit; default: one for each core"
     add("--threads", metavar="N", type=int, help=text)
@@ -284,8 +285,7 @@ def add_segment_options(add: Callable) -> None:
     add("--image-prompt", metavar="FILE", **REPEATED, help="an image as a prompt; may be repeated")
     text = "a learned prompt; @NAME in a PROMPT means NAME.safetensors; may be repeated"
     add("--prompt-file", metavar="FILE", **REPEATED, help=text)
-    text = "a file of `fine-tune --decoder-only` in place of the decoder of --model"
-    add("--decoder", metavar="FILE", help=text)
+    add("--decoder", metavar="FILE", help=DECODER)
     text = "take a --prompt-file that was learned with another decoder"
     add("--force", action="store_true", help=text)
     text = "an image prompt's mask, white on black; one for each --image-prompt, in their order"
