@@ -75,7 +75,9 @@ class NumpyOps(Ops):
         return out.reshape(x.shape)
 
     def sigmoid(self, x: Array) -> Array:
-        # Where the power overflows, 0 is right. Without `where`, a pass that learns from 8 prompts
-        # gains 6 % (AVX-512), 3 % (AVX2 imitated).
-        with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-x))
+        # Without `where`, a pass that learns from 8 prompts gains 6 % (AVX-512), 3 % (AVX2
+        # imitated). e is at most 1: the numerator is 1 or e.
+        e = np.exp(-abs(x))
+        y = np.maximum(e, x >= 0)
+        y /= 1 + e
+        return y

@@ -1,0 +1,145 @@
+"""Time `clipseg-np batch` on a folder of JPEG photos against ONNX Runtime in a loop.
+
+    python -m pip install '.[benchmark]'
+    python benchmarks/batch.py --output benchmarks/batch.md
+
+Both decode each photo, segment it by one prompt and write its mask, of the photo's size, as a PNG.
+Each runs in a process of its own, from start to end, in turn. The loop is the one that people
+write: one photo after the other, and the session's threads on all cores.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from speed import setup
+from systems import onnx_file, save_checkpoint
+
+PROMPT = "a red circle"
+MEGAPIXELS = 2, 12
+LOOP = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+model, ids, photos, output = sys.argv[1:]
+session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+ids = np.load(ids)
+mean = np.array([0.485, 0.456, 0.406], np.float32)
+deviation = np.array([0.229, 0.224, 0.225], np.float32)
+Path(output).mkdir()
+for path in sorted(Path(photos).iterdir()):
+    image = Image.open(path).convert("RGB")
+    small = np.asarray(image.resize((352, 352), Image.BILINEAR), np.float32) / 255
+    pixels = ((small - mean) / deviation).transpose(2, 0, 1)[None]
+    logits = session.run(None, {"input_ids": ids, "pixel_values": pixels})[0][0]
+    mask = np.asarray(Image.fromarray(logits).resize(image.size, Image.BILINEAR)) > 0
+    Image.fromarray(mask.astype(np.uint8) * 255).save(Path(output, f"{path.stem}.png"))
+"""
+
+
+def draw_photos(folder: Path, count: int) -> None:
+    """JPEG files of smooth colors with grain, of 2 to 12 megapixels, upright and lying."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        area = 1e6 * np.exp(rng.uniform(*np.log(MEGAPIXELS)))
+        width, height = int((area * 4 / 3) ** 0.5), int((area * 3 / 4) ** 0.5)
+        size = (width, height) if number % 3 else (height, width)
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        colors = np.asarray(coarse.resize(size, Image.BICUBIC))
+        grain = rng.integers(-12, 13, (*colors.shape[:2], 1), dtype=np.int8)
+        photo = np.clip(colors.astype(np.int16) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(photo).save(folder / f"{number:03}.jpg", quality=90)
+
+
+def peak_memory(pid: int, peaks: dict[int, float]) -> None:
+    """Keep the largest resident memory, in MB, of a process and of each process below it."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        own, parent = int(fields["Pid"]), int(fields["PPid"])
+        if (own == pid or parent == pid) and "VmHWM" in fields:
+            peaks[own] = max(peaks.get(own, 0), int(fields["VmHWM"].split()[0]) / 1024)
+
+
+def run(command: list) -> tuple[float, float]:
+    """Seconds, and the largest peak of one process's memory in MB."""
+    start, peaks = time.perf_counter(), {}
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.25):
+            peak_memory(process.pid, peaks)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    if process.wait():
+        raise SystemExit(f"{command[0]} failed")
+    seconds = time.perf_counter() - start
+    ended.set()
+    watcher.join()
+    return seconds, max(peaks.values(), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_checkpoint(folder / "model")
+        draw_photos(folder / "photos", options.photos)
+        from clipseg_np import CLIPSegProcessor
+
+        tokenizer = CLIPSegProcessor.from_pretrained(folder / "model").tokenizer
+        np.save(folder / "ids.npy", tokenizer([PROMPT], return_tensors="np").input_ids)
+        loop = ["-c", LOOP, onnx_file(folder / "model"), folder / "ids.npy", folder / "photos"]
+        ours = ["-m", "clipseg_np", "batch", folder / "photos", PROMPT]
+        ours += ["--model", folder / "model", "--output"]
+        programs = {"clipseg-np batch": ours, "ONNX Runtime in a loop": loop}
+        measured = {name: [] for name in programs}
+        for number in range(options.rounds):
+            for name, command in list(programs.items())[:: -1 if number % 2 else 1]:
+                output = folder / f"{name} {number}".replace(" ", "_")
+                measured[name].append(run([*command, output]))
+                print(name, *measured[name][-1], flush=True)
+        written = [len(list(folder.glob(f"{n.replace(' ', '_')}_0/**/*.png"))) for n in programs]
+        assert written == [options.photos] * 2, written
+    ratios = [a[0] / b[0] for a, b in zip(*measured.values())]
+    photos = f"{options.photos} JPEG photos of {MEGAPIXELS[0]} to {MEGAPIXELS[1]} megapixels"
+    lines = [
+        f"{photos}, one prompt, a mask each; medians of {options.rounds} rounds. {setup()}",
+        "",
+        "|  | images a second | largest process, MB |",
+        "| --- | ---: | ---: |",
+    ]
+    for name, figures in measured.items():
+        seconds = statistics.median(figure[0] for figure in figures)
+        peak = max(figure[1] for figure in figures)
+        lines.append(f"| {name} | {options.photos / seconds:.2f} | {peak:.0f} |")
+    lines += ["", f"Time of the first over the second: {statistics.median(ratios):.3f}."]
+    print(*lines, sep="\n")
+    if options.output:
+        options.output.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    os.environ.pop("OPENBLAS_CORETYPE", None)
+    main()
