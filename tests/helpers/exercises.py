@@ -6,6 +6,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[2] / "notebooks" / "exercises"
 
 sys.path.insert(0, str(FOLDER))
+import answers  # noqa: F401
 import check  # noqa: F401
 import faults  # noqa: F401
 import hunt  # noqa: F401
