@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from clipseg_np import LearnedPrompt, Segmenter
+from clipseg_np.checkpoints.decoder_file import save_decoder
 from clipseg_np.model.learned_prompt import fingerprint
 
 from ..helpers.documents import ROOT
@@ -44,6 +45,8 @@ def user_files(tmp_path_factory, checkpoint):
     shutil.copy(folder / "photo.jpg", folder / "photos" / "inner")
     shutil.copytree(checkpoint, folder / "clipseg-rd64-refined")
     save_hearts(folder / "hearts", count=4)
+    own = Segmenter.from_pretrained(checkpoint).model.state_dict()
+    save_decoder(folder / "own.safetensors", own)
     (folder / "examples").symlink_to(ROOT / "examples")
     demo = Segmenter.from_pretrained()
     heart = LearnedPrompt(demo.embed(["a star"])[0], fingerprint(demo.model), "heart", {})

@@ -30,6 +30,7 @@ WRITTEN = {
     "combined prompts": ["masks/photo_1_a-cat-a-collar.png"],
     "to show": ["masks/photo_1_cup-jpg.png"],
     "a thing that no text": ["masks/photo_1_heart-a-circle.png"],
+    "a decoder that": ["masks/photo_1_a-heart.png"],
     "clean masks": ["masks/photo_1_a-cat.png"],
     "the thing cut out": [
         f"masks/photo_1_a-cat_{k}.png" for k in ("cutout", "contour", "highlight")
