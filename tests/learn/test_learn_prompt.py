@@ -167,7 +167,7 @@ def test_it_stops_where_nothing_gets_better(learn, scripted):
 
 
 def test_the_rate_is_relative_to_the_start_and_rises(learn, scripted):
-    """Adam's steps are the rate long or shorter: in the mean of 20 positions, 3.85 rates at most."""
+    """Adam's steps are at most the rate long: the mean of 20 positions, 3.85 rates."""
     given = scripted(0.2, 0.3)
     learn(starts=["red"], steps=20, rate=1e-4)
     start, mean = given
