@@ -144,8 +144,7 @@ class Lessons:
         found = joined_slices(ops, logits, len(self.scored), ops.prompts_per_slice)
         marked = ops.to_numpy(found[0]) > 0
         labels = np.stack([self.label(number) for number in self.scored])
-        known = ~np.isnan(labels)
-        return np.array([*map(image_iou, marked & known, (labels > 0.5) & known)])
+        return np.array([*map(image_iou, marked & ~np.isnan(labels), labels > 0.5)])
 
     def gradient(self, embeddings: Array) -> Array:
         """The derivative of the loss of each embedding's next batch.  -> (FOLDS,D)"""
