@@ -8,21 +8,25 @@ Your function takes the place of the page's, and the whole runs on two golden fi
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
 from _thread import interrupt_main
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread
+from typing import TextIO
 
 HERE = Path(__file__).parent
 JUDGE = "--judge"  # as the first argument: this is the process in which a reader's file runs
 MAX_SECONDS = 5  # of computing
-MAX_SECONDS_IN_ALL = 60  # of an answer that sleeps, or catches its interruption
+MAX_SECONDS_ASLEEP = 20  # of an answer that computes for less than MIN_SHARE of them
+MIN_SHARE = 0.01  # an answer that does not sleep has more, on a busy computer, too
+MAX_SECONDS_IN_ALL = 60  # of an answer that catches its interruption
 MAX_CHARACTERS = 2000  # of what a reader's file prints
-NOT_WRITTEN = "NotImplementedError"
 ENDLESS = "Does a loop wait for what never comes?"
 TOGETHER = {
     True: "\nAll twelve together are right: you have written pico.py.",
@@ -55,7 +59,7 @@ def title(step: int) -> str:
 
 
 def is_written(file: Path) -> bool:
-    return f"raise {NOT_WRITTEN}" not in file.read_text("utf-8", "replace")
+    return "raise NotImplementedError" not in file.read_text("utf-8", "replace")
 
 
 def show_ladder(files: dict[int, Path]) -> int:
@@ -79,7 +83,7 @@ def ask(step: int, file: Path) -> tuple[bool, str]:
     try:
         done = subprocess.run(command, check=False, encoding="utf-8", errors="replace", **given)
     except subprocess.TimeoutExpired:
-        return False, f"stopped: it still ran after {MAX_SECONDS_IN_ALL} seconds. {ENDLESS}"
+        return False, still_ran(MAX_SECONDS_IN_ALL)
     printed = done.stderr.strip()
     try:
         right, text = json.loads(done.stdout)
@@ -101,12 +105,24 @@ class Printed:
         sys.stderr.flush()
 
 
-def interrupt(done: Event) -> None:
-    """Interrupt what computes for too long. Waiting for other programs does not count."""
-    while not done.wait(0.05):
-        if time.process_time() > MAX_SECONDS:
+def watch(done: Event, output: TextIO) -> None:
+    """Interrupt what computes for too long, and end what sleeps, which no interruption wakes."""
+    begun = time.process_time()
+    for waits in count():
+        if done.wait(0.05):
+            return
+        seconds, computed = 0.05 * waits, time.process_time() - begun
+        if computed > MAX_SECONDS:
             interrupt_main()
-            break
+            return
+        if seconds > MAX_SECONDS_ASLEEP and computed < MIN_SHARE * seconds:
+            json.dump((False, still_ran(MAX_SECONDS_ASLEEP)), output)
+            output.flush()
+            os._exit(0)
+
+
+def still_ran(seconds: int, line: str = "") -> str:
+    return f"stopped: it still ran after {seconds} seconds.\n{line}".strip() + f"\n\n{ENDLESS}"
 
 
 def judge(step: int, file: Path) -> int:
@@ -115,7 +131,7 @@ def judge(step: int, file: Path) -> int:
     import ladder  # the command does not wait for NumPy
 
     done = Event()
-    Thread(target=interrupt, args=[done], daemon=True).start()
+    Thread(target=watch, args=[done, output], daemon=True).start()
     outcome = ladder.attempt({step: partial(ladder.load, file)}, {str(file)})
     done.set()
     right, text = words(step, outcome)
@@ -130,23 +146,26 @@ def judge(step: int, file: Path) -> int:
 
 def words(step: int, outcome) -> tuple[bool, str]:
     """Whether a run is right; else where it first deviates or why it stopped, and a question."""
-    from ladder import first_wrong, question
+    from ladder import FUNCTIONS, first_wrong, question
 
     agreeing, total, row = first_wrong(outcome)
-    if NOT_WRITTEN in outcome.error:
-        return False, f"not written yet: {outcome.line}"
+    left = ", ".join(outcome.unwritten)
+    written = [name for name in FUNCTIONS[step] if name not in outcome.unwritten]
+    if not written:
+        return False, f"not written yet: {left}"
     if "KeyboardInterrupt" in outcome.error:
-        text = f"stopped: it still ran after {MAX_SECONDS} seconds.\n{outcome.line}"
-        return False, f"{text}\n\n{ENDLESS}"
+        return False, still_ran(MAX_SECONDS, outcome.line)
     if row:
         place, _, diagnosis = row.message.partition(". ")
         text = f"wrong: {agreeing} of {total} layers agree. The first that deviates is\n{row.name}:"
         text += f" it {place.partition(';')[0]}.{diagnosis and f' {diagnosis}.'}"
     elif outcome.error:
         text = "stopped: " + "\n".join(filter(None, (outcome.line, outcome.error)))
+    elif left:
+        return False, f"{', '.join(written)}: right. Not written yet: {left}"
     else:
         return True, f"right: {agreeing} of {total} layers"
-    return False, f"{text}\n\n{question(step, outcome)}"
+    return False, f"{text}\n\n{question(step, outcome)}".rstrip()
 
 
 if __name__ == "__main__":

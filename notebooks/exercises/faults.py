@@ -231,7 +231,7 @@ def the_last_token_dropped_instead_of_the_first(model):
 
 
 def the_grid_taken_column_by_column(model):
-    """The tokens fill the grid column by column, not row by row."""
+    """The tokens fill the grid column by column: each block is whole, but in another place."""
 
     def paint(x, grid):
         cells = x[:, 1:].reshape(len(x), *grid[::-1], x.shape[-1]).transpose(0, 3, 2, 1)
@@ -241,7 +241,7 @@ def the_grid_taken_column_by_column(model):
 
 
 def a_flipped_kernel(model):
-    """The transposed convolution's kernel is flipped up-down and left-right."""
+    """The transposed convolution's kernel is flipped: each block is in its place, half turned."""
     head = model.decoder.transposed_convolution
     head.weight = head.weight[:, :, ::-1, ::-1]
 

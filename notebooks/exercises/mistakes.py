@@ -2,7 +2,8 @@
 
 MISTAKES[step] holds a question, and changes: each is text of the solution, and text in its place.
 A change may have several such pairs. A reader's answer that gives the numbers, or the error, of a
-changed solution gets its question; any other wrong answer gets QUESTIONS[step].
+changed solution gets its question; any other wrong answer gets that of the first of ERRORS that
+fits, or else QUESTIONS[step].
 """
 
 QUESTIONS = {
@@ -20,17 +21,35 @@ QUESTIONS = {
     12: "Which shape has x after each line? Which output does each layer take, deepest first?",
 }
 
-# Parts of an error, and the question that goes with it.
+# Patterns of "STEP ERROR" or "STEP LAYER", LAYER the first that deviates; and what is asked then.
+# No question goes with an error of Python's that has none here.
 ERRORS = {
     "returned None": "Does the function end with `return`?",
-    "read-only": "Does the line change its input in place, as `x -= 1` does?.",
+    r"^7 .* returned ['(]": "Is it a list?",
+    "read-only": "Does the line change its input in place, as `x -= 1` does?",
     "; expected an array of": "Which line makes it another kind of thing than the input's arrays?",
     "has shape": "Which axes are there after each line? Print the shapes.",
+    "^1 .*einstein sum": "x may have 2 or 3 axes, or more: is `...` written for all but the last?",
+    "^5 .*(boolean index|truth value)": (
+        "May a boolean index broadcast? And is the mask always an array? np.where takes both."
+    ),
+    "^9 bicubic": "Does each row sum to 1? Work out row 0: its place, distances, and weights.",
+    "^9 .*(AxisError|concatenation|same number of dimensions)": (
+        "The same class token for each image: (D) must become (B,1,D) (np.broadcast_to)."
+    ),
+    "^(?!4|7).*'(int|float)' (object .*(subscriptable|'get')|is not .*iterable)": (
+        "Did a line give the name w to something else? w is the dictionary of weights."
+    ),
     "matmul": "Which shapes do the two have? Print them; count from the last axis.",
     "could not be broadcast": "Which shapes do the two have? Print them; count from the last axis.",
     "SyntaxError": "Is a bracket, a quote or a colon missing there, or in the line before?",
     "IndentationError": "Do the lines of the function begin in the same column?",
-    "KeyError": "Is the name spelled as in the checkpoint? The drawing shows the names.",
+    "^7 KeyError": "Has every pair a rank? Try `in`, or get.",
+    r"^12 KeyError.*convolution\.weight": "Which head is this? Only the plain one has NAME.weight.",
+    r"KeyError: '[^.]*'$": "Is the key in each config? config.get(key, default) does without it.",
+    "KeyError": "Is the name in w? The drawing shows the names.",
+    "NameError|UnboundLocalError": "Is that name an argument, or made in a line above?",
+    r"^\d+ [\w.]+(:|$)": "",
 }
 
 MISTAKES = {
@@ -53,6 +72,9 @@ MISTAKES = {
         "How large is exp(1000)? What can be taken from all of x so that the result stays?": [
             ("x - x.max(axis=-1, keepdims=True)", "x"),
         ],
+        "Is what is taken from each row its own maximum?": [
+            ("x.max(axis=-1, keepdims=True)", "x.max()"),
+        ],
         "Which shape has the sum? Does it still have an axis where it was summed (keepdims)?": [
             (".sum(axis=-1, keepdims=True)", ".sum(axis=-1)"),
             (".max(axis=-1, keepdims=True)", ".max(axis=-1)"),
@@ -65,13 +87,15 @@ MISTAKES = {
     2: {
         "Does eps stand under the root, or was it added after it?": [
             ('np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.get("layer_norm_eps", 1e-5))',
-             '(np.sqrt((x * x).mean(axis=-1, keepdims=True)) + config["layer_norm_eps"])'),
+             ('(np.sqrt((x * x).mean(axis=-1, keepdims=True)) + '
+              'config.get("layer_norm_eps", 1e-5))')),
         ],
         "Is the variance divided by D, or by D - 1 (as of a sample)?": [
             ("(x * x).mean(axis=-1, keepdims=True)", "x.var(axis=-1, keepdims=True, ddof=1)"),
         ],
         "Is eps there, and is it the config's?": [
             (' + config.get("layer_norm_eps", 1e-5)', ""),
+            ('config.get("layer_norm_eps", 1e-5)', "1e-5"),
             ('config.get("layer_norm_eps", 1e-5)', "1e-6"),
             ('config.get("layer_norm_eps", 1e-5)', "1e-12"),
             ('config.get("layer_norm_eps", 1e-5)', "1e-8"),
@@ -86,6 +110,9 @@ MISTAKES = {
         ],
         "Is it divided by the variance, or by its root?": [
             ("np.sqrt", ""),
+        ],
+        'Are weight and bias used? Print w[f"{name}.weight"].': [
+            ('x * w[f"{name}.weight"] + w[f"{name}.bias"]', "x"),
         ],
         "Are both weight and bias there, and is it * weight, then + bias?": [
             (' + w[f"{name}.bias"]', ""),
@@ -110,7 +137,7 @@ MISTAKES = {
              "x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2"),
             ("x / (1 + np.exp(-1.702 * x))", 'ACTIVATIONS["gelu"](x)'),
         ],
-        "Is it the one that `activation` names? The decoder has another than the towers.": [
+        "Is it the one that `activation` names? Not every MLP of the network has the same.": [
             ("ACTIVATIONS[activation]", 'ACTIVATIONS["quick_gelu"]'),
             ("ACTIVATIONS[activation]", "quick_gelu"),
             ("ACTIVATIONS[activation]", 'ACTIVATIONS["relu"]'),
@@ -172,8 +199,13 @@ MISTAKES = {
             (" / math.sqrt(D // N)", " / (D // N)"),
             (" / math.sqrt(D // N)", " * math.sqrt(D // N)"),
         ],
-        "Has head 0 the first d features of each token? Did a reshape mix tokens and heads?": [
+        ("A reshape cuts the last axis, it moves nothing: did (B,T,D) become (B,T,N,d) first, and "
+         "was T exchanged with N by a transpose?"): [
             ("reshape(B, T, N, -1) for", "reshape(B, N, T, -1).swapaxes(1, 2) for"),
+            ("reshape(B, T, N, -1) for", "reshape(B, N, T, -1).swapaxes(1, 2) for",
+             "->BTNd", "->BNTd"),
+        ],
+        "Has head 0 the first d features of each token? Each head's are side by side.": [
             ("reshape(B, T, N, -1) for", "reshape(B, T, -1, N).swapaxes(2, 3) for"),
         ],
         "Are the heads side by side again, token by token? Which axes has x before?": [
@@ -266,6 +298,11 @@ MISTAKES = {
             ("min(ranked, key=ranks.get)", "ranked[0]"),
             ("min(ranked, key=ranks.get)", "max(ranked, key=lambda pair: len(pair[0] + pair[1]))"),
         ],
+        "If a pair occurs more than once, is the leftmost merged?": [
+            ("list(pairwise(symbols)).index(min(ranked, key=ranks.get))",
+             ("len(symbols) - 2 - list(pairwise(symbols))[::-1]"
+              ".index(min(ranked, key=ranks.get))")),
+        ],
         "Is it the lowest rank, or the highest? Rank 0 was learned first.": [
             ("min(", "max("),
         ],
@@ -314,6 +351,19 @@ MISTAKES = {
         "Of several end tokens, is it the first?": [
             ("np.argmax(input_ids if eos == 2 else input_ids == eos, axis=-1)",
              "T - 1 - np.argmax((input_ids == input_ids.max())[:, ::-1], axis=-1)"),
+        ],
+        "Is eos the end token's id here? Only where it is 2, the highest id is the end.": [
+            ("input_ids if eos == 2 else input_ids == eos", "input_ids"),
+        ],
+        "Is it the highest id of each text, or of all texts?": [
+            ("input_ids if eos == 2 else input_ids == eos",
+             "input_ids == (input_ids.max() if eos == 2 else eos)"),
+        ],
+        "Is the end found by its id? The mask tells what is hidden, not where a text ends.": [
+            ("np.argmax(input_ids if eos == 2 else input_ids == eos, axis=-1)",
+             "attention_mask.sum(axis=1) - 1"),
+            ("np.argmax(input_ids if eos == 2 else input_ids == eos, axis=-1)",
+             "T - 1 - np.argmax(attention_mask[:, ::-1] != 0, axis=-1)"),
         ],
         "Is eos 2 here? Then the end token is the text's highest id; no token has the id 2.": [
             ("input_ids if eos == 2 else input_ids == eos", "input_ids == eos"),
@@ -515,6 +565,9 @@ MISTAKES = {
             ('reversed(config.get("extract_layers", [3, 6, 9]))',
              'sorted(config.get("extract_layers", [3, 6, 9]))'),
         ],
+        "Is the i of reduces.i the place in the order, rather than the block's number?": [
+            ('"decoder.reduces.{i}"', '"decoder.reduces.{layer}"'),
+        ],
         "From where are the layers counted? outputs[3] comes out of block 3, the fourth.": [
             ("outputs[layer]", "outputs[layer - 1]"),
             ("outputs[layer]", "outputs[layer + 1]"),
@@ -568,6 +621,16 @@ MISTAKES = {
             ("np.maximum(x, 0)", "x"),
             ('np.maximum(x, 0), w, f"{name}.2"', 'x, w, f"{name}.2"'),
             ('np.maximum(x, 0), w, f"{name}.4"', 'x, w, f"{name}.4"'),
+        ],
+        "Is a relu after the last layer? None is.": [
+            ('return conv_transpose(np.maximum(x, 0), w, f"{name}.4")[..., 0]',
+             'return np.maximum(conv_transpose(np.maximum(x, 0), w, f"{name}.4")[..., 0], 0)'),
+            ('return conv_transpose(np.maximum(x, 0), w, f"{name}.4")[..., 0]',
+             'return np.maximum(conv_transpose(np.maximum(x, 0), w, f"{name}.4")[..., 0], 0)',
+             "return conv_transpose(x, w, name)[..., 0]",
+             "return np.maximum(conv_transpose(x, w, name)[..., 0], 0)"),
+            ("return head(x, w, \"decoder.transposed_convolution\")",
+             "return np.maximum(head(x, w, \"decoder.transposed_convolution\"), 0)"),
         ],
         "Are these logits? They are any numbers; the sigmoid comes later, outside.": [
             ('return head(x, w, "decoder.transposed_convolution")',

@@ -22,7 +22,8 @@ all values, with weights that tell how well each key answers its query.
                                    |
             y (B,T,d):  y[b, t] = sum over s of weights[b, t, s] * v[b, s]
 
-B is the number of images or texts, T the number of tokens. `softmax` is that of step 1.
+B is the number of images or texts, T the number of tokens, d is q.shape[-1]. `softmax` is that of
+step 1.
 """
 
 import numpy as np

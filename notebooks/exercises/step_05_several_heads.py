@@ -1,7 +1,8 @@
 """5. Several heads, and a mask
 
-A token looks for several things at once: its D numbers are cut into N heads of d = D / N, and each
-head attends for itself, as in step 4. Three linear layers make queries, keys and values of x.
+A token looks for several things at once: its D numbers are cut into N heads of d = D // N, and each
+head attends for itself. That is step 4, but for one more axis: write it again, with N beside T.
+Three linear layers make queries, keys and values of x.
 
     x (B,T,D)
       |-- linear "NAME.q_proj" --> q (B,T,D)      one token of q, with N = 2 heads:
@@ -12,6 +13,7 @@ head attends for itself, as in step 4. Three linear layers make queries, keys an
        |
        |  the mask:  where it is False, the score becomes the lowest number there is,
        |             np.finfo(x.dtype).min, so that its weight becomes 0
+       |             (np.where broadcasts a mask, and takes True; s[~mask] does neither)
        |
     weights (B,N,T,T)     softmax: row t holds how much token t looks at each token s
        |

@@ -8,7 +8,7 @@ blocks (taps); a vector for the whole image is read at the class token.
         |  embed (step 9), "NAME.embeddings"
         |  layer norm "NAME.pre_layrnorm"           misspelled in every checkpoint
         v
-    x (B,1+hw,D)
+    x (B,1+hv,D)
         |  encoder (step 6), "NAME.encoder"
         v
     [ x after block 0,  x after block 1,  ... ]     the taps, class token and all: returned
@@ -23,12 +23,12 @@ blocks (taps); a vector for the whole image is read at the class token.
 """
 
 import numpy as np
-from solutions.step_09_patches_and_positions import embed
+from solutions.step_09_patches_and_positions import embed  # in the page, a part of vision_tower
 
 from clipseg_np.pico import encoder, layer_norm, linear
 
 
 def vision_tower(images, w, config):
-    """(B,C,H,W) -> a list with the (B,1+hw,D) after each block, and (B,projection)"""
+    """(B,C,H,W) -> a list with the (B,1+hv,D) after each block, and (B,projection)"""
     name, config = "clip.vision_model", {"num_attention_heads": 12} | config["vision_config"]
     raise NotImplementedError

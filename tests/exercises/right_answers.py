@@ -10,7 +10,7 @@ def linear(x, w, name):
 
 
 def softmax(x):
-    e = np.exp(x - np.max(x))
+    e = np.exp(x - np.max(x, -1)[..., None])
     return e / np.sum(e, -1)[..., None]
 """),
     (2, """

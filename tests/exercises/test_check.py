@@ -1,6 +1,7 @@
 """The judge of notebooks/exercises: solutions, likely wrong answers, and answers of other kinds."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -118,6 +119,50 @@ def test_each_likely_mistake_is_one(step):
             ), change
 
 
+@pytest.mark.parametrize("step", [step for step in STEPS if len(ladder.FUNCTIONS[step]) > 1])
+def test_what_is_written_of_a_step_is_judged_without_the_rest(step, tmp_path):
+    """Each function of a step alone is right, and wrong if it returns something else."""
+    stub = ladder.stubs()[step].read_text("utf-8")
+    solution = ladder.SOLUTIONS[step].read_text("utf-8")
+    for name, function in functions(ladder.SOLUTIONS[step]).items():
+        code = ast.get_source_segment(solution, function)
+        left = ", ".join(other for other in ladder.FUNCTIONS[step] if other != name)
+        right, text = judged(step, stub + code, tmp_path / "answer.py")
+        assert not right and text == f"{name}: right. Not written yet: {left}"
+        code = re.sub("(?m)^    return", "    return 1 + 0 *", code)
+        right, text = judged(step, stub + code, tmp_path / "answer.py")
+        assert not right and text.startswith(("wrong: ", "stopped: "))
+
+
+PYTHONS_ERRORS = {
+    "NameError: name 'y' is not defined": (4, "def one_head(q, k, v):\n    return y", (
+        "\n\nIs that name an argument, or made in a line above?"
+    )),
+    "UnboundLocalError": (4, "def one_head(q, k, v):\n    z = z; return q", (
+        "\n\nIs that name an argument, or made in a line above?"
+    )),
+    "TypeError": (6, "def encoder(x, w, name, config, mask=True):\n    return x()", ""),
+    "AxisError": (2, "def layer_norm(x, w, name, config):\n    return x.mean(axis=5)", ""),
+    "ImportError": (2, "layer_norm = 0\nfrom clipseg_np.pico import layernorm", ""),
+    "ValueError: einstein sum": (
+        4, "import numpy as np\ndef one_head(q, k, v): return np.einsum('BTdx->BT', q)", ""
+    ),
+    "AssertionError": (8, "def text_tower(i, a, w, config):\n    assert False", ""),
+    "KeyError: 'NAME.weight'": (3, (
+        "def quick_gelu(x): return x\ndef mlp(x, w, name, activation): return w['NAME.weight']"
+    ), "\n\nIs the name in w? The drawing shows the names."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", PYTHONS_ERRORS)
+def test_an_error_of_pythons_is_shown_with_its_line_and_no_question_about_the_step(error, tmp_path):
+    step, code, question = PYTHONS_ERRORS[error]
+    right, text = judged(step, code, tmp_path / "answer.py")
+    line, shown = text.removesuffix(question).splitlines()
+    assert not right and line.startswith("stopped: answer.py, line ") and error in shown
+    assert text.endswith(question or shown)
+
+
 # Answers of other kinds: a sentence, and no traceback
 
 ANSWERS = {
@@ -165,7 +210,7 @@ def one_head(q, k, v):
     )),
     "changing the weights": (2, ("def layer_norm(x, w, name, config):\n"
         "    w[name + '.weight'][:] = 1\n    return x"), ("answer.py, line 2: w[name", "in place")),
-    "not text": (7, "def byte_pairs(word, ranks):\n    return 7", ("for star, returned 7;",)),
+    "not text": (7, "def byte_pairs(word, ranks):\n    return 7", ('for "star", returned 7;',)),
     "with a syntax error": (2, "def layer_norm(x, w, name, config):\n    return (x", (
         "stopped: answer.py, line 2: return (x\nSyntaxError: '(' was never closed", "a bracket",
     )),
@@ -186,9 +231,6 @@ def one_head(q, k, v):
     "that asks": (2, "def layer_norm(x, w, name, config):\n    return input()", ("EOFError",)),
     "that exits": (2, "import sys\n\nsys.exit(3)", ("line 3: sys.exit(3)\nSystemExit: 3",)),
     "that kills": (2, "import os\n\nos._exit(3)", ("the process ended without an answer",)),
-    "half written": (1, ("def linear(x, w, name):\n"
-        "    return x @ w[name + '.weight'].T + w.get(name + '.bias', 0)\n\n"
-        "def softmax(x):\n    raise NotImplementedError"), ("not written yet: answer.py, line 5",)),
     "nothing": (2, "", ("There is no function `layer_norm`",)),
     "no text": (2, "\0\udcff", ("SyntaxError", )),
     "endless recursion": (2, ("def layer_norm(x, w, name, config):\n"
@@ -215,9 +257,19 @@ def test_an_endless_answer_is_stopped_at_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "MAX_SECONDS_IN_ALL", 600)  # on a busy computer
     right, text = check.ask(4, path)
     assert not right and text.startswith("stopped: it still ran after 5 seconds.\nanswer.py, line ")
-    assert text.endswith("Does a loop wait for what never comes?")
+    assert text.endswith("\n\nDoes a loop wait for what never comes?")
     monkeypatch.setattr(check, "MAX_SECONDS_IN_ALL", 0.5)
-    assert check.ask(4, path)[1].startswith("stopped: it still ran after 0.5 seconds. Does a loop")
+    assert check.ask(4, path)[1].startswith("stopped: it still ran after 0.5 seconds.\n\nDoes a ")
+
+
+def test_an_answer_that_sleeps_is_ended(tmp_path):
+    path = tmp_path / "answer.py"
+    path.write_text("import time\n\ndef one_head(q, k, v):\n    time.sleep(10**6)", "utf-8")
+    code = "import check; check.MAX_SECONDS_ASLEEP = check.MIN_SHARE = 0.5; check.main({})"
+    command = [sys.executable, "-c", code.format([check.JUDGE, "4", str(path)])]
+    output = subprocess.run(command, check=True, capture_output=True, cwd=FOLDER).stdout
+    right, text = json.loads(output)
+    assert not right and text == f"stopped: it still ran after 0.5 seconds.\n\n{check.ENDLESS}"
 
 
 def test_what_an_answer_prints_is_shown_but_not_all_of_it(tmp_path):
@@ -226,7 +278,7 @@ def test_what_an_answer_prints_is_shown_but_not_all_of_it(tmp_path):
     path.write_text(solution.replace("    scores", "    print('q', q.shape)\n    scores"), "utf-8")
     right, text = check.ask(4, path)
     assert right and text.startswith("Your file printed:\nq (2, 7, 8)\nq (2, 7, 8)\n")
-    assert "\n\nright: 162 of 162 layers" in text
+    assert "\n\nright: 167 of 167 layers" in text
     path.write_text(solution.replace("    scores", "    print('x' * 9999)\n    scores"), "utf-8")
     right, text = check.ask(4, path)
     assert right and len(text) < 2100
@@ -249,7 +301,7 @@ def test_the_command(tmp_path):
     status, text = run(4, "solutions")
     assert status == 0 and text.startswith("4. One attention head\n\nright: ")
     status, text = run(4)
-    assert status == 1 and "not written yet: step_04_one_head.py, line " in text
+    assert status == 1 and text.endswith("\nnot written yet: one_head\n")
     for wrong in (["13"], ["0"], ["x"], ["4", tmp_path]):
         status, text = run(*wrong)
         assert status == 2 and text.startswith("There is no step ")
@@ -289,4 +341,4 @@ def test_after_twelve_steps_one_has_written_the_page(copies):
     )
     shutil.copy(ladder.stubs()[5], copies[5])
     status, text = run(12, copies[1].parent)
-    assert status == 0 and text.endswith("right: 162 of 162 layers\n")
+    assert status == 0 and text.endswith("right: 167 of 167 layers\n")

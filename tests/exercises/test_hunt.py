@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from clipseg_np import trace
@@ -40,6 +41,21 @@ def test_each_fault_is_hunted_once_and_another_hunt_does_not_change_it():
         hunt.hunt(number)
     assert all(row.fine for row in compare(before, faults.traced(*faults.sound())))
     assert first_deviating(7) == hunt.fault_of(7).layer
+
+
+def test_two_faults_of_one_layer_and_kind_differ_in_their_numbers():
+    """As README and the words after a hunt say: one turns each block, one moves it."""
+    blocks = {}
+    for number in (7, 14):
+        layer, kind = "decoder.transposed_convolution", "axes"
+        assert first_deviating(number) == layer and hunt.judge(number, layer, kind)[0]
+        model, inputs, golden = hunt.hunt(number)
+        for logits in (golden[layer], faults.traced(model, inputs)[layer]):
+            blocks.setdefault(number, []).append(logits.reshape(2, 4, 16, 3, 16).swapaxes(2, 3))
+    expected, flipped = blocks[7]
+    np.testing.assert_allclose(flipped[..., ::-1, ::-1], expected)
+    expected, moved = blocks[14]
+    np.testing.assert_allclose(moved.swapaxes(1, 2).reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize(

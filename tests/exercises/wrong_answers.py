@@ -38,6 +38,15 @@ def softmax(x):
     e = np.exp(x - np.max(x))
     return e / e.sum(-1)
 """),
+    (1, "x may have 2 or 3 axes", """
+def linear(x, w, name):
+    return np.einsum("bti,oi->bto", x, w[name + ".weight"]) + w.get(name + ".bias", 0)
+"""),
+    (1, "its own maximum", """
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum(axis=-1, keepdims=True)
+"""),
     (2, "as of a sample", """
 def layer_norm(x, w, name, config):
     mean = np.mean(x, axis=-1, keepdims=True)
@@ -67,6 +76,24 @@ def layer_norm(x, w, name, config):
     x = (x - mean) / (variance + config.get("layer_norm_eps", 1e-5))
     return x * w[name + ".weight"] + w[name + ".bias"]
 """),
+    (2, "Are weight and bias used?", """
+def layer_norm(x, w, name, config):
+    variance = x.var(-1, keepdims=True) + config.get("layer_norm_eps", 1e-5)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance)
+    return x
+"""),
+    (2, "Is the key in each config?", """
+def layer_norm(x, w, name, config):
+    variance = x.var(-1, keepdims=True) + config["layer_norm_eps"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance)
+    return x * w[name + ".weight"] + w[name + ".bias"]
+"""),
+    (2, "is it the config's?", """
+def layer_norm(x, w, name, config):
+    variance = x.var(-1, keepdims=True) + 1e-5
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance)
+    return x * w[name + ".weight"] + w[name + ".bias"]
+"""),
     (3, "Is that gelu?", """
 def quick_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)))
@@ -79,7 +106,7 @@ def quick_gelu(x):
 def quick_gelu(x):
     return x / (1 + np.exp(1.702 * x))
 """),
-    (3, "The decoder has another", """
+    (3, "Not every MLP", """
 def mlp(x, w, name, activation):
     hidden = quick_gelu(linear(x, w, name + ".fc1"))
     return linear(hidden, w, name + ".fc2")
@@ -119,7 +146,7 @@ def one_head(q, k, v):
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     return scores @ v
 """),
-    (5, "Did a reshape mix tokens and heads?", """
+    (5, "it moves nothing", """
 def attention(x, w, name, N, mask=True):
     B, T, D = x.shape
     q = linear(x, w, name + ".q_proj").reshape(B, N, T, D // N)
@@ -180,6 +207,38 @@ def attention(x, w, name, N, mask=True):
     weights = mask * softmax(q @ k.swapaxes(2, 3) / np.sqrt(D // N))
     y = (weights @ v).swapaxes(1, 2).reshape(B, T, D)
     return linear(y, w, name + ".out_proj")
+"""),
+    (5, "is the mask always an array?", """
+def attention(x, w, name, N, mask=True):
+    B, T, D = x.shape
+    q, k, v = [
+        linear(x, w, f"{name}.{p}_proj").reshape(B, T, N, -1).swapaxes(1, 2) for p in "qkv"
+    ]
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(D // N)
+    if mask != True:
+        scores = np.where(mask, scores, np.finfo(x.dtype).min)
+    y = (softmax(scores) @ v).swapaxes(1, 2).reshape(B, T, D)
+    return linear(y, w, name + ".out_proj")
+"""),
+    (5, "May a boolean index broadcast?", """
+def attention(x, w, name, N, mask=True):
+    B, T, D = x.shape
+    q, k, v = [
+        linear(x, w, f"{name}.{p}_proj").reshape(B, T, N, -1).swapaxes(1, 2) for p in "qkv"
+    ]
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(D // N)
+    if mask is not True:
+        scores[~mask] = np.finfo(x.dtype).min
+    y = (softmax(scores) @ v).swapaxes(1, 2).reshape(B, T, D)
+    return linear(y, w, name + ".out_proj")
+"""),
+    (5, "it moves nothing", """
+def attention(x, w, name, N, mask=True):
+    B, T, D = x.shape
+    q, k, v = [linear(x, w, f"{name}.{p}_proj").reshape(B, N, T, -1) for p in "qkv"]
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(D // N)
+    y = softmax(np.where(mask, scores, -1e9)) @ v
+    return linear(y.reshape(B, T, D), w, name + ".out_proj")
 """),
     (6, "not after the sum", """
 def encoder(x, w, name, config, mask=True):
@@ -301,6 +360,39 @@ def byte_pairs(word, ranks):
         symbols = symbols[:i] + [best[0] + best[1]] + symbols[i + 2 :]
     return symbols
 """),
+    (7, "Has every pair a rank?", """
+def byte_pairs(word, ranks):
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    while len(symbols) > 1:
+        order = [ranks[pair] for pair in zip(symbols, symbols[1:])]
+        i = order.index(min(order))
+        symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+    return symbols
+"""),
+    (7, "Is it a list?", """
+def byte_pairs(word, ranks):
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    while True:
+        pairs = [pair for pair in zip(symbols, symbols[1:]) if pair in ranks]
+        if not pairs:
+            return " ".join(symbols)
+        best = min(pairs, key=lambda pair: ranks[pair])
+        places = [i for i, pair in enumerate(zip(symbols, symbols[1:])) if pair == best]
+        i = places[0]
+        symbols = symbols[:i] + [best[0] + best[1]] + symbols[i + 2 :]
+"""),
+    (7, "is the leftmost merged?", """
+def byte_pairs(word, ranks):
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    while True:
+        pairs = [pair for pair in zip(symbols, symbols[1:]) if pair in ranks]
+        if not pairs:
+            return symbols
+        best = min(pairs, key=lambda pair: ranks[pair])
+        places = [i for i, pair in enumerate(zip(symbols, symbols[1:])) if pair == best]
+        i = places[-1]
+        symbols = symbols[:i] + [best[0] + best[1]] + symbols[i + 2 :]
+"""),
     (8, "The first end token, not the last token", """
 def text_tower(input_ids, attention_mask, w, config):
     name, config = "clip.text_model", {"num_attention_heads": 8} | config["text_config"]
@@ -358,6 +450,45 @@ def text_tower(input_ids, attention_mask, w, config):
     x = encoder(x, w, f"{name}.encoder", config, mask)[-1]
     x = layer_norm(x, w, f"{name}.final_layer_norm", config)
     return linear(x[np.arange(P), input_ids.argmax(axis=1)], w, "clip.text_projection")
+"""),
+    (8, "or of all texts?", """
+def text_tower(input_ids, attention_mask, w, config):
+    name, config = "clip.text_model", {"num_attention_heads": 8} | config["text_config"]
+    P, T = input_ids.shape
+    x = w[f"{name}.embeddings.token_embedding.weight"][input_ids]
+    x = x + w[f"{name}.embeddings.position_embedding.weight"][:T]
+    mask = np.tril(np.ones((T, T), bool)) & (attention_mask == 1)[:, None, None, :]
+    x = encoder(x, w, f"{name}.encoder", config, mask)[-1]
+    x = layer_norm(x, w, f"{name}.final_layer_norm", config)
+    eos = config.get("eos_token_id", 49407)
+    end = (input_ids == (input_ids.max() if eos == 2 else eos)).argmax(1)
+    return linear(x[np.arange(P), end], w, "clip.text_projection")
+"""),
+    (8, "not where a text ends", """
+def text_tower(input_ids, attention_mask, w, config):
+    name, config = "clip.text_model", {"num_attention_heads": 8} | config["text_config"]
+    P, T = input_ids.shape
+    x = w[f"{name}.embeddings.token_embedding.weight"][input_ids]
+    x = x + w[f"{name}.embeddings.position_embedding.weight"][:T]
+    mask = np.tril(np.ones((T, T), bool)) & (attention_mask == 1)[:, None, None, :]
+    x = encoder(x, w, f"{name}.encoder", config, mask)[-1]
+    x = layer_norm(x, w, f"{name}.final_layer_norm", config)
+    eos = config.get("eos_token_id", 49407)
+    end = attention_mask.sum(1) - 1
+    return linear(x[np.arange(P), end], w, "clip.text_projection")
+"""),
+    (8, "Only where it is 2", """
+def text_tower(input_ids, attention_mask, w, config):
+    name, config = "clip.text_model", {"num_attention_heads": 8} | config["text_config"]
+    P, T = input_ids.shape
+    x = w[f"{name}.embeddings.token_embedding.weight"][input_ids]
+    x = x + w[f"{name}.embeddings.position_embedding.weight"][:T]
+    mask = np.tril(np.ones((T, T), bool)) & (attention_mask == 1)[:, None, None, :]
+    x = encoder(x, w, f"{name}.encoder", config, mask)[-1]
+    x = layer_norm(x, w, f"{name}.final_layer_norm", config)
+    eos = config.get("eos_token_id", 49407)
+    end = input_ids.argmax(1)
+    return linear(x[np.arange(P), end], w, "clip.text_projection")
 """),
     (9, "Is a -0.75?", """
 def bicubic(old, new, a=-0.5):
@@ -444,6 +575,61 @@ def embed(images, w, name):
     x = x + grid.reshape(1, h * v, D)
     token = np.broadcast_to(w[f"{name}.class_embedding"] + positions[0], (B, 1, D))
     return np.concatenate((token, x), axis=1)
+"""),
+    (9, "Does each row sum to 1?", """
+def bicubic(old, new, a=-0.75):
+    place = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    d = np.abs(np.arange(old + 4) - 2 - place)
+    return np.where(d <= 1, 1 - d, 0.0)
+"""),
+    (9, "must become (B,1,D)", """
+def embed(images, w, name):
+    kernel = w[f"{name}.patch_embedding.weight"]
+    positions = w[f"{name}.position_embedding.weight"]
+    (B, C, H, W), (D, _, p, _) = images.shape, kernel.shape
+    side = math.isqrt(len(positions) - 1)
+    h, v = H // p, W // p
+    x = images.reshape(B, C, h, p, v, p).transpose(0, 2, 4, 1, 3, 5).reshape(B, h * v, -1)
+    x = x @ kernel.reshape(D, -1).T
+    grid = positions[1:].reshape(side, side, D)
+    grid = np.pad(grid, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    grid = np.einsum("hi,wj,ijD->hwD", bicubic(side, h), bicubic(side, v), grid)
+    x = x + grid.reshape(1, h * v, D)
+    token = w[f"{name}.class_embedding"] + positions[0]
+    return np.concatenate((token[None, None], x), axis=1)
+"""),
+    (9, "must become (B,1,D)", """
+def embed(images, w, name):
+    kernel = w[f"{name}.patch_embedding.weight"]
+    positions = w[f"{name}.position_embedding.weight"]
+    (B, C, H, W), (D, _, p, _) = images.shape, kernel.shape
+    side = math.isqrt(len(positions) - 1)
+    h, v = H // p, W // p
+    x = images.reshape(B, C, h, p, v, p).transpose(0, 2, 4, 1, 3, 5).reshape(B, h * v, -1)
+    x = x @ kernel.reshape(D, -1).T
+    grid = positions[1:].reshape(side, side, D)
+    grid = np.pad(grid, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    grid = np.einsum("hi,wj,ijD->hwD", bicubic(side, h), bicubic(side, v), grid)
+    x = x + grid.reshape(1, h * v, D)
+    token = w[f"{name}.class_embedding"] + positions[0]
+    return np.concatenate((token, x), axis=1)
+"""),
+    (9, "w is the dictionary of weights", """
+def embed(images, w, name):
+    kernel = w[f"{name}.patch_embedding.weight"]
+    positions = w[f"{name}.position_embedding.weight"]
+    (B, C, H, W), (D, _, p, _) = images.shape, kernel.shape
+    side = math.isqrt(len(positions) - 1)
+    h, w = H // p, W // p
+    v = w
+    x = images.reshape(B, C, h, p, v, p).transpose(0, 2, 4, 1, 3, 5).reshape(B, h * v, -1)
+    x = x @ kernel.reshape(D, -1).T
+    grid = positions[1:].reshape(side, side, D)
+    grid = np.pad(grid, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    grid = np.einsum("hi,wj,ijD->hwD", bicubic(side, h), bicubic(side, v), grid)
+    x = x + grid.reshape(1, h * v, D)
+    token = w[f"{name}.class_embedding"] + positions[0]
+    return np.concatenate((np.broadcast_to(token, (B, 1, D)), x), axis=1)
 """),
     (10, "not its input", """
 def vision_tower(images, w, config):
@@ -608,5 +794,63 @@ def clipseg(images, prompts, w, config):
     h = images.shape[2] // vision.get("patch_size", 32)
     x = x[:, 1:].reshape(len(x), h, -1, x.shape[2])
     return 1 / (1 + np.exp(-head(x, w, "decoder.transposed_convolution")))
+"""),
+    (12, "Only the plain one has", """
+def head(x, w, name):
+    if w[f"{name}.weight"] is not None:
+        return conv_transpose(x, w, name)[..., 0]
+    P, h, v, C = x.shape
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    y = w[f"{name}.0.bias"]
+    for i in range(3):
+        for j in range(3):
+            y = y + padded[:, i : i + h, j : j + v] @ w[f"{name}.0.weight"][:, :, i, j].T
+    y = conv_transpose(np.maximum(y, 0), w, f"{name}.2")
+    y = conv_transpose(np.maximum(y, 0), w, f"{name}.4")
+    return np.maximum(y, 0)[..., 0]
+"""),
+    (12, "after the last layer? None is.", """
+def head(x, w, name):
+    if f"{name}.weight" in w:
+        return conv_transpose(x, w, name)[..., 0]
+    P, h, v, C = x.shape
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    y = w[f"{name}.0.bias"]
+    for i in range(3):
+        for j in range(3):
+            y = y + padded[:, i : i + h, j : j + v] @ w[f"{name}.0.weight"][:, :, i, j].T
+    y = conv_transpose(np.maximum(y, 0), w, f"{name}.2")
+    y = conv_transpose(np.maximum(y, 0), w, f"{name}.4")
+    return np.maximum(y, 0)[..., 0]
+"""),
+    (12, "w is the dictionary of weights", """
+def clipseg(images, prompts, w, config):
+    outputs, _ = vision_tower(images, w, config)
+    vision, N = config["vision_config"], config.get("decoder_num_attention_heads", 4)
+    x = 0
+    for i, layer in enumerate(config.get("extract_layers", [3, 6, 9])[::-1]):
+        x = x + linear(outputs[layer], w, f"decoder.reduces.{i}")
+        if i == config.get("conditional_layer", 0):
+            x = film(x, prompts, w)
+        x = decoder_layer(x, w, f"decoder.layers.{i}", N, vision)
+    p = vision.get("patch_size", 32)
+    h, w = images.shape[2] // p, images.shape[3] // p
+    x = x[:, 1:].reshape(len(x), h, w, x.shape[2])
+    return head(x, w, "decoder.transposed_convolution")
+"""),
+    (12, "the place in the order", """
+def clipseg(images, prompts, w, config):
+    outputs, _ = vision_tower(images, w, config)
+    vision, N = config["vision_config"], config.get("decoder_num_attention_heads", 4)
+    x = 0
+    for i, layer in enumerate(config.get("extract_layers", [3, 6, 9])[::-1]):
+        x = x + linear(outputs[layer], w, f"decoder.reduces.{layer}")
+        if i == config.get("conditional_layer", 0):
+            x = film(x, prompts, w)
+        x = decoder_layer(x, w, f"decoder.layers.{i}", N, vision)
+    p = vision.get("patch_size", 32)
+    h, v = images.shape[2] // p, images.shape[3] // p
+    x = x[:, 1:].reshape(len(x), h, v, x.shape[2])
+    return head(x, w, "decoder.transposed_convolution")
 """),
 ]  # fmt: skip
