@@ -343,7 +343,7 @@ def question(step: int, outcome: Outcome) -> str:
             if likeliest[0] == 1:
                 return text
     *_, row = first_wrong(outcome)
-    about = f"{step} {row.name if row else outcome.error}"
+    about = f"{step} {row.name} deviates" if row else f"{step} {outcome.error}"
     fits = (text for pattern, text in ERRORS.items() if re.search(pattern, about))
     return likeliest[1] or next(fits, QUESTIONS[step])
 

@@ -21,7 +21,7 @@ QUESTIONS = {
     12: "Which shape has x after each line? Which output does each layer take, deepest first?",
 }
 
-# Patterns of "STEP ERROR" or "STEP LAYER", LAYER the first that deviates; and what is asked then.
+# Patterns of "STEP ERROR" or "STEP LAYER deviates", the first that does; and what is asked then.
 # No question goes with an error of Python's that has none here.
 ERRORS = {
     "returned None": "Does the function end with `return`?",
@@ -45,7 +45,9 @@ ERRORS = {
     "SyntaxError": "Is a bracket, a quote or a colon missing there, or in the line before?",
     "IndentationError": "Do the lines of the function begin in the same column?",
     "^7 KeyError": "Has every pair a rank? Try `in`, or get.",
-    r"^12 KeyError.*convolution\.weight": "Which head is this? Only the plain one has NAME.weight.",
+    r"^12 KeyError.*convolution(\.0)?\.(weight|bias)": (
+        "Which head is this? Only the plain one has NAME.weight."
+    ),
     r"KeyError: '[^.]*'$": "Is the key in each config? config.get(key, default) does without it.",
     "KeyError": "Is the name in w? The drawing shows the names.",
     "NameError|UnboundLocalError": "Is that name an argument, or made in a line above?",
@@ -74,6 +76,7 @@ MISTAKES = {
         ],
         "Is what is taken from each row its own maximum?": [
             ("x.max(axis=-1, keepdims=True)", "x.max()"),
+            ("x.max(axis=-1, keepdims=True)", "x.max(axis=0)"),
         ],
         "Which shape has the sum? Does it still have an axis where it was summed (keepdims)?": [
             (".sum(axis=-1, keepdims=True)", ".sum(axis=-1)"),
@@ -415,6 +418,7 @@ MISTAKES = {
         ],
         "Is the distance d positive on both sides?": [
             ("d = abs(", "d = ("),
+            ("d = abs(", "d = -("),
         ],
         "Which matrix resizes the rows, and which the columns? Heights go with heights.": [
             ('"hi,wj,ijD->hwD"', '"hj,wi,ijD->hwD"'),

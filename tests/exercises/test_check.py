@@ -267,7 +267,8 @@ def test_an_answer_that_sleeps_is_ended(tmp_path):
     path.write_text("import time\n\ndef one_head(q, k, v):\n    time.sleep(10**6)", "utf-8")
     code = "import check; check.MAX_SECONDS_ASLEEP = check.MIN_SHARE = 0.5; check.main({})"
     command = [sys.executable, "-c", code.format([check.JUDGE, "4", str(path)])]
-    output = subprocess.run(command, check=True, capture_output=True, cwd=FOLDER).stdout
+    given = {"capture_output": True, "timeout": 600}  # a sleep of days fails, too
+    output = subprocess.run(command, check=True, cwd=FOLDER, **given).stdout
     right, text = json.loads(output)
     assert not right and text == f"stopped: it still ran after 0.5 seconds.\n\n{check.ENDLESS}"
 

@@ -240,6 +240,16 @@ def attention(x, w, name, N, mask=True):
     y = softmax(np.where(mask, scores, -1e9)) @ v
     return linear(y.reshape(B, T, D), w, name + ".out_proj")
 """),
+    (5, "Which axes hold B, T, N and d", """
+def attention(x, w, name, N, mask=True):
+    B, T, D = x.shape
+    q, k, v = [
+        linear(x, w, f"{name}.{p}_proj").reshape(B, T, N, -1).swapaxes(1, 2) for p in "qkv"
+    ]
+    scores = np.where(mask, q @ k.swapaxes(2, 3) / np.sqrt(D // N), -10)
+    y = (softmax(scores) @ v).swapaxes(1, 2).reshape(B, T, D)
+    return linear(y, w, name + ".out_proj")
+"""),
     (6, "not after the sum", """
 def encoder(x, w, name, config, mask=True):
     N, activation = config["num_attention_heads"], config.get("hidden_act", "quick_gelu")
@@ -631,6 +641,14 @@ def embed(images, w, name):
     token = w[f"{name}.class_embedding"] + positions[0]
     return np.concatenate((np.broadcast_to(token, (B, 1, D)), x), axis=1)
 """),
+    (9, "positive on both sides", """
+def bicubic(old, new, a=-0.75):
+    place = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    d = np.arange(old + 4) - 2 - place
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+    return np.where(d <= 1, near, np.where(d <= 2, far, 0.0))
+"""),
     (10, "not its input", """
 def vision_tower(images, w, config):
     name, config = "clip.vision_model", {"num_attention_heads": 12} | config["vision_config"]
@@ -808,6 +826,17 @@ def head(x, w, name):
     y = conv_transpose(np.maximum(y, 0), w, f"{name}.2")
     y = conv_transpose(np.maximum(y, 0), w, f"{name}.4")
     return np.maximum(y, 0)[..., 0]
+"""),
+    (12, "Only the plain one has", """
+def head(x, w, name):
+    P, h, v, C = x.shape
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    y = w[f"{name}.0.bias"]
+    for i in range(3):
+        for j in range(3):
+            y = y + padded[:, i : i + h, j : j + v] @ w[f"{name}.0.weight"][:, :, i, j].T
+    y = conv_transpose(np.maximum(y, 0), w, f"{name}.2")
+    return conv_transpose(np.maximum(y, 0), w, f"{name}.4")[..., 0]
 """),
     (12, "after the last layer? None is.", """
 def head(x, w, name):
