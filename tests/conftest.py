@@ -38,10 +38,11 @@ def training():
     """The modules of training/ that draw scenes and make up phrases, which need no torch."""
     sys.path.insert(0, str(TRAINING))
     import example
+    import few_shot
     import phrases
     import scenes
 
-    yield SimpleNamespace(example=example, phrases=phrases, scenes=scenes)
+    yield SimpleNamespace(example=example, few_shot=few_shot, phrases=phrases, scenes=scenes)
     sys.path.remove(str(TRAINING))
 
 

@@ -1,7 +1,12 @@
 """Generated scenes and phrases: drawings fit their words, and held-out pairs stay out."""
 
+import sys
+
 import numpy as np
 import pytest
+
+from clipseg_np import Segmenter
+from clipseg_np.learn import read_data
 
 
 @pytest.fixture
@@ -93,3 +98,27 @@ def test_phrases_mean_what_they_say(training, draw):
 def test_a_phrase_that_contradicts_itself_is_refused(training):
     with pytest.raises(ValueError, match="red and blue"):
         training.phrases.Phrase.parse("a red blue star")
+
+
+def test_a_new_shape_stands_in_place_of_an_old_one(training, draw):
+    for shape in training.scenes.NEW_SHAPES:
+        shapes = [shape if old == "star" else old for old in training.phrases.SHAPES]
+        scenes = [draw(seed, shapes=shapes) for seed in range(40)]
+        things = [thing for scene in scenes for thing in scene.things]
+        assert {thing.shape for thing in things} == set(shapes)
+
+
+def test_few_shot_draws_what_learns_and_scores_it(training, tmp_path, monkeypatch):
+    options = ["--shape", "crescent", "--images", "3", "--test-images", "4"]
+    monkeypatch.setattr(sys, "argv", ["few_shot.py", "draw", str(tmp_path), *options])
+    training.few_shot.main()
+    for place, images in (("new", 3), ("test", 4)):
+        examples = read_data(tmp_path / place, "a crescent").examples
+        assert len(examples) == images
+    old = read_data(tmp_path / "old.jsonl").examples
+    assert len({example.image for example in old}) == 64 and len(old) > 2 * 64
+    segmenter = Segmenter.from_pretrained()
+    found = training.few_shot.new_iou(segmenter, tmp_path / "test", "a shape")
+    missed = training.few_shot.new_iou(segmenter, tmp_path / "test", "a square")
+    assert missed + 0.1 < found < 0.8  # the other shapes are no crescents
+    assert training.few_shot.old_iou(segmenter, 3) > 0.7

@@ -20,6 +20,8 @@ import numpy as np
 from phrases import COLORS, HELD_OUT, SHAPES, SURFACES, Phrase
 from PIL import Image, ImageDraw
 
+NEW_SHAPES = ("heart", "arrow", "crescent")  # never drawn in training; few_shot.py's
+
 # Hue in degrees, saturation, value: from, to.
 _HSV = {
     "red": ((-12, 7), (0.78, 1), (0.65, 1)),
@@ -67,13 +69,15 @@ class Scene:
         return mask
 
 
-def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds=None) -> Scene:
+def draw_scene(
+    rng, held_out: bool | str = False, side=None, require=None, kinds=None, shapes=SHAPES
+) -> Scene:
     """Draw a scene.
 
     `held_out`: False leaves out the color-shape pairs kept from training, True allows them, "only"
     draws at least one. `side`: the shorter side in pixels (default: 64 to 352, drawn). `require`:
     the (color, shape) of a thing that must be drawn. `kinds`: all things to draw, as (shape,
-    color, surface); one for which there is no room is left out.
+    color, surface); one for which there is no room is left out. `shapes`: those to draw from.
     """
     if side is None:
         side = int(np.exp(rng.uniform(np.log(64), np.log(352))))
@@ -82,7 +86,7 @@ def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds
     if held_out == "only":
         require = HELD_OUT[rng.integers(len(HELD_OUT))]
 
-    kinds = kinds or _kinds(rng, held_out, require)
+    kinds = kinds or _kinds(rng, held_out, require, shapes)
     colors = [_shade(rng, color) for _, color, _ in kinds]
     canvas = _background(rng, height, width, colors)
     owner = np.zeros((height, width), np.int8)  # 0: background, k: the k-th thing drawn
@@ -110,13 +114,13 @@ def draw_scene(rng, held_out: bool | str = False, side=None, require=None, kinds
     return Scene(image, tuple(Thing(*thing, owner == k) for k, thing in enumerate(drawn, 1)))
 
 
-def _kinds(rng, held_out, require):
+def _kinds(rng, held_out, require, shapes):
     """(shape, color, surface) of 1 to 4 things, which often share all but one attribute."""
     count = 1 + rng.choice(4, p=(0.15, 0.25, 0.3, 0.3))
     kinds = []
     while len(kinds) < count:
         kind = [
-            SHAPES[rng.integers(len(SHAPES))],
+            shapes[rng.integers(len(shapes))],
             COLORS[rng.integers(len(COLORS))],
             SURFACES[rng.choice(3, p=(0.44, 0.28, 0.28))],
         ]
@@ -259,10 +263,33 @@ def _corners(rng, shape):
         angle = np.pi * np.arange(2 * tips) / tips
         radius = np.where(np.arange(2 * tips) % 2, inner, 1.0)
         return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], 1)
+    if shape in NEW_SHAPES:
+        return _new_corners(rng, shape)
     a = rng.uniform(0.24, 0.42) / 2  # cross: half the width of an arm
     quarter = np.array([(-a, -0.5), (a, -0.5), (a, -a)])
     turns = [quarter @ np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), k) for k in range(4)]
     return np.concatenate(turns).astype(float)
+
+
+def _new_corners(rng, shape):
+    """(n,2) float64, as _corners."""
+    if shape == "heart":
+        t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+        y = -13 * np.cos(t) + 5 * np.cos(2 * t) + 2 * np.cos(3 * t) + np.cos(4 * t)
+        return np.stack([16 * np.sin(t) ** 3 * rng.uniform(0.85, 1.15), y], 1)
+    if shape == "arrow":  # to the right
+        head, wide, thin = rng.uniform(0.35, 0.5), rng.uniform(0.28, 0.42), rng.uniform(0.08, 0.14)
+        half = [(0, thin), (1 - head, thin), (1 - head, wide), (1, 0)]
+        return np.array(half + [(x, -y) for x, y in half[-2::-1]])
+    # A crescent: a disc of radius 1, less a smaller one to its right.
+    radius, right = rng.uniform(0.75, 0.95), rng.uniform(0.4, 0.6)
+    x = (1 - radius**2 + right**2) / (2 * right)
+    y = np.sqrt(1 - x**2)
+    outer, inner = np.arctan2(y, x), np.arctan2(y, x - right)
+    outer = np.exp(1j * np.linspace(outer, 2 * np.pi - outer, 60))
+    inner = right + radius * np.exp(1j * np.linspace(2 * np.pi - inner, inner, 60))
+    edge = np.concatenate([outer, inner])
+    return np.stack([edge.real, edge.imag], 1)
 
 
 def _surface(rng, surface, rgb, color, below, extent, side):
