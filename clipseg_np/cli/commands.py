@@ -314,9 +314,8 @@ def run_fine_tune(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         say("stopped", "the same command goes on")
         return stop.args[0]
-    before, after = result.before, result.after
-    ious = [f"{kind} {before[f'{kind}_iou']} -> {after[f'{kind}_iou']}" for kind in ("new", "old")]
-    show(f"IoU on held-out images: {', '.join(ious)}, step {after['step']}  {result.path}")
+    ious = [f"{name[:3]} {iou} -> {result.after[name]}" for name, iou in result.before.items()]
+    show(f"IoU on held-out images: {', '.join(ious)}  {result.path}")
     return 0
 
 

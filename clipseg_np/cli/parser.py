@@ -204,7 +204,8 @@ def parser() -> argparse.ArgumentParser:
     fine_tune("--keep", metavar="DATA", help=text)
     text = "write decoder.safetensors alone, for segment's --decoder"
     fine_tune("--decoder-only", action="store_true", help=text)
-    fine_tune("--steps", metavar="N", type=int, default=STEPS, help=DEFAULT)
+    text = "of each of four decoders, whose mean is written; default: %(default)s"
+    fine_tune("--steps", metavar="N", type=int, default=STEPS, help=text)
     fine_tune("--batch-size", metavar="N", type=int, default=BATCH, help=DEFAULT)
     text = "AdamW's, at its highest; default: %(default)s"
     fine_tune("--rate", metavar="R", type=float, default=RATE, help=text)

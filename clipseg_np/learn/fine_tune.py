@@ -1,9 +1,9 @@
 """A decoder of one's own: it learns what masks mark, and the towers stay as they are.
 
-Half of each batch stands against forgetting: old prompts, with the old decoder's probabilities as
-labels (Li and Hoiem, "Learning without forgetting", 2016), and examples that are kept, if any. Some
-images are held out; the weights that do best on them are kept, and then tried on the way back to
-the old ones (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+FOLDS decoders learn, each without the images of its fold, and the result is their mean, which knows
+more of the new and of the old than any of them (Wortsman et al., "Model soups", 2022). Half of each
+batch stands against forgetting: examples that are kept, and old prompts with the old decoder's
+probabilities as labels (Li and Hoiem, "Learning without forgetting", 2016).
 
 A batch depends on the seed and the step's number alone. So a run that was killed goes on from its
 last state, and on one thread ends with the same bits as one that was not.
@@ -40,15 +40,16 @@ from .progress import write_log, write_plot
 from .step import cross_entropy, cross_entropy_and_dice, focal_and_dice, one_pass
 
 STATE_NAME = "unfinished.safetensors"
-STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 300, 16, 1e-3, 20, 20
-HELD_OUT, MIN_IMAGES = 0.2, 4  # of the images
-OLD, KEPT = 0.5, 0.5  # of a batch; of what is old
+FOLDS, STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 4, 150, 8, 1e-3, 20, 50
+OLD, KEPT = 0.5, 0.75  # of a batch; of what is old, where examples are kept
 ABSENT = 0.25  # of the prompts, where that is known
-SHARES = (1, 0.9, 0.8)  # of the way from the old weights to the best
-MAX_SCORED = 64  # examples of each kind
+NOISE = 0.02  # by which a later score may be lower
+MAX_SCORED = 64  # entries of each kind
 MAX_MASKS = 512  # that are kept in memory
 MIN_MARKED = 0.002  # of an image, for an old prompt
-TRIED = 8  # old prompts for each image
+TRIED, MAX_OLD = 8, 512  # old prompts for each image, and for all
+MAX_LIKENESS = 0.98  # a cosine: decoders tell no prompts apart that are more alike
+SCORES = "new_iou", "old_iou"
 COMMON = (
     *("a person", "a face", "hair", "clothes", "an animal", "a dog", "a cat", "a bird", "the sky"),
     *("grass", "a tree", "a plant", "water", "a road", "a wall", "the floor", "a building"),
@@ -66,7 +67,7 @@ class Entry(NamedTuple):
 
 
 class FineTuned(NamedTuple):
-    """The file or folder that was written, and the log's records of the old and new decoder."""
+    """The file or folder that was written, and each IoU of the old decoder and of the folds'."""
 
     path: Path
     before: dict[str, Any]
@@ -111,15 +112,19 @@ def fine_tune(
     about = numbers, focal, seed, decoder_only, lessons.mark()
     run = Run(lessons, output, sha256(repr(about).encode()).hexdigest())
     run.loss = focal_and_dice if focal else partial(cross_entropy_and_dice, pos_weight=pos_weight)
-    for step in progress(range(run.optimizer.steps, steps), "learning"):
-        run.learn(rate_at(step, steps, rate, WARM_UP))
-        if (step + 1) % STEPS_BETWEEN == 0 or step + 1 == steps:
+    for step in progress(range(run.step, FOLDS * steps), "learning"):
+        fold, done = divmod(step, steps)
+        if not done:
+            run.begin(fold)
+        run.learn(rate_at(done, steps, rate, WARM_UP))
+        if (done + 1) % STEPS_BETWEEN == 0 or done + 1 == steps:
             run.evaluate()
+            run.save(is_last=done + 1 == steps)
     return run.finish(segmenter.processor, decoder_only)
 
 
 class Lessons:
-    """The batches of a run, and the held-out examples that it is scored by."""
+    """The batches of a run, and the examples that each fold holds out."""
 
     def __init__(
         self,
@@ -132,16 +137,21 @@ class Lessons:
         progress: Progress,
     ):
         self.model, self.batch_size, self.seed = segmenter.model, batch_size, seed
-        rng = np.random.default_rng(seed)
-        (self.new, held_out), (self.kept, held_out_kept) = split(data, rng), split(keep, rng)
+        rng, self.folds = np.random.default_rng(seed), {}
+        for part in filter(None, (data, keep)):
+            images = list(dict.fromkeys(example.image for example in part.examples))
+            if len(images) < FOLDS:
+                raise InputError(f"there are {len(images)} images; expected {FOLDS} or more")
+            folds = rng.permutation(len(images)) % FOLDS
+            self.folds = dict(zip(images, folds.tolist())) | self.folds
+        self.new, self.kept = data, keep
         new, kept = ([*part.examples, *part.absent] if part else [] for part in (data, keep))
         self.names = list(dict.fromkeys(text for e in new for text in e.prompts))
-        known = segmenter.processor.words
-        self.old_prompts = [*dict.fromkeys(e.prompts[0] for e in kept), *understood(known, rng)]
-        self.old_prompts = [text for text in self.old_prompts if text not in self.names]
-        texts = [*self.names, *self.old_prompts, *(text for e in kept for text in e.prompts)]
-        texts = list(dict.fromkeys(texts))
+        old_prompts = [*(text for e in kept for text in e.prompts), *understood(segmenter, rng)]
+        texts = list(dict.fromkeys([*self.names, *old_prompts]))
+        self.old_prompts = texts[len(self.names) :]
         self.embeddings = dict(zip(texts, segmenter.embed(texts)))
+        self._warn_of_likeness()
         images = list(dict.fromkeys(example.image for example in new + kept))
         self.number = {image: number for number, image in enumerate(images)}
         options = {"is_reduced": False, "folder": cache, "progress": progress}
@@ -149,55 +159,77 @@ class Lessons:
         self.features = CachedFeatures(self.model, processor, images, **options)
         self.label = lru_cache(MAX_MASKS)(self._label)
         self.size = next(self.logits(self.model, [Entry(images[0], 0, texts[0])])).shape
-        # Entries without examples, by whether the old decoder marks something.
-        learned = self.new.examples + (self.kept.examples if keep else [])
-        self.old = {True: [], False: []}
-        for entry, label in self._old(learned, rng):
-            self.old[label.any()].append(entry)
-        # Entries and their labels (H,W): of what is new, and of what is old.
-        marked = [(entry, y) for entry, y in self._old(held_out.examples, rng) if y.any()]
-        old = self._tests(held_out_kept.examples) if keep else marked[:MAX_SCORED]
-        self.tests = self._tests(held_out.examples), old
+        self.old = self._old(list(self.folds), rng)
+
+    def _warn_of_likeness(self) -> None:
+        """Warn of new prompts that the model cannot tell from old ones."""
+        rows = self.model.ops.to_numpy(self.model.ops.xp.stack(list(self.embeddings.values())))
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        likeness = rows[: len(self.names)] @ rows[len(self.names) :].T
+        for name, row in zip(self.names, likeness):
+            if row.max() > MAX_LIKENESS:
+                warnings.warn(
+                    f"to this checkpoint, {name!r} is the same as {self.old_prompts[row.argmax()]!r}"
+                    f" (their cosine is {row.max():.2f}): both will mark the same",
+                    stacklevel=4,
+                )
 
     def _label(self, example: Example) -> np.ndarray:
         """The share of each pixel that is the thing, NaN where that is unknown.  (H,W)"""
         share, ignored = example.target(self.size)
         return share if ignored is None else np.where(ignored, np.float32(np.nan), share)
 
-    def _tests(self, examples: Sequence[Example]) -> list[tuple[Entry, np.ndarray]]:
-        """Each example once and, while they are few, in other turns."""
-        pairs = [(turn, e) for turn in range(self.features.turns) for e in examples][:MAX_SCORED]
-        entries = [Entry(e.image, turn, e.prompts[0], e) for turn, e in pairs]
-        return [(entry, turned(self.label(entry.example), entry.turn)) for entry in entries]
+    def _old(self, images: list[Path], rng: np.random.Generator) -> dict[bool, list]:
+        """Old prompts for images and the old decoder's masks, by whether these are of any size."""
+        number = min(len(images) * TRIED, MAX_OLD)
+        images = [images[n % len(images)] for n in rng.permutation(len(images) * TRIED)[:number]]
+        texts = rng.choice(self.old_prompts, number).tolist()
+        entries = [Entry(image, 0, text) for image, text in zip(images, texts)]
+        self.masks = {e: x > 0 for e, x in zip(entries, self.logits(self.model, entries))}
+        old = {True: [], False: []}
+        for entry, mask in self.masks.items():
+            old[bool(mask.mean() > MIN_MARKED)].append(entry)
+        return old
 
-    def _old(self, examples: Sequence[Example], rng: np.random.Generator) -> list:
-        """Old prompts for the examples' images, with the old decoder's masks; small ones are 0."""
-        images = list(dict.fromkeys(example.image for example in examples))
-        texts = rng.choice(self.old_prompts, (TRIED, len(images))).tolist()
-        entries = [Entry(image, 0, text) for row in texts for image, text in zip(images, row)]
-        masks = (x > 0 for x in self.logits(self.model, entries))
-        masks = ((mask & (mask.mean() > MIN_MARKED)).astype("f") for mask in masks)
-        return list(zip(entries, masks))
+    def tests(self, fold: int) -> list[list[tuple[Entry, np.ndarray]]]:
+        """Entries that a fold holds out, of what is new and of what is old, and their labels."""
+        turns = range(self.features.turns)
+        tests = []
+        for data in (self.new, self.kept):
+            held_out = [e for e in data.examples if self.folds[e.image] == fold] if data else []
+            np.random.default_rng(fold).shuffle(held_out)
+            # Each example once and, while they are few, in other turns.
+            pairs = [(turn, e) for turn in turns for e in held_out][:MAX_SCORED]
+            entries = [Entry(e.image, turn, e.prompts[0], e) for turn, e in pairs]
+            tests.append([(e, turned(self.label(e.example), e.turn)) for e in entries])
+        if not self.kept:
+            marked = [entry for entry in self.old[True] if self.folds[entry.image] == fold]
+            tests[1] = [(entry, self.masks[entry]) for entry in marked[:MAX_SCORED]]
+        return tests
 
-    def entries(self, step: int) -> list[list[Entry]]:
-        """Those of a step's batch: old prompts, and examples."""
-        rng = np.random.default_rng((self.seed, step))
+    def entries(self, fold: int, step: int) -> list[list[Entry]]:
+        """Those of a fold's batch: old prompts, and examples."""
+        rng = np.random.default_rng((self.seed, fold, step))
 
-        def one(values: Sequence) -> Any:
+        def one(*choices: Sequence) -> Any:
+            """One of the first choice that the fold does not hold out all of."""
+            learned = ([e for e in values if self.folds.get(e.image) != fold] for values in choices)
+            values = next(filter(None, learned))
             return values[rng.integers(len(values))]
 
         num_old = int(OLD * self.batch_size)
         num_kept = int(KEPT * num_old) if self.kept else 0
-        turns, old, examples = range(self.features.turns), [], []
+        old, examples = [], []
         for place in range(self.batch_size):
-            is_absent, turn = rng.random() < ABSENT, one(turns)
+            is_absent, turn = rng.random() < ABSENT, int(rng.integers(self.features.turns))
             if place < num_old - num_kept:
-                entry = one(self.old[not is_absent] or self.old[is_absent])
+                entry = one(self.old[not is_absent], self.old[is_absent])
                 old.append(entry._replace(turn=turn))
             else:
                 data = self.kept if place < num_old else self.new
-                example = one(data.absent if is_absent and data.absent else data.examples)
-                examples.append(Entry(example.image, turn, one(example.prompts), example))
+                example = one(data.absent if is_absent else (), data.examples)
+                text = example.prompts[rng.integers(len(example.prompts))]
+                examples.append(Entry(example.image, turn, text, example))
         return [entries for entries in (old, examples) if entries]
 
     def inputs(self, entries: Sequence[Entry]) -> tuple[list[Array], Array]:
@@ -217,10 +249,10 @@ class Lessons:
             inputs = self.inputs(entries[start : start + BATCH])
             yield from model.ops.to_numpy(self.decoded(model, *inputs))
 
-    def scores(self, model: CLIPSegForImageSegmentation) -> dict[str, float]:
+    def scores(self, model: CLIPSegForImageSegmentation, fold: int) -> dict[str, float]:
         """The mean IoU of what is new and of what is old; 0 where there is no test of it."""
         scores = {}
-        for name, test in zip(("new_iou", "old_iou"), self.tests):
+        for name, test in zip(SCORES, self.tests(fold)):
             logits = self.logits(model, [entry for entry, _ in test])
             pairs = (((x > 0) & ~np.isnan(y), y > 0.5) for x, (_, y) in zip(logits, test))
             scores[name] = round(float(np.mean([image_iou(*pair) for pair in pairs] or [0])), 4)
@@ -230,30 +262,15 @@ class Lessons:
         """A hash of all that the run learns from."""
         files = [file.name for files in self.features.files for file in files]
         sha = sha256(repr((files, list(self.embeddings), fingerprint(self.model))).encode())
-        for entry, label in (pair for test in self.tests for pair in test):
+        for entry, label in (pair for test in self.tests(0) for pair in test):
             sha.update(repr(entry[:3]).encode())
             sha.update(np.ascontiguousarray(label))
         return sha.hexdigest()
 
 
-def split(data: Data | None, rng: np.random.Generator) -> tuple:
-    """The data of most images, to learn from, and those of the images that are held out."""
-    if data is None:
-        return None, None
-    images = list(dict.fromkeys(example.image for example in data.examples))
-    if len(images) < MIN_IMAGES:
-        raise InputError(f"there are {len(images)} images; expected {MIN_IMAGES} or more")
-    held_out = {images[n] for n in rng.permutation(len(images))[: round(HELD_OUT * len(images))]}
-    parts = [
-        [[e for e in kind if (e.image in held_out) == is_held_out] for is_held_out in (False, True)]
-        for kind in (data.examples, data.absent)
-    ]
-    return tuple(Data(*pair, data.absence_known) for pair in zip(*parts))
-
-
-def understood(known: frozenset[str], rng: np.random.Generator) -> list[str]:
+def understood(segmenter: Any, rng: np.random.Generator) -> list[str]:
     """Prompts of known words, alone and in pairs; where any is known, of common ones."""
-    words = sorted(known)
+    words = sorted(segmenter.processor.words)
     pairs = rng.choice(words, (len(words), 2)).tolist() if words else []
     return [f"a {' '.join(words)}" for words in (*([word] for word in words), *pairs)] or [*COMMON]
 
@@ -278,19 +295,14 @@ class Run:
         self.arrays = {n: array for n, array in scope.arrays.items() if n.startswith(START)}
         self.optimizer = AdamW(self.arrays)
         self.best = {name: array.copy() for name, array in self.arrays.items()}
-        parts = "now", self.arrays, "best", self.best
-        parts += "mean", self.optimizer.means, "square", self.optimizer.squares
-        self.state = {
-            f"{part}.{name}": array
-            for part, arrays in zip(parts[::2], parts[1::2])
-            for name, array in arrays.items()
-        }
+        self.sum = {name: array * 0 for name, array in self.arrays.items()}
+        parts = {"now": self.arrays, "best": self.best, "sum": self.sum}
+        parts |= {"mean": self.optimizer.means, "square": self.optimizer.squares}
+        self.state = {f"{p}.{name}": array for p in parts for name, array in parts[p].items()}
+        self.fold, self.step, self.losses = 0, 0, []
         self.records: list[dict[str, Any]] = []
-        self.losses: list[float] = []
         if (output / STATE_NAME).is_file():
             self.go_on(output / STATE_NAME)
-        else:
-            self.evaluate()
 
     def go_on(self, path: Path) -> None:
         """Take the state of the same run."""
@@ -302,14 +314,23 @@ class Run:
                 f"checkpoint, and only the same run goes on: remove it, or give another folder"
             )
         self.records = json.loads(about["records"])
-        self.optimizer.steps = self.records[-1]["step"]
+        self.fold, self.step = (self.records[-1][name] for name in ("fold", "step"))
+        self.optimizer.steps = int(about["optimizer_steps"])
         for name, raw in tensors_of_file(path).items():
             self.state[name][...] = self.model.ops.asarray(raw.array)
+
+    def begin(self, fold: int) -> None:
+        """Start a fold with the old decoder."""
+        self.fold, self.optimizer.steps = fold, 0
+        for name, array in self.arrays.items():
+            array[...] = self.lessons.model.scope.arrays[name]
+            self.optimizer.means[name][...] = self.optimizer.squares[name][...] = 0
+        self.evaluate()
 
     def learn(self, rate: float) -> None:
         """One step."""
         lessons, gradients, total = self.lessons, {}, 0.0
-        for entries in lessons.entries(self.optimizer.steps):
+        for entries in lessons.entries(self.fold, self.step):
             tokens, embeddings = lessons.inputs(entries)
             if entries[0].example:
                 labels = [turned(lessons.label(e.example), e.turn) for e in entries]
@@ -327,32 +348,42 @@ class Run:
             raise InputError("the loss is no longer a number: lower the rate")
         self.optimizer.step(gradients, rate)
         self.losses.append(total)
+        self.step += 1
 
     def evaluate(self) -> None:
-        """Score the decoder, keep it if it is the best, and write the log and the state."""
+        """Score the decoder, and keep it if it is the fold's best."""
         loss = round(float(np.mean(self.losses)), 4) if self.losses else None
-        record = {"step": self.optimizer.steps, "loss": loss, **self.lessons.scores(self.model)}
-        self.records.append(record)
+        record = {"fold": self.fold, "step": self.step, "loss": loss}
+        self.records.append(record | self.lessons.scores(self.model, self.fold))
         self.losses = []
-        if record is best_of(self.records):
+        if best_of(self.records, self.fold) is self.records[-1]:
             for name, array in self.arrays.items():
                 self.best[name][...] = array
+
+    def save(self, is_last: bool) -> None:
+        """Add the best to the sum if the fold ends; write the state and the log."""
+        for name, array in self.sum.items() if is_last else ():
+            array += self.best[name] / FOLDS
         state = {name: self.model.ops.to_numpy(array) for name, array in self.state.items()}
-        records = json.dumps(self.records)
-        save_weights(self.output / STATE_NAME, state, mark=self.mark, records=records)
+        about = {"mark": self.mark, "records": json.dumps(self.records)}
+        about["optimizer_steps"] = str(self.optimizer.steps)
+        save_weights(self.output / STATE_NAME, state, **about)
         write_log(self.output, self.records)
 
     def finish(self, processor: Any, decoder_only: bool) -> FineTuned:
-        """Write the decoder that does best on what is held out, and remove the state."""
-        step, tried = best_of(self.records)["step"], []
-        for share in SHARES:
-            self.mix(share)
-            tried.append({"step": step, "share": share, **self.lessons.scores(self.model)})
-        after, path, words = best_of(tried), self.output, words_of(self.lessons.names)
-        self.mix(after["share"])
-        if not step:
-            warnings.warn("nothing was learned: the old decoder is best", stacklevel=3)
-        write_log(path, [*self.records, after])
+        """Write the mean of the folds' decoders, and remove the state."""
+        for name, array in self.arrays.items():
+            array[...] = self.sum[name]
+        best = [best_of(self.records, fold) for fold in range(FOLDS)]
+        first = [next(r for r in self.records if r["fold"] == fold) for fold in range(FOLDS)]
+        before, after = (
+            {name: round(float(np.mean([r[name] for r in records])), 4) for name in SCORES}
+            for records in (first, best)
+        )
+        if sum(after.values()) <= sum(before.values()):
+            warnings.warn("nothing was learned: the old decoder is better", stacklevel=3)
+        path, words = self.output, words_of(self.lessons.names)
+        write_log(path, self.records)
         try:
             write_plot(path, self.records)
         except MissingExtra as error:
@@ -367,15 +398,10 @@ class Run:
                 self.model.save_pretrained(part)
                 processor.save_pretrained(part)
         (self.output / STATE_NAME).unlink()
-        return FineTuned(path, self.records[0], after)
-
-    def mix(self, share: float) -> None:
-        """Go a share of the way from the old decoder to the best."""
-        for name, array in self.arrays.items():
-            old = self.lessons.model.scope.arrays[name]
-            array[...] = self.best[name] if share == 1 else old + share * (self.best[name] - old)
+        return FineTuned(path, before, after)
 
 
-def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record with the highest sum of both IoU; the first of several."""
-    return max(records, key=lambda record: record["new_iou"] + record["old_iou"])
+def best_of(records: list[dict[str, Any]], fold: int) -> dict[str, Any]:
+    """The fold's last record whose IoU, new and old, sum up to the highest less NOISE."""
+    sums = {n: sum(r[s] for s in SCORES) for n, r in enumerate(records) if r["fold"] == fold}
+    return records[max(n for n in sums if sums[n] >= max(sums.values()) - NOISE)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from clipseg_np.masks.metrics import image_iou
 from ..helpers.checkpoints import stored_arrays
 
 module = sys.modules[fine_tune.__module__]
+# To a text tower with random weights, all prompts are alike.
+pytestmark = pytest.mark.filterwarnings("ignore:to this checkpoint")
 
 
 def discs(folder, number, seed=0):
@@ -60,7 +63,7 @@ def keep(folder):
 def options(tmp_path_factory):
     """Few steps of a high rate, and a cache that all tests share."""
     cache = tmp_path_factory.getbasetemp() / "features"
-    return {"steps": 6, "batch_size": 4, "rate": 1e-2, "cache": cache}
+    return {"steps": 3, "batch_size": 4, "rate": 1e-2, "cache": cache}
 
 
 @pytest.fixture
@@ -79,7 +82,8 @@ def tune(checkpoint, data, options, tmp_path, monkeypatch):
 @pytest.fixture
 def last_is_best(monkeypatch):
     """Few steps do harm; they count as better all the same."""
-    monkeypatch.setattr(module, "best_of", lambda records: records[-1])
+    of_fold = "best_of", lambda records, fold: [r for r in records if r["fold"] == fold][-1]
+    monkeypatch.setattr(module, *of_fold)
 
 
 def files(folder):
@@ -90,12 +94,12 @@ def files(folder):
 
 def test_it_learns_to_mark_the_thing_in_images_that_it_has_not_seen(tune, tmp_path, checkpoint):
     before = files(checkpoint)
-    result = tune(steps=160, batch_size=8)
-    assert result.before["new_iou"] < 0.2 and result.after["new_iou"] > 0.6
+    result = tune(steps=80, batch_size=8)
+    assert result.before["new_iou"] < 0.2 and result.after["new_iou"] > 0.5
     others = read_data(discs(tmp_path / "others", 8, seed=1), "a disc").examples
     segmenter = Segmenter.from_pretrained(result.path)
     ious = [image_iou(segmenter(e.image, "a disc")[0] > 0.5, e.marks()) for e in others]
-    assert np.mean(ious) > 0.5
+    assert np.mean(ious) > 0.4
     assert files(checkpoint) == before
 
 
@@ -106,15 +110,17 @@ def test_the_towers_stay_and_the_whole_decoder_learns(tune, checkpoint, last_is_
     assert same == {name for name in old if not name.startswith("decoder.")}
 
 
-def test_the_log_has_a_line_for_each_evaluation_and_the_result(tune, last_is_best):
+def test_the_log_has_a_line_for_each_evaluation(tune, last_is_best):
     result = tune()
     records = [json.loads(line) for line in (result.path / "learning.jsonl").open()]
-    *records, last = records
-    assert [record["step"] for record in records] == [0, 2, 4, 6]
-    assert records[0]["loss"] is None and all(record["loss"] > 0 for record in records[1:])
-    scores = [record[name] for record in (*records, last) for name in ("new_iou", "old_iou")]
-    assert all(0 <= score <= 1 for score in scores) and len(scores) == 10
-    assert (result.before, result.after) == (records[0], last)
+    assert [record["fold"] for record in records] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [record["step"] for record in records] == [0, 2, 3, 3, 5, 6, 6, 8, 9, 9, 11, 12]
+    for number, record in enumerate(records):
+        assert record["loss"] is None if number % 3 == 0 else record["loss"] > 0
+        assert all(0 <= record[name] <= 1 for name in ("new_iou", "old_iou"))
+    for part, (name, score) in product((0, 2), result.after.items()):
+        mean = np.mean([record[name] for record in records[part::3]])
+        assert (result.before, None, result.after)[part][name] == pytest.approx(mean, abs=1e-4)
 
 
 def test_without_matplotlib_there_is_no_plot_but_a_warning(tune, monkeypatch, last_is_best):
@@ -137,42 +143,34 @@ def test_options_change_what_is_learned(tune, change, last_is_best):
     )
 
 
-def test_the_weights_of_the_best_evaluation_are_written(tune, monkeypatch):
-    """Step 4's, by scores that are made up; an equal sum later is no better."""
-    states, scores = [], iter([(0.5, 0.5), (0.6, 0.3), (0.9, 0.4), (0.4, 0.9), *[(0.9, 0.4)] * 3])
+def test_the_mean_of_the_best_of_each_fold_is_written(tune, monkeypatch):
+    """By scores that are made up; a later one may be a little lower."""
+    states, scores = [], [0.5, 0.9, 0.6, 0.5, 0.9, 0.89, 0.5, 0.4, 0.3, 0.5, 0.7, 0.9]
 
-    def scored(self, model):
+    def scored(self, model, fold):
         states.append({name: array.copy() for name, array in model.state_dict().items()})
-        return dict(zip(("new_iou", "old_iou"), next(scores)))
+        return {"new_iou": scores[len(states) - 1] - 0.25, "old_iou": 0.25}
 
     monkeypatch.setattr(Lessons, "scores", scored)
     result = tune()
-    assert result.after == {"step": 4, "share": 1, "new_iou": 0.9, "old_iou": 0.4}
+    best = [states[number] for number in (1, 5, 6, 11)]
     for name, array in stored_arrays(result.path).items():
-        np.testing.assert_array_equal(array, states[2][name])
+        np.testing.assert_allclose(array, np.mean([s[name] for s in best], axis=0), atol=1e-6)
+    assert result.after == {"new_iou": 0.5475, "old_iou": 0.25}
+    for fold in range(4):
+        np.testing.assert_array_equal(states[3 * fold][name], states[0][name])
 
 
-def test_the_way_back_to_the_old_weights_is_tried(tune, checkpoint, monkeypatch):
-    states, scores = [], iter([0.1, 0.2, 0.3, 0.4, 0.3, 0.6, 0.5])
-
-    def scored(self, model):
-        states.append({name: array.copy() for name, array in model.state_dict().items()})
-        return {"new_iou": next(scores), "old_iou": 0}
-
-    monkeypatch.setattr(Lessons, "scores", scored)
-    result = tune()
-    assert result.after == {"step": 6, "share": 0.9, "new_iou": 0.6, "old_iou": 0}
-    old = stored_arrays(checkpoint)
-    for name, array in stored_arrays(result.path).items():
-        mixed = 0.9 * states[3][name] + 0.1 * old[name]
-        np.testing.assert_allclose(array, mixed, atol=1e-6)
+def test_best_of_takes_the_last_that_is_not_clearly_worse():
+    sums = [0.3, 0.9, 1.0, 0.99, 0.97]
+    records = [{"fold": 1, "new_iou": s / 2, "old_iou": s / 2} for s in sums]
+    records.append({"fold": 2, "new_iou": 1, "old_iou": 1})
+    assert module.best_of(records, 1) is records[3]
 
 
-def test_a_run_that_learns_nothing_says_so_and_writes_the_old_decoder(tune, checkpoint):
+def test_a_run_that_learns_nothing_says_so(tune):
     with pytest.warns(UserWarning, match="nothing was learned"):
-        result = tune(rate=1e-9, steps=2)
-    for name, array in stored_arrays(checkpoint).items():
-        np.testing.assert_array_equal(stored_arrays(result.path)[name], array)
+        tune(rate=1e-9, steps=2)
 
 
 # Old and absent
@@ -190,7 +188,7 @@ def lessons(checkpoint, data, options):
 
 
 def test_half_of_a_batch_is_old_prompts(lessons):
-    old, new = lessons().entries(3)
+    old, new = lessons().entries(0, 3)
     assert len(old) == len(new) == 10
     assert not any(entry.example for entry in old) and all(entry.example for entry in new)
     assert {entry.text for entry in new} <= {"a disc", "the disc"}
@@ -204,9 +202,10 @@ def test_three_quarters_of_the_old_prompts_mark_something(lessons, monkeypatch):
 
     monkeypatch.setattr(Lessons, "logits", logits)
     made = lessons()
-    assert (len(made.old[True]), len(made.old[False])) == (26, 54)
+    for is_marked in (True, False):
+        assert {made.masks[e].sum() > 1 for e in made.old[is_marked]} == {is_marked}
     made.old = {is_marked: [Entry(None, 0, str(is_marked))] for is_marked in (True, False)}
-    texts = [entry.text for step in range(50) for entry in made.entries(step)[0]]
+    texts = [entry.text for step in range(50) for entry in made.entries(0, step)[0]]
     assert texts.count("True") / len(texts) == pytest.approx(1 - ABSENT, abs=0.06)
 
 
@@ -223,21 +222,22 @@ def test_labels_of_old_prompts_are_the_old_decoders_and_others_the_masks(tune, m
     monkeypatch.setattr(module.Lessons, "mark", lambda self: made.update(lessons=self) or "")
     tune(steps=3)
     lessons = made["lessons"]
-    for step, ((old, *inputs, loss), (new, *_)) in enumerate(zip(given[::2], given[1::2])):
+    pairs = zip(given[::2], given[1::2])
+    for step, ((old, *inputs, loss), (new, *_)) in enumerate(pairs):
         embeddings, tokens = inputs
         logits = lessons.decoded(lessons.model, tokens, embeddings)
         np.testing.assert_allclose(old, 1 / (1 + np.exp(-logits)), atol=1e-6)
         assert loss is module.cross_entropy
-        for entry, label in zip(lessons.entries(step)[1], new):
+        for entry, label in zip(lessons.entries(step // 3, step)[1], new):
             expected = module.turned(entry.example.target(lessons.size)[0], entry.turn)
             np.testing.assert_array_equal(label, expected)
 
 
-def test_examples_that_are_kept_are_a_part_of_what_is_old(lessons, keep):
-    old, examples = lessons(keep=keep).entries(0)
+def test_examples_that_are_kept_are_most_of_what_is_old(lessons, keep):
+    old, examples = lessons(keep=keep).entries(0, 0)
     texts = [entry.text for entry in examples]
-    assert len(old) == 5 and set(texts[:5]) == {"a background"}
-    assert len(texts) == 15 and set(texts[5:]) == {"a disc", "the disc"}
+    assert len(old) == 3 and set(texts[:7]) == {"a background"}
+    assert len(texts) == 17 and set(texts[7:]) == {"a disc", "the disc"}
 
 
 def test_kept_examples_are_scored_by_their_own_masks(tune, keep, monkeypatch):
@@ -251,25 +251,28 @@ def test_a_quarter_of_the_new_prompts_name_what_is_known_to_be_absent(lessons, d
         Example(e.image, ("a cat",), e.size, lambda e=e: 0 * e.source()) for e in data.examples
     ]
     made = lessons(Data(data.examples, empty, True))
-    entries = [entry for step in range(100) for entry in made.entries(step)[-1]]
+    entries = [entry for step in range(100) for entry in made.entries(0, step)[-1]]
     absent = [entry for entry in entries if entry.text == "a cat"]
     assert len(absent) == pytest.approx(ABSENT * 100 * 10, rel=0.2)
     assert not made.label(absent[0].example).any()
 
 
-def test_held_out_images_are_not_learned_from(lessons, data, keep):
-    made = lessons(keep=keep)
-    entries = [entry for step in range(50) for entry in made.entries(step)[-1]]
-    for held_out, kind in zip(made.tests, (data, keep)):
-        images = {entry.image for entry, _ in held_out}
-        learned = {e.image for e in entries if e.example in kind.examples}
-        assert len(images) == 2 and len(learned) == 10 and not images & learned
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_fold_does_not_learn_from_what_it_is_scored_by(lessons, keep, is_kept):
+    made, held_out = lessons(keep=keep if is_kept else None), []
+    for fold in range(4):
+        learned = [e.image for step in range(50) for part in made.entries(fold, step) for e in part]
+        tests = [{entry.image for entry, _ in test} for test in made.tests(fold)]
+        assert len(set(learned)) == 9 and not set(learned) & (tests[0] | tests[1])
+        assert len(tests[0]) == 3 and tests[1]
+        held_out += tests[0]
+    assert len(set(held_out)) == 12
 
 
 def test_every_turn_and_wording_is_learned(lessons):
     made = lessons()
     for part in (0, 1):
-        entries = [entry for step in range(20) for entry in made.entries(step)[part]]
+        entries = [entry for step in range(20) for entry in made.entries(0, step)[part]]
         assert {entry.turn for entry in entries} == set(range(8))
     assert {entry.text for entry in entries} == {"a disc", "the disc"}
 
@@ -283,7 +286,7 @@ def test_pixels_to_ignore_do_not_count(lessons, data):
     examples = [replace(e, source=lambda e=e: source(e)) for e in data.examples]
     made = lessons(Data(examples, [], False))
     assert np.isnan(made.label(examples[0])[:8]).all()
-    assert all(np.isfinite(score) for score in made.scores(made.model).values())
+    assert all(np.isfinite(score) for score in made.scores(made.model, 0).values())
 
 
 # What is written
@@ -336,7 +339,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("last", [0, 1, 3, 5])
+@pytest.mark.parametrize("last", [0, 1, 2, 4, 11])
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tune, last, last_is_best):
     whole = files(tune("whole").path)
 
@@ -344,7 +347,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tune, last, last_is_b
         for step in parts:
             yield step
             if name == "learning" and step == last:
-                raise Killed
+                raise Killed  # after the step
 
     with pytest.raises(Killed):
         tune("stopped", progress=stop)
@@ -355,11 +358,12 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tune, last, last_is_b
         return parts
 
     assert files(tune("stopped", progress=watch).path) == whole
-    assert steps == list(range(last // 2 * 2 + 2 * (last % 2), 6))
+    saved = max(step for step in (0, 2, 3, 5, 6, 8, 9, 11, 12) if step <= last + 1)
+    assert steps == list(range(saved, 12)) and (saved == last + 1 or last in (0, 4))
 
 
 PLACES = [("save_weights", 1), ("save_weights", 3), ("write_log", 1), ("write_log", 4)]
-PLACES += [("write_log", 5), ("write_plot", 1), ("written_together", 1), ("words_of", 1)]
+PLACES += [("save_weights", 8), ("write_log", 9), ("write_plot", 1), ("written_together", 1)]
 
 
 @pytest.mark.parametrize("place, count", PLACES)
@@ -387,7 +391,7 @@ def test_a_process_killed_at_ten_random_moments_ends_with_the_same_bits(tmp_path
     """The official kill: SIGKILL, at any time after the process has begun to work."""
 
     def command(name):
-        options = ["--steps", "120", "--batch-size", "4", "--threads", "1", "--prompt", "a disc"]
+        options = ["--steps", "40", "--batch-size", "4", "--threads", "1", "--prompt", "a disc"]
         output = [*options, "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / name)]
         return [sys.executable, "-m", "clipseg_np", "fine-tune", str(folder), *output]
 
@@ -409,7 +413,7 @@ def test_a_process_killed_at_ten_random_moments_ends_with_the_same_bits(tmp_path
 
 def test_the_state_of_another_run_is_refused_and_left(tune, tmp_path, data):
     def stop(parts, name):
-        yield from parts[:3]
+        yield from parts[:4]
         raise Killed
 
     with pytest.raises(Killed):
@@ -444,7 +448,7 @@ def test_options_out_of_range_are_refused(tune, name, value, tmp_path):
 
 def test_few_images_are_refused(tune, data):
     few = Data(data.examples[:3], [], False)
-    for change in ({"data": few}, {"keep": few}):
+    for change in ({"data": few}, {"keep": few, "data": data}):
         with pytest.raises(InputError, match="3 images; expected 4 or more"):
             tune(**change)
 
@@ -452,3 +456,9 @@ def test_few_images_are_refused(tune, data):
 def test_a_rate_that_is_too_high_is_reported(tune, tmp_path):
     with pytest.raises(InputError, match="no longer a number.*lower"):
         tune(rate=1e30)
+
+
+def test_prompts_that_the_model_cannot_tell_apart_are_warned_of(tune, data):
+    same = [replace(e, prompts=("a PERSON",)) for e in data.examples]
+    with pytest.warns(UserWarning, match="'a PERSON' is the same as 'a person' .*mark the same"):
+        tune(data=Data(same, [], False))
