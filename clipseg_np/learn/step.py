@@ -20,12 +20,6 @@ Loss = Callable[[Ops, Array, Array], tuple[Array, Array]]
 CERTAIN = -1e4
 
 
-def cross_entropy(ops: Ops, logits: Array, labels: Array) -> tuple[Array, Array]:
-    """The binary cross-entropy alone."""
-    loss = ops.binary_cross_entropy(logits, labels)
-    return loss, gradients.binary_cross_entropy(ops, logits, labels)
-
-
 def cross_entropy_and_dice(
     ops: Ops, logits: Array, labels: Array, pos_weight: float = 1
 ) -> tuple[Array, Array]:
