@@ -119,6 +119,9 @@ class CupyOps(Ops):
         self.packed.pop(layer, None)
         return super().run_backward(layer, *args, **kwargs)
 
+    def forget_weights(self) -> None:
+        self.packed.clear()
+
     def linear(
         self, x: Array, weight: Array, bias: Any = None, residual: Any = None, activation: str = ""
     ) -> Array:

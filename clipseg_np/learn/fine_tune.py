@@ -151,6 +151,7 @@ class Run:
         for name, array in self.arrays.items():
             array[...] = self.start[name]
             self.optimizer.means[name][...] = self.optimizer.squares[name][...] = 0
+        self.model.ops.forget_weights()
         self.evaluate()
 
     def _set_film(self, changed: Callable) -> None:

@@ -204,8 +204,10 @@ def check_linear(ops, activation: str, dtype: str) -> None:
 
 def test_there_is_a_test_for_every_override():
     public = {name for name, part in vars(CupyOps).items() if callable(part) and name[0] != "_"}
-    # The others are tested below, in model/test_recorded.py and in model/test_models.py.
+    # The others are tested below, in model/test_recorded.py, test_models.py and
+    # test_gradients_device.py.
     others = {"flash_attention", "is_flash", "linear_and_norm", "packed_projections"}
+    others |= {"run_backward", "forget_weights"}
     expected = {"activation"} | {*OVERRIDES} - {*ACTIVATIONS}
     assert public - others - {"parallel_for", "memoize"} == expected
 
