@@ -98,7 +98,7 @@ def test_a_decoder_alone_goes_on_top_of_a_checkpoint(run, decoder):
     assert (np.asarray(Image.open("all.png")) == 255).all()
 
 
-def test_a_batch_with_a_decoder_is_another_job(run, decoder):
+def test_a_batch_with_a_decoder_is_another_job(run, decoder, checkpoint):
     assert run("batch", "data/images", "red", "--workers", "1")[0] == 0
     old = files("masks")
     code, _, err = run("batch", "data/images", "red", "--workers", "1", "--decoder", decoder)
@@ -107,6 +107,9 @@ def test_a_batch_with_a_decoder_is_another_job(run, decoder):
     options = ("--decoder", decoder, "--overwrite")
     assert run("batch", "data/images", "red", "--workers", "1", *options)[0] == 0
     assert (np.asarray(Image.open("masks/0.png/0_1_red.png")) == 255).all()
+    save_decoder(decoder, Segmenter.from_pretrained(checkpoint).model.state_dict())
+    code, _, err = run("batch", "data/images", "red", "--workers", "1", "--decoder", decoder)
+    assert code == 2 and "holds results of other options or weights" in err
 
 
 @pytest.mark.parametrize("command", [("segment", "data/images/0.png"), ("batch", "data/images")])

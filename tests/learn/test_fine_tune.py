@@ -162,6 +162,22 @@ def test_the_mean_of_the_best_of_each_fold_is_written(tune, monkeypatch):
         np.testing.assert_array_equal(states[3 * fold][name], states[0][name])
 
 
+def test_each_fold_begins_with_the_old_decoder_and_no_memory(tune, checkpoint, monkeypatch):
+    old, folds, learn = stored_arrays(checkpoint), [], module.Run.learn
+
+    def watch(self, rate):
+        if self.step % 3 == 0:
+            folds.append(self.fold)
+            memory = *self.optimizer.means.values(), *self.optimizer.squares.values()
+            assert not any(array.any() for array in memory) and self.optimizer.steps == 0
+            assert all(np.array_equal(a, old[name]) for name, a in self.arrays.items())
+        learn(self, rate)
+
+    monkeypatch.setattr(module.Run, "learn", watch)
+    tune()
+    assert folds == [0, 1, 2, 3]
+
+
 def test_best_of_takes_the_last_that_is_not_clearly_worse():
     records = [{"fold": 1, "new_iou": score} for score in (0.3, 0.9, 1.0, 0.99, 0.97)]
     records.append({"fold": 2, "new_iou": 1.0})
@@ -278,7 +294,10 @@ def test_pixels_to_ignore_do_not_count(batches, data):
     examples = [replace(e, source=lambda e=e: source(e)) for e in data.examples]
     made = batches(Data(examples, [], False))
     assert np.isnan(made.label(examples[0])[:8]).all()
-    assert all(np.isfinite(score) for score in made.scores(made.model, 0).values())
+    made.logits = lambda model, entries: np.ones((len(entries), 32, 32))
+    labels = made.tests(0)[0][1]
+    expected = np.mean([(label > 0.5).sum() / (32 * 24) for label in labels])
+    assert made.scores(made.model, 0)["new_iou"] == pytest.approx(expected, abs=1e-4)
 
 
 # What is written
