@@ -184,29 +184,33 @@ class Batches:
                 entries.append(Entry(example.image, turn, text, example))
         return entries
 
-    def inputs(
-        self, model: CLIPSegForImageSegmentation, entries: Sequence[Entry]
-    ) -> tuple[list[Array], Array]:
+    def inputs(self, model: Any, entries: Sequence[Entry]) -> tuple[list[Array], Array]:
         """Tokens (P,1+hw,D) of each layer, and a model's own embeddings (P,projection_dim)."""
         tokens = self.features.load([(self.number[e.image], e.turn) for e in entries])
         embeddings = self.embeddings if model is self.model else self.own_embeddings
         return tokens, self.model.ops.xp.stack([embeddings[e.text] for e in entries])
 
+    def decoded(self, model: CLIPSegForImageSegmentation, entries: Sequence[Entry]) -> Array:
+        """-> (P,H,W)"""
+        tokens, embeddings = self.inputs(model, entries)
+        return model.decode(ImageFeatures(tuple(tokens), self.features.grid), embeddings)
+
     def logits(
         self, model: CLIPSegForImageSegmentation, entries: Sequence[Entry]
     ) -> Iterator[np.ndarray]:
-        """(H,W) for each entry"""
+        """(H,W) for each entry, in main memory"""
         for start in range(0, len(entries), MAX_DECODED):
-            tokens, embeddings = self.inputs(model, entries[start : start + MAX_DECODED])
-            features = ImageFeatures(tuple(tokens), self.features.grid)
-            yield from model.ops.to_numpy(model.decode(features, embeddings))
+            some = entries[start : start + MAX_DECODED]
+            yield from model.ops.to_numpy(self.decoded(model, some))
 
     def labels(self, entries: Sequence[Entry]) -> Array:
         """(P,H,W), 0 to 1 or NaN"""
         old = [entry for entry in entries if entry.example is None]
-        labels = [self.model.ops.sigmoid(logits) for logits in self.logits(self.model, old)]
-        labels += [turned(self.label(e.example), e.turn) for e in entries[len(old) :]]
-        return self.model.floats(np.stack(labels))
+        rest = [turned(self.label(e.example), e.turn) for e in entries[len(old) :]]
+        parts = [self.model.floats(np.stack(rest))] if rest else []
+        if old:
+            parts.insert(0, self.model.ops.sigmoid(self.decoded(self.model, old)))
+        return self.model.ops.xp.concatenate(parts)
 
     def scores(self, model: CLIPSegForImageSegmentation, fold: int) -> dict[str, float]:
         """The mean IoU of what is new and of what is old; 0 where there is no test of it."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import Segmenter
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter
 from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.errors import InputError
 from clipseg_np.learn.batches import ABSENT, Batches, Entry, Whitening, old_prompts
@@ -22,8 +22,10 @@ from clipseg_np.learn.data import Data, Example, read_data
 from clipseg_np.learn.features import turned, unseen
 from clipseg_np.learn.fine_tune import fine_tune
 from clipseg_np.masks.metrics import image_iou
+from clipseg_np.nn.ops import Ops
 
 from ..helpers.checkpoints import stored_arrays
+from ..helpers.device_array import DeviceModule
 
 module = sys.modules[fine_tune.__module__]
 
@@ -467,6 +469,15 @@ def test_few_images_are_refused(tune, data):
 def test_a_rate_that_is_too_high_is_reported(tune, tmp_path):
     with pytest.raises(InputError, match="no longer a number.*lower"):
         tune(rate=1e30)
+
+
+def test_a_device_learns_the_same(tune, checkpoint, data, options, tmp_path, last_is_best):
+    model = CLIPSegForImageSegmentation.from_pretrained(checkpoint, ops=Ops(DeviceModule()))
+    segmenter = Segmenter(model, CLIPSegProcessor.from_pretrained(checkpoint))
+    path = fine_tune(segmenter, data, tmp_path / "device", **options).path
+    expected = stored_arrays(tune().path)
+    for name, array in stored_arrays(path).items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-3, err_msg=name)
 
 
 # Few words
