@@ -150,7 +150,8 @@ class _Reader:
     def checked(self) -> Data:
         """The data. Raises InputError for all faults together."""
         wanted = self.prompts or [words[0] for words in self.named]
-        lost = [prompt for prompt in wanted if prompt not in self.marked]
+        is_read = self.marked or not self.faults
+        lost = [prompt for prompt in wanted if prompt not in self.marked] if is_read else []
         self.faults += [f"no mask marks the prompt {prompt!r}: leave it out" for prompt in lost]
         faults = list(dict.fromkeys(self.faults)) or ["it holds no mask"] * (not self.examples)
         if faults:

@@ -24,9 +24,14 @@ def write_plot(folder: Path, records: list[dict]) -> None:
     figure = optional("matplotlib.figure", extra="notebooks").Figure((8, 3), layout="tight")
     axes = figure.subplots(1, 2)
     for axis, label in zip(axes, ("loss", "IoU")):
-        for name in (name for name in records[-1] if name.endswith(label.lower())):
+        names = [name for name in records[-1] if name.endswith(label.lower())]
+        for number, name in enumerate(names):
             known = [record for record in records if record[name] is not None]
-            axis.plot([r["step"] for r in known], [r[name] for r in known], label=name)
+            # A line for each fold, all of one color
+            for fold in {record.get("fold") for record in known}:
+                own = [record for record in known if record.get("fold") == fold]
+                line = {"color": f"C{number}", "label": name if own[0] is known[0] else None}
+                axis.plot([r["step"] for r in own], [r[name] for r in own], **line)
         axis.set_xlabel("step")
         axis.set_ylabel(label)
         axis.legend()

@@ -728,3 +728,8 @@ def test_a_long_list_of_faults_is_cut(masks_folder):
     assert "has faults, 30 in all: (1) images/0.png" in message
     assert f"({MAX_FAULTS}) " in message and f"({MAX_FAULTS + 1}) " not in message
     assert message.endswith("; and 10 more") and len(message) < 2000
+
+
+def test_data_that_are_not_there_have_one_fault(tmp_path):
+    with pytest.raises(InputError, match="1 in all"):
+        read_data(tmp_path / "hearts", "a heart")
