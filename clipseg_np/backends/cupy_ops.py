@@ -104,7 +104,10 @@ class CupyOps(Ops):
         return [result, *others]
 
     def packed_projections(self, layer: Any) -> tuple[Array, Array]:
-        """An Attention's projections as one: weight (3D,D) and bias (3D). Computed once a layer."""
+        """An Attention's projections as one: weight (3D,D) and bias (3D).
+
+        Computed once a layer, and again after a backward: weights set otherwise are not seen.
+        """
         if layer not in self.packed:
             parts = layer.q_proj, layer.k_proj, layer.v_proj
             weights, biases = [part.weight for part in parts], [part.bias for part in parts]
@@ -118,9 +121,6 @@ class CupyOps(Ops):
         # The copy of weights that are going to change
         self.packed.pop(layer, None)
         return super().run_backward(layer, *args, **kwargs)
-
-    def forget_weights(self) -> None:
-        self.packed.clear()
 
     def linear(
         self, x: Array, weight: Array, bias: Any = None, residual: Any = None, activation: str = ""

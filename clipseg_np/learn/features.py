@@ -27,7 +27,7 @@ from ..model.learned_prompt import fingerprint
 from ..nn.ops import Array
 
 MAX_BYTES = 8 << 30  # of all entries in a folder
-SUFFIX, DIGEST = ".features", sha256().digest_size
+SUFFIX = ".features"
 # Gets the parts of a long work and its name, and returns the parts: tqdm.tqdm is one.
 Progress = Callable[[Sequence, str], Iterable]
 
@@ -79,7 +79,7 @@ class CachedFeatures:
         # (layers,1+hw,D)
         self.shape = len(config.extract_layers), 1 + self.grid[0] * self.grid[1]
         self.shape += (config.reduce_dim if is_reduced else D,)
-        self.entry_bytes = DIGEST + 2 * int(np.prod(self.shape))
+        self.entry_bytes = 2 * int(np.prod(self.shape))
         # A quarter turn needs a square.
         turns = min(turns, 8 if size["height"] == size["width"] else 4)
         self.turns = self._affordable(turns, len(images), max_bytes)
@@ -92,7 +92,7 @@ class CachedFeatures:
 
     def load(self, entries: Sequence[tuple[int, int]]) -> list[Array]:
         """P pairs of an image's number and a turn to their tokens, (P,1+hw,D) for each layer."""
-        arrays = [np.fromfile(self.files[i][turn], "<f2", offset=DIGEST) for i, turn in entries]
+        arrays = [np.fromfile(self.files[i][turn], "<f2") for i, turn in entries]
         # (layers,P,1+hw,D)
         tokens = np.stack([array.reshape(self.shape) for array in arrays], axis=1)
         return list(self.model.ops.asarray(tokens).astype(self.model.dtype))
@@ -100,14 +100,13 @@ class CachedFeatures:
     def _affordable(self, turns: int, num_images: int, max_bytes: int) -> int:
         """The turns that fit into `max_bytes`: 8, 4, 2 or 1."""
         need = self.entry_bytes * num_images
-        limit = f"{self.folder} holds {max_bytes / 1e9:.2f} GB at most"
-        if need > max_bytes:
-            given = f"the features of {num_images} images take {need / 1e9:.2f} GB"
-            raise InputError(f"{given}, and {limit}: give fewer images")
-        fitting = next(n for n in (8, 4, 2, 1) if n <= turns and n * need <= max_bytes)
+        fitting = next((n for n in (8, 4, 2, 1) if n <= turns and n * need <= max_bytes), 0)
+        given = f"{num_images} images in {turns} flips and turns take {turns * need / 1e9:.2f} GB"
+        problem = f"{given}, and {self.folder} holds {max_bytes / 1e9:.2f} GB at most"
+        if not fitting:
+            raise InputError(f"{problem}: give fewer images")
         if fitting < turns:
-            text = f"images are learned from in {fitting} flips and turns, not {turns}: {limit}"
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(f"{problem}: {fitting} turns are learned from", stacklevel=4)
         return fitting
 
     def _files(self, image: Path, mark: str) -> tuple[Path, ...]:
@@ -130,21 +129,19 @@ class CachedFeatures:
         tasks = [
             partial(self._encode_image, image, files)
             for files, image in dict(zip(self.files, images)).items()
-            if not all(map(self._is_whole, files))
+            if not all(map(self._is_there, files))
         ]
         size = self.model.ops.workers
         for start in progress(range(0, len(tasks), size), "encoding images"):
             in_parallel(self.model.ops, tasks[start : start + size])
         self.model.clip.vision_model.give_back_memory()
 
-    def _is_whole(self, file: Path) -> bool:
-        """Whether an entry is there and undamaged. Its file's time is that of its last use."""
-        try:
-            content = file.read_bytes()
+    def _is_there(self, file: Path) -> bool:
+        """A file's time is that of its last use."""
+        is_there = file.is_file() and file.stat().st_size == self.entry_bytes
+        if is_there:
             os.utime(file)
-        except OSError:
-            return False
-        return sha256(content[DIGEST:]).digest() == content[:DIGEST]
+        return is_there
 
     def _encode_image(self, image: str | os.PathLike, files: Sequence[Path]) -> None:
         model = self.model
@@ -158,8 +155,7 @@ class CachedFeatures:
                 if not (largest := abs(numbers).max()) <= np.finfo("f2").max:  # NaN is not
                     expected = "expected numbers that float16 holds"
                     raise InputError(f"{image}: its features reach {largest:g}; {expected}")
-                content = np.ascontiguousarray(numbers, "<f2").tobytes()
-                (part / file.name).write_bytes(sha256(content).digest() + content)
+                (part / file.name).write_bytes(np.ascontiguousarray(numbers, "<f2").tobytes())
 
 
 def usual_folder() -> Path:

@@ -4,18 +4,18 @@ FOLDS decoders learn, each without the images of its fold, and the result is the
 more of the new and of the old than any of them (Wortsman et al., "Model soups", 2022). What stands
 against forgetting is in batches.py.
 
-A run that was killed goes on from its last state, and on one thread ends with the same bits as one
-that was not.
+A run that was killed goes on after its last whole fold. On one thread, it ends with the same bits as
+one that was not.
 """
 
 import copy
 import json
 import os
 import warnings
-from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +25,19 @@ from ..atomic_files import remove_parts, written_together
 from ..checkpoints.decoder_file import DECODER_NAME, START, save_decoder
 from ..checkpoints.weights import save_weights, tensors_of_file
 from ..errors import InputError, MissingExtra
-from ..model.clipseg import CLIPSegForImageSegmentation
-from ..nn.ops import Array
+from ..model.clipseg import CLIPSegForImageSegmentation, Decoder
+from ..nn.ops import Array, in_main_memory
 from ..nn.scope import Scope
 from ..text.known_words import words_of
-from .batches import FOLDS, SCORES, Batches
+from .batches import SCORES, Batches
 from .data import Data
 from .features import Progress, unseen
+from .lessons import FOLDS
 from .optimizer import AdamW, rate_at
 from .progress import write_log, write_plot
-from .step import cross_entropy_and_dice, focal_and_dice, one_pass
+from .step import Loss, cross_entropy_and_dice, focal_and_dice, one_pass
 
+FILM = f"{START}film_mul.weight", f"{START}film_add.weight"
 STATE_NAME = "unfinished.safetensors"
 STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 150, 8, 1e-3, 20, 50
 NOISE = 0.02  # by which a later score may be lower
@@ -83,151 +85,109 @@ def fine_tune(
     remove_parts(output)
     if output.exists() and any(output.iterdir()) and not (output / STATE_NAME).is_file():
         raise InputError(f"{output} is there already; expected the name of a new or empty folder")
-    batches = Batches(segmenter, data, keep, batch_size, seed, cache, progress)
+    options = {"seed": seed, "cache": cache, "progress": progress}
+    batches = Batches(segmenter, data, keep, batch_size, **options)
+    loss = focal_and_dice if focal else partial(cross_entropy_and_dice, pos_weight=pos_weight)
     about = numbers, focal, seed, decoder_only, batches.mark()
-    run = Run(batches, output, sha256(repr(about).encode()).hexdigest())
-    run.loss = focal_and_dice if focal else partial(cross_entropy_and_dice, pos_weight=pos_weight)
-    for step in progress(range(run.step, FOLDS * steps), "learning"):
-        fold, done = divmod(step, steps)
-        if not done:
-            run.begin(fold)
-        run.learn(rate_at(done, steps, rate, WARM_UP))
-        if (done + 1) % STEPS_BETWEEN == 0 or done + 1 == steps:
-            run.evaluate()
-            run.save(is_last=done + 1 == steps)
-    return run.finish(segmenter.processor, decoder_only)
+    mark, state = sha256(repr(about).encode()).hexdigest(), output / STATE_NAME
+    mean, records = read_state(state, mark) if state.is_file() else ({}, [])
+    done = len({record["fold"] for record in records})
+    for number in progress(range(done * steps, FOLDS * steps), "learning"):
+        fold, step = divmod(number, steps)
+        if step == 0:
+            learner = Learner(batches, fold, loss)
+            learner.evaluate(number)
+        learner.learn(number, rate_at(step, steps, rate, WARM_UP))
+        is_last = step + 1 == steps
+        if is_last or (step + 1) % STEPS_BETWEEN == 0:
+            learner.evaluate(number + 1)
+        if is_last:
+            mean = {n: mean.get(n, 0) + array / FOLDS for n, array in learner.best.items()}
+            records += learner.records
+            save_weights(state, mean, mark=mark, records=json.dumps(records))
+            write_log(output, records)
+    write_log(output, records)
+    try:
+        write_plot(output, records)
+    except MissingExtra as error:
+        warnings.warn(f"there is no plot: {error}", stacklevel=2)
+    by_fold = [[record for record in records if record["fold"] == fold] for fold in range(FOLDS)]
+    before, after = (
+        {name: round(float(np.mean([record[name] for record in some])), 4) for name in SCORES}
+        for some in ([own[0] for own in by_fold], [best_of(own) for own in by_fold])
+    )
+    if after["new_iou"] <= before["new_iou"]:
+        warnings.warn("nothing was learned: held-out images say so", stacklevel=2)
+    model, words = segmenter.model, words_of(batches.names)
+    arrays, path = model.state_dict() | mean, output
+    if decoder_only:
+        path = output / DECODER_NAME
+        save_decoder(path, arrays, words)
+    else:
+        processor = copy.copy(segmenter.processor)
+        processor.words = processor.words and processor.words | set(words)
+        scope = scope_of(arrays, model)
+        with written_together(output) as part:
+            CLIPSegForImageSegmentation(model.config, scope).save_pretrained(part)
+            processor.save_pretrained(part)
+    state.unlink()
+    return FineTuned(path, before, after)
 
 
-class OwnDecoder:
-    """The arrays of a model for a Scope, with writable copies of the decoder's."""
+class Learner:
+    """A copy of the decoder, which learns without a fold; `best` holds its best arrays."""
 
-    def __init__(self, model: CLIPSegForImageSegmentation):
-        self.arrays = model.scope.arrays
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Array:
-        return self.arrays[name].copy() if name.startswith(START) else self.arrays[name]
-
-
-class Run:
-    """A decoder that learns, and all that a run needs to go on."""
-
-    def __init__(self, batches: Batches, output: Path, mark: str):
-        self.batches, self.output, self.mark, model = batches, output, mark, batches.model
-        scope = Scope(OwnDecoder(model), model.ops, model.dtype)
-        self.model = CLIPSegForImageSegmentation(model.config, scope)
-        self.arrays = {n: array for n, array in scope.arrays.items() if n.startswith(START)}
-        self.optimizer = AdamW(self.arrays)
-        if batches.whitening:
-            self._set_film(batches.whitening.film)
-        self.start = {name: array.copy() for name, array in self.arrays.items()}
-        self.best = {name: array.copy() for name, array in self.arrays.items()}
-        self.sum = {name: array * 0 for name, array in self.arrays.items()}
-        parts = {"now": self.arrays, "best": self.best, "sum": self.sum}
-        parts |= {"mean": self.optimizer.means, "square": self.optimizer.squares}
-        self.state = {f"{p}.{name}": array for p in parts for name, array in parts[p].items()}
-        self.fold, self.step, self.losses = 0, 0, []
+    def __init__(self, batches: Batches, fold: int, loss: Loss):
+        self.batches, self.fold, self.loss, model = batches, fold, loss, batches.model
+        copies = {n: a.copy() for n, a in model.scope.arrays.items() if n.startswith(START)}
+        scope = scope_of(copies, model)
+        self.decoder, self.arrays = Decoder(scope / "decoder", model.config), scope.arrays
+        coordinates = dict.fromkeys(FILM, batches.coordinates)
+        self.optimizer = AdamW(self.arrays, coordinates=coordinates)
+        self.losses: list[float] = []
         self.records: list[dict[str, Any]] = []
-        if (output / STATE_NAME).is_file():
-            self.go_on(output / STATE_NAME)
 
-    def go_on(self, path: Path) -> None:
-        """Take the state of the same run."""
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata()
-        if about.get("mark") != self.mark:
-            raise InputError(
-                f"{path} is the state of a run with other data, other options or another "
-                f"checkpoint, and only the same run goes on: remove it, or give another folder"
-            )
-        self.records = json.loads(about["records"])
-        self.fold, self.step = (self.records[-1][name] for name in ("fold", "step"))
-        self.optimizer.steps = int(about["optimizer_steps"])
-        for name, raw in tensors_of_file(path).items():
-            self.state[name][...] = self.model.ops.asarray(raw.array)
-
-    def begin(self, fold: int) -> None:
-        """Start a fold with the old decoder."""
-        self.fold, self.optimizer.steps = fold, 0
-        for name, array in self.arrays.items():
-            array[...] = self.start[name]
-            self.optimizer.means[name][...] = self.optimizer.squares[name][...] = 0
-        self.model.ops.forget_weights()
-        self.evaluate()
-
-    def _set_film(self, changed: Callable) -> None:
-        """Change the coordinates of the embeddings that FiLM takes."""
-        for layer in (self.model.decoder.film_mul, self.model.decoder.film_add):
-            arrays = layer.weight, layer.bias
-            for array, new in zip(arrays, changed(*map(self.model.ops.to_numpy, arrays))):
-                array[...] = self.model.floats(new)
-
-    def learn(self, rate: float) -> None:
+    def learn(self, step: int, rate: float) -> None:
         """One step."""
-        entries = self.batches.entries(self.fold, self.step)
-        inputs, labels = self.batches.inputs(self.model, entries), self.batches.labels(entries)
-        options = {"is_reduced": False, "learns": self.arrays.__contains__, "loss": self.loss}
-        grid = self.batches.features.grid
-        found = one_pass(self.model.decoder, *inputs, labels, grid, **options)
+        batches, entries = self.batches, self.batches.batch(self.fold, step)
+        rows = batches.rows(entry.text for entry in entries)
+        given = batches.tokens(entries), rows, batches.targets(entries), batches.features.grid
+        found = one_pass(self.decoder, *given, is_reduced=False, loss=self.loss)
         if not np.isfinite(found.loss):
             raise InputError("the loss is no longer a number: lower the rate")
         self.optimizer.step(found.gradients, rate)
         self.losses.append(found.loss)
-        self.step += 1
 
-    def evaluate(self) -> None:
-        """Score the decoder, and keep it if it is the fold's best."""
+    def evaluate(self, step: int) -> None:
+        """Score the decoder, and keep it if it is the best."""
         loss = round(float(np.mean(self.losses)), 4) if self.losses else None
-        record = {"fold": self.fold, "step": self.step, "loss": loss}
-        self.records.append(record | self.batches.scores(self.model, self.fold))
+        record = {"fold": self.fold, "step": step, "loss": loss}
+        self.records.append(record | self.batches.scores(self.decoder, self.fold))
         self.losses = []
-        if best_of(self.records, self.fold) is self.records[-1]:
-            for name, array in self.arrays.items():
-                self.best[name][...] = array
+        if best_of(self.records) is self.records[-1]:
+            self.best = {n: np.array(in_main_memory(a)) for n, a in self.arrays.items()}
 
-    def save(self, is_last: bool) -> None:
-        """Add the best to the sum if the fold ends; write the state and the log."""
-        for name, array in self.sum.items() if is_last else ():
-            array += self.best[name] / FOLDS
-        state = {name: self.model.ops.to_numpy(array) for name, array in self.state.items()}
-        about = {"mark": self.mark, "records": json.dumps(self.records)}
-        about["optimizer_steps"] = str(self.optimizer.steps)
-        save_weights(self.output / STATE_NAME, state, **about)
-        write_log(self.output, self.records)
 
-    def finish(self, processor: Any, decoder_only: bool) -> FineTuned:
-        """Write the mean of the folds' decoders, and remove the state."""
-        for name, array in self.arrays.items():
-            array[...] = self.sum[name]
-        if self.batches.whitening:
-            self._set_film(self.batches.whitening.film_back)
-        best = [best_of(self.records, fold) for fold in range(FOLDS)]
-        first = [next(r for r in self.records if r["fold"] == fold) for fold in range(FOLDS)]
-        before, after = (
-            {name: round(float(np.mean([r[name] for r in records])), 4) for name in SCORES}
-            for records in (first, best)
+def scope_of(arrays: dict[str, Array], model: CLIPSegForImageSegmentation) -> Scope:
+    """The root of a model like `model` with these arrays."""
+    source = SimpleNamespace(take=lambda name, shape: arrays[name])
+    return Scope(source, model.ops, model.dtype)
+
+
+def read_state(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The sum of the folds' arrays, and the records. Raises InputError for another run's."""
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+    if about.get("mark") != mark:
+        raise InputError(
+            f"{path} is the state of a run with other data, other options or another checkpoint, "
+            f"and only the same run goes on: remove it, or give another folder"
         )
-        if after["new_iou"] <= before["new_iou"]:
-            warnings.warn("nothing was learned: held-out images say so", stacklevel=3)
-        path, words = self.output, words_of(self.batches.names)
-        write_log(path, self.records)
-        try:
-            write_plot(path, self.records)
-        except MissingExtra as error:
-            warnings.warn(f"there is no plot: {error}", stacklevel=3)
-        if decoder_only:
-            path = path / DECODER_NAME
-            save_decoder(path, self.model.state_dict(), words)
-        else:
-            processor = copy.copy(processor)
-            processor.words = processor.words and processor.words | set(words)
-            with written_together(path) as part:
-                self.model.save_pretrained(part)
-                processor.save_pretrained(part)
-        (self.output / STATE_NAME).unlink()
-        return FineTuned(path, before, after)
+    mean = {name: raw.array for name, raw in tensors_of_file(path).items()}
+    return mean, json.loads(about["records"])
 
 
-def best_of(records: list[dict[str, Any]], fold: int) -> dict[str, Any]:
-    """The fold's last record whose IoU of the new is the highest less NOISE."""
-    scores = {n: r["new_iou"] for n, r in enumerate(records) if r["fold"] == fold}
-    return records[max(n for n in scores if scores[n] >= max(scores.values()) - NOISE)]
+def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """A fold's last record whose IoU of the new is the highest less NOISE."""
+    least = max(record["new_iou"] for record in records) - NOISE
+    return [record for record in records if record["new_iou"] >= least][-1]

@@ -13,7 +13,8 @@ from ..nn.ops import Array
 class AdamW:
     """Changes arrays of NumPy or CuPy in place, by the running means of their gradients.
 
-    `means` holds those of the gradients, `squares` those of their squares, by the arrays' names.
+    `means` holds those of the gradients, `squares` those of their squares, by the arrays' names. An
+    array W with a symmetric matrix A in `coordinates` learns as W', of W = W' A.
     """
 
     def __init__(
@@ -22,9 +23,10 @@ class AdamW:
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        coordinates: Mapping[str, Array] | None = None,
     ):
         self.arrays, self.weight_decay, self.betas, self.eps = arrays, weight_decay, betas, eps
-        self.steps = 0
+        self.coordinates, self.steps = coordinates or {}, 0
         self.means = {name: array * 0 for name, array in arrays.items()}
         self.squares = {name: array * 0 for name, array in arrays.items()}
 
@@ -36,11 +38,14 @@ class AdamW:
         part1, part2 = 1 - beta1**self.steps, 1 - beta2**self.steps
         for name, gradient in gradients.items():
             array, mean, square = self.arrays[name], self.means[name], self.squares[name]
+            matrix = self.coordinates.get(name)
+            gradient = gradient if matrix is None else gradient @ matrix
             mean += (1 - beta1) * (gradient - mean)
             square *= beta2
             square += (1 - beta2) * gradient * gradient
+            change = rate / part1 * mean / ((square / part2) ** 0.5 + self.eps)
             array *= 1 - rate * self.weight_decay
-            array -= rate / part1 * mean / ((square / part2) ** 0.5 + self.eps)
+            array -= change if matrix is None else change @ matrix
 
 
 def rate_at(step: int, steps: int, peak: float, warm_up: int, end: float = 0.1) -> float:

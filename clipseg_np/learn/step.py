@@ -6,7 +6,6 @@ The towers are frozen: a pass begins with the tokens that they made, and with em
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 from ..backends.threads import evenly
 from ..model.clipseg import Decoder
@@ -81,12 +80,9 @@ def one_pass(
                 decoder.learn_reduces(d_reduced, own)
         return Pass(float(value) * share, dict(found), d_embeddings)
 
-    def one_thread(prompts: slice) -> Pass:
-        ends = [*range(prompts.start, prompts.stop, ops.prompts_per_slice), prompts.stop]
-        return joined(ops, (some_prompts(slice(*pair)) for pair in pairwise(ends)))
-
-    parts = evenly(P, min(P, ops.workers))
-    return joined(ops, ops.parallel_for([partial(one_thread, part) for part in parts]))
+    count = -(-P // (ops.prompts_per_slice * ops.workers)) * ops.workers
+    parts = evenly(P, min(P, count))
+    return joined(ops, ops.parallel_for([partial(some_prompts, part) for part in parts]))
 
 
 def joined(ops: Ops, passes: Iterable[Pass]) -> Pass:

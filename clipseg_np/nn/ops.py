@@ -68,9 +68,6 @@ class Ops(Unpickled):
         """The function itself. A GPU's backend keeps the last results."""
         return function
 
-    def forget_weights(self) -> None:
-        """To be called after weights were set: a GPU's backend keeps copies of some."""
-
     # Linear maps
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:

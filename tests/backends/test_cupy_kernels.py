@@ -207,7 +207,7 @@ def test_there_is_a_test_for_every_override():
     # The others are tested below, in model/test_recorded.py, test_models.py and
     # test_gradients_device.py.
     others = {"flash_attention", "is_flash", "linear_and_norm", "packed_projections"}
-    others |= {"run_backward", "forget_weights"}
+    others |= {"run_backward"}
     expected = {"activation"} | {*OVERRIDES} - {*ACTIVATIONS}
     assert public - others - {"parallel_for", "memoize"} == expected
 

@@ -81,12 +81,3 @@ def test_a_step_is_seen_by_the_next_pass(ops):  # noqa: F811
     expected = readable(pixel_values=pixels, input_ids=ids).logits
     assert np.abs(after - before.get()).max() > 0.01 * np.abs(expected).max()
     assert np.abs(after - expected).max() <= 1e-5 * np.abs(expected).max()
-    # Arrays of the decoder are set without a way back.
-    for name, other in readable.scope.arrays.items():
-        if name.startswith("decoder."):
-            other *= 1.1
-            model.scope.arrays[name].set(other)
-    model.ops.forget_weights()
-    after = model(pixel_values=pixels, input_ids=ids).logits.get()
-    expected = readable(pixel_values=pixels, input_ids=ids).logits
-    assert np.abs(after - expected).max() <= 1e-5 * np.abs(expected).max()
