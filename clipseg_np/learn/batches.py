@@ -62,7 +62,7 @@ class Batches(Lessons):
         images = [image for image in self.folds for _ in range(TRIED)]
         images = [images[n] for n in self.rng.permutation(len(images))[:MAX_OLD]]
         pairs = zip(images, self.rng.choice(texts, len(images)).tolist())
-        entries = [Entry(Example(image, (text,), None, None), 0, text) for image, text in pairs]
+        entries = [Entry(Example(image, (text,), None), 0, text) for image, text in pairs]
         for part in slices(len(entries), MAX_SCORED):
             marked = self.decoded(self.model.decoder, entries[part]) > 0
             for entry, share in zip(entries[part], marked.mean(axis=(1, 2))):
@@ -87,7 +87,7 @@ class Batches(Lessons):
 
     def targets(self, entries: Sequence[Entry]) -> Array:
         """(P,H,W), 0 to 1 or NaN: for old prompts, the old decoder's; for others, the masks."""
-        old = [entry for entry in entries if entry.example.source is None]
+        old = [entry for entry in entries if entry.example.marks is None]
         parts = [self.model.ops.sigmoid(self.decoded(self.model.decoder, old))] if old else []
         if entries[len(old) :]:
             parts.append(self.model.floats(self.labels(entries[len(old) :])))

@@ -53,7 +53,8 @@ class Lessons:
             if len(images) < FOLDS:
                 raise InputError(f"there are {len(images)} images; expected {FOLDS} or more")
             self.folds = dict(zip(images, self.rng.permutation(len(images)) % FOLDS)) | self.folds
-        images = list(dict.fromkeys(image for data in parts for image in data.images))
+        examples = (example for data in parts for example in (*data.examples, *data.absent))
+        images = list(dict.fromkeys(example.image for example in examples))
         self.number = {image: number for number, image in enumerate(images)}
         options = {"is_reduced": is_reduced, "folder": cache, "progress": progress}
         processor = segmenter.processor.image_processor

@@ -1,4 +1,4 @@
-"""A mask, however it is given, as a (height,width) bool array."""
+"""A mask, however it is given, as a (height,width) array."""
 
 from typing import Any
 
@@ -11,23 +11,20 @@ MAX_TINT = 50  # of 255: between the channels of a grey that JPEG has stored
 
 
 def load_mask(mask: Any, white_level: float | None = None) -> np.ndarray:
-    """A mask as (height,width) bool, from an array, a PIL image or a path.
-
-    Of `mask_levels`, the brighter half.
-    """
+    """A mask as (height,width) bool: the brighter half of `mask_levels`."""
     return mask_levels(mask, white_level) >= 128
 
 
-def mask_levels(mask: Any, white_level: float | None = None, name: str = "") -> np.ndarray:
+def mask_levels(mask: Any, white_level: float | None = None) -> np.ndarray:
     """A mask's levels, (height,width), 0 to 255, from an array, a PIL image or a path.
 
     Transparency that varies is the mask, opaque where the object is. Otherwise, the brighter of two
     values is, whatever they are: 255, and the other 0. Of more values, which soft edges have, the
-    levels are those of grey. name: the mask's name in messages.
+    levels are those of grey.
     Raises InputError for several colors, and where both transparency and black and white may be
     meant.
     """
-    name = name or image_name(mask, "the prompt's mask")
+    name = image_name(mask, "the prompt's mask")
     colors, alpha = split_alpha(read_numbers(mask, None, name))
     levels = brightness(colors)
     if alpha is not None and alpha.min() < alpha.max():

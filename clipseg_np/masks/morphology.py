@@ -195,36 +195,32 @@ def run_length_decoding(rle: dict) -> np.ndarray:
 
     Raises InputError where the counts are none, or do not fill the size.
     """
-    size, counts = rle.get("size"), rle.get("counts")
-    counts = uncompressed_counts(counts) if isinstance(counts, (str, bytes)) else counts
-    is_rle = isinstance(size, (list, tuple)) and len(size) == 2 and isinstance(counts, list)
-    if not is_rle or not all(type(number) is int and number >= 0 for number in (*size, *counts)):
-        raise InputError("the RLE is damaged; expected a size and counts of 0 or more")
-    if sum(counts) != size[0] * size[1]:
-        total = f"{sum(counts)} pixels, and its size is {size[0]} x {size[1]}"
-        raise InputError(f"the RLE's counts are of {total}; expected as many")
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return np.ascontiguousarray(values.reshape(size, order="F"))
+    try:
+        (height, width), counts = rle.get("size"), rle.get("counts")
+        counts = counts if isinstance(counts, list) else uncompressed_counts(counts)
+        if sum(counts) != height * width:
+            raise ValueError(f"{sum(counts)} pixels, and its size is {height} x {width}")
+        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        return values.reshape(height, width, order="F")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the RLE is damaged ({error}); expected counts to fill it") from error
 
 
 def uncompressed_counts(text: str | bytes) -> list[int]:
-    """The counts of a compressed RLE; numbers below 0 or none where it is damaged.
+    """The counts of a compressed RLE. Raises ValueError or TypeError for another text.
 
     A character holds 5 bits of a number, the lowest first, 32 where more follow, and 48 is added.
     The last one's 16 is the sign. From the fourth on, numbers are differences to the last but one.
     """
     counts, number, shift = [], 0, 0
-    for byte in text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text:
-        bits = byte - 48
-        if not 0 <= bits < 64:
-            return [-1]
+    for bits in map(range(48, 112).index, text.encode() if isinstance(text, str) else text):
         number |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
             number -= bool(bits & 16) << shift
             counts.append(number + (counts[-2] if len(counts) > 2 else 0))
             number = shift = 0
-    return [-1] if shift else counts
+    return counts
 
 
 def polygon_mask(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
@@ -234,13 +230,11 @@ def polygon_mask(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
     (height,width). pycocotools rounds, and differs where an edge is within 0.3 pixels of a center.
     Raises InputError for another polygon.
     """
-    try:
-        points = np.asarray(polygon, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
-        points = np.empty((0, 2))
-    if len(points) < 3 or not (np.abs(points) < MAX_COORDINATE).all():
+    numbers = polygon if isinstance(polygon, list) and len(polygon) % 2 == 0 else []
+    are_points = all(isinstance(n, (int, float)) and abs(n) < MAX_COORDINATE for n in numbers)
+    if len(numbers) < 6 or not are_points:
         raise InputError(f"{str(polygon)[:60]} is no polygon; expected [x, y, x, y, x, y, ...]")
-    height, width = size
+    points, (height, width) = np.reshape(numbers, (-1, 2)), size
     crossings = np.zeros((height, width + 1), bool)
     for (x, y), (next_x, next_y) in zip(points, np.roll(points, -1, axis=0)):
         top, bottom = (int(np.clip(np.ceil(end - 0.5), 0, height)) for end in sorted((y, next_y)))

@@ -60,8 +60,8 @@ def data(folder):
 def keep(folder):
     """The same images, where all but the disc is marked."""
     examples = read_data(folder, "a background").examples
-    others = [replace(e, source=lambda e=e: 1 - e.source()) for e in examples]
-    return Data(others, [], False)
+    others = [replace(e, marks=lambda e=e: 1 - e.marks()) for e in examples]
+    return Data(others, [])
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def batches(checkpoint, data, options):
 
 def test_half_of_a_batch_is_old_prompts(batches):
     entries = batches().batch(0, 3)
-    assert [entry.example.source is None for entry in entries] == [True] * 10 + [False] * 10
+    assert [entry.example.marks is None for entry in entries] == [True] * 10 + [False] * 10
     assert {entry.text for entry in entries[10:]} <= {"a disc", "the disc"}
 
 
@@ -243,7 +243,7 @@ def test_labels_of_old_prompts_are_the_old_decoders_and_others_the_masks(batches
 
 def test_examples_that_are_kept_are_a_part_of_what_is_old(batches, keep):
     entries = batches(keep=keep).batch(0, 0)
-    assert [entry.example.source is None for entry in entries] == [True] * 5 + [False] * 15
+    assert [entry.example.marks is None for entry in entries] == [True] * 5 + [False] * 15
     texts = [entry.text for entry in entries[5:]]
     assert set(texts[:5]) == {"a background"} and set(texts[5:]) == {"a disc", "the disc"}
 
@@ -256,10 +256,8 @@ def test_kept_examples_are_scored_by_their_own_masks(tune, keep, monkeypatch):
 
 
 def test_a_quarter_of_the_new_prompts_name_what_is_known_to_be_absent(batches, data):
-    empty = [
-        Example(e.image, ("a cat",), e.size, lambda e=e: 0 * e.source()) for e in data.examples
-    ]
-    made = batches(Data(data.examples, empty, True))
+    empty = [Example(e.image, ("a cat",), lambda e=e: 0 * e.marks()) for e in data.examples]
+    made = batches(Data(data.examples, empty))
     entries = [entry for step in range(100) for entry in made.batch(0, step)[10:]]
     absent = [entry for entry in entries if entry.text == "a cat"]
     assert len(absent) == pytest.approx(ABSENT * 100 * 10, rel=0.2)
@@ -293,13 +291,13 @@ def test_each_example_is_learned_as_often_as_any_other(batches):
 
 
 def test_pixels_to_ignore_do_not_count(batches, data):
-    def source(example):
-        marks = example.source()
+    def marks_of(example):
+        marks = example.marks()
         marks[:8] = 255
         return marks
 
-    examples = [replace(e, source=lambda e=e: source(e)) for e in data.examples]
-    made = batches(Data(examples, [], False))
+    examples = [replace(e, marks=lambda e=e: marks_of(e)) for e in data.examples]
+    made = batches(Data(examples, []))
     assert np.isnan(made.label(examples[0])[:8]).all()
     made.logits = lambda decoder, entries, rows: np.ones((len(entries), 32, 32))
     labels = made.tests(0)[0][1]
@@ -437,8 +435,8 @@ def test_the_state_of_another_run_is_refused_and_left(tune, tmp_path, data):
     with pytest.raises(Killed):
         tune("out", progress=lambda parts, name: stop(parts, name) if name == "learning" else parts)
     before = files(tmp_path / "out")
-    empty = [replace(e, source=lambda e=e: 1 - e.source()) for e in data.examples]
-    changes = {"seed": 1}, {"rate": 0.1}, {"focal": True}, {"data": Data(empty, [], False)}
+    empty = [replace(e, marks=lambda e=e: 1 - e.marks()) for e in data.examples]
+    changes = {"seed": 1}, {"rate": 0.1}, {"focal": True}, {"data": Data(empty, [])}
     for change in changes:
         with pytest.raises(InputError, match="is the state of a run with other data"):
             tune("out", **change)
@@ -465,7 +463,7 @@ def test_options_out_of_range_are_refused(tune, name, value, tmp_path):
 
 
 def test_few_images_are_refused(tune, data):
-    few = Data(data.examples[:3], [], False)
+    few = Data(data.examples[:3], [])
     for change in ({"data": few}, {"keep": few, "data": data}):
         with pytest.raises(InputError, match="3 images; expected 4 or more"):
             tune(**change)

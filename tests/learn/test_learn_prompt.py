@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,7 +207,7 @@ def test_the_rate_is_relative_to_the_start_and_rises(learn, scripted, monkeypatc
 def test_a_held_out_image_teaches_nothing_in_any_turn(lessons, data):
     """Nor does another thing in it: an image's examples are held out from the same embedding."""
     again = [replace(example) for example in data.examples[1:5]]
-    made = lessons(Data([*data.examples, *again], [], False))
+    made = lessons(Data([*data.examples, *again], []))
     assert sorted(made.folds.values()) == [0, 0, 1, 1, 2, 2, 3, 3]
     for fold in range(FOLDS):
         rng = np.random.default_rng(0)
@@ -256,14 +255,14 @@ def test_ignored_pixels_count_neither_way(learn, data, segmenter, mean_iou):
     def half(example, value):
         marks = example.marks()
         marks[:, 16:] = 255
-        example = replace(example, source=lambda: marks)
+        example = replace(example, marks=lambda: marks)
         share, ignored = example.target((32, 32))
         target = np.where(ignored, np.float32(value), share), ignored
         given = {"image": example.image, "prompts": ("x",), "target": lambda size: target}
         return type("", (), given)
 
     zeros, ones = ([half(example, value) for example in data.examples] for value in (0, 1))
-    first, second = (learn(data=Data(e, [], False), starts=["red"]) for e in (zeros, ones))
+    first, second = (learn(data=Data(e, []), starts=["red"]) for e in (zeros, ones))
     assert (first.vector == second.vector).all() and first.made == second.made
     assert (first.vector != learn(starts=["red"]).vector).any()
     expected = mean_iou(segmenter.embed(["red"])[0], seen=slice(16))
@@ -272,8 +271,8 @@ def test_ignored_pixels_count_neither_way(learn, data, segmenter, mean_iou):
 
 def test_images_without_the_thing_are_learned_from_where_they_are_known(lessons, data):
     """To mark nothing in them is right."""
-    nothing = [replace(e, source=lambda: np.zeros((32, 32), np.uint8)) for e in data.examples]
-    made, rng = lessons(Data(data.examples, nothing, True)), np.random.default_rng(0)
+    nothing = [replace(e, marks=lambda: np.zeros((32, 32), np.uint8)) for e in data.examples]
+    made, rng = lessons(Data(data.examples, nothing)), np.random.default_rng(0)
     entries = [e for step in range(50) for e in made.entries(made.data, BATCH, 0, step, rng)]
     absent = [entry for entry in entries if entry.example in nothing]
     assert len(absent) == pytest.approx(ABSENT * len(entries), rel=0.2)
@@ -289,7 +288,7 @@ def test_several_things_are_refused(learn, data, folder, tmp_path):
 
 
 def test_few_images_are_refused(learn, data):
-    few = Data([*data.examples[:3], *data.examples[:3]], [], False)
+    few = Data([*data.examples[:3], *data.examples[:3]], [])
     with pytest.raises(InputError, match="3 images; expected 4 or more"):
         learn(few)
 
