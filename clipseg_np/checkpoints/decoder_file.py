@@ -4,7 +4,6 @@ The file holds the arrays `decoder.*` by the checkpoint's names and, as metadata
 decoder has learned and a hash of the projections, by which another checkpoint's towers are known.
 """
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import numpy as np
 from safetensors import safe_open
 
 from ..errors import InputError
-from .weights import Raw, save_weights, tensors_of_file
+from .weights import Raw, arrays_hash, save_weights, tensors_of_file
 
 DECODER_NAME = "decoder.safetensors"
 START = "decoder."
@@ -26,7 +25,8 @@ def save_decoder(
 ) -> None:
     """Write the decoder of a checkpoint's arrays, and the words that it has learned."""
     decoder = {name: array for name, array in arrays.items() if name.startswith(START)}
-    save_weights(path, decoder, base=_hash(arrays), words=" ".join(sorted(words)))
+    projections = arrays_hash({name: arrays[name] for name in PROJECTIONS})
+    save_weights(path, decoder, projections=projections, words=" ".join(sorted(words)))
 
 
 def on_top(base: dict[str, Raw], path: str | os.PathLike) -> dict[str, Raw]:
@@ -36,24 +36,19 @@ def on_top(base: dict[str, Raw], path: str | os.PathLike) -> dict[str, Raw]:
     arrays of other names or shapes than the decoder of `base` has.
     """
     own = tensors_of_file(Path(path))
-    new, old = (
-        {name: raw.array.shape for name, raw in tensors.items() if name.startswith(START)}
-        for tensors in (own, base)
-    )
-    if new != old or len(own) != len(new):
-        other = min({name for name, _ in new.items() ^ old.items()} or own.keys() - new.keys())
+    new = {name: raw.array.shape for name, raw in own.items()}
+    old = {name: raw.array.shape for name, raw in base.items() if name.startswith(START)}
+    if new != old:
+        other = min(name for name, _ in new.items() ^ old.items())
         raise InputError(
-            f"{os.fspath(path)} holds no decoder of this checkpoint ({other}: the file has "
+            f"{path} holds no decoder of this checkpoint ({other}: the file has "
             f"{new.get(other, 'none')}, the checkpoint {old.get(other, 'none')}); expected a file "
             f"that `clipseg-np fine-tune --decoder-only` wrote for it"
         )
-    hashed = _hash({name: base[name].floats() for name in PROJECTIONS})
-    if _metadata(path).get("base", hashed) != hashed:
-        warnings.warn(
-            f"{os.fspath(path)} was trained on another checkpoint than this: its masks may mean "
-            f"nothing. Give its own, as stored then",
-            stacklevel=3,
-        )
+    found = arrays_hash({name: base[name].floats() for name in PROJECTIONS})
+    if _metadata(path).get("projections", found) != found:
+        advice = "its masks may mean nothing. Give its own, as stored then"
+        warnings.warn(f"{path} was trained on another checkpoint: {advice}", stacklevel=3)
     return base | own
 
 
@@ -65,11 +60,3 @@ def decoder_words(path: str | os.PathLike) -> frozenset[str]:
 def _metadata(path: str | os.PathLike) -> dict[str, str]:
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
-
-
-def _hash(arrays: dict[str, np.ndarray]) -> str:
-    """A SHA-256 of the projections, as float32: the decoder reads texts through one of them."""
-    sha256 = hashlib.sha256()
-    for name in PROJECTIONS:
-        sha256.update(np.ascontiguousarray(arrays[name], "<f4").data)
-    return sha256.hexdigest()

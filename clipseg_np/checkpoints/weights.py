@@ -7,12 +7,13 @@ makes no arrays of bfloat16.
 """
 
 import difflib
+import hashlib
 import json
 import math
 import mmap
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,21 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
     header.pop("__metadata__", None)
     order = sorted(header, key=lambda name: header[name]["data_offsets"])
     return {name: header[name] for name in order}, 8 + length
+
+
+def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """A SHA-256, in hexadecimal, of arrays of floats and their names.
+
+    They are rounded to float16: neither the files' layout nor storing or loading a checkpoint as
+    float16 changes the hash. Storing it as bfloat16 does.
+    """
+    sha256 = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha256.update(name.encode())
+        # A float64 checkpoint, too, is rounded to float32 first, in which models are loaded.
+        with np.errstate(over="ignore"):
+            sha256.update(array.astype(np.float32).astype("<f2").tobytes())
+    return sha256.hexdigest()
 
 
 def save_weights(path: str | os.PathLike, arrays: dict[str, np.ndarray], **about: str) -> None:

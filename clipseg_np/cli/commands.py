@@ -85,8 +85,7 @@ def run_segment(options: argparse.Namespace) -> int:
     stems = results.result_stems(["image" if name == "-" else name for name in images], job)
     prompts = [*job.prompts, *image_prompts(job.image_prompts)]
     segmenter = Segmenter.from_pretrained(job.model, backend=job.backend, decoder=job.decoder)
-    check = partial(LearnedPrompt.check, model=segmenter.model, force=job.force)
-    learned = [check(LearnedPrompt.load(file)) for file in job.prompt_files]
+    learned = [LearnedPrompt.load(f).check(segmenter.model, job.force) for f in job.prompt_files]
     query = segmenter.prepare(prompts, job.white_level, learned) if images[1:] else prompts
     reading = {"white_level": job.white_level, "learned": learned}
     segment = partial(segmenter.combine, scales=job.scales, **reading)

@@ -4,7 +4,6 @@ Source: the "custom conditional embeddings" of transformers' CLIPSegForImageSegm
 reads the file's array, too: `conditional_embeddings` (1,projection_dim).
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -14,8 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..atomic_files import written_whole
-from ..checkpoints.weights import write_tensors
+from ..checkpoints.weights import arrays_hash, save_weights
 from ..errors import InputError
 from .clipseg import CLIPSegForImageSegmentation
 
@@ -24,21 +22,13 @@ DECIDES = ("decoder.", "clip.text_projection.", "clip.visual_projection.")
 
 
 def fingerprint(model: CLIPSegForImageSegmentation, places: tuple[str, ...] = DECIDES) -> str:
-    """A SHA-256, in hexadecimal, of the arrays whose names start with one of `places`.
+    """The hash of the arrays whose names start with one of `places`; see `arrays_hash`.
 
     By default, they are those that decide what a conditional embedding means: the decoder's and
-    both projections'. They are rounded to float16: neither the files' layout nor storing or loading
-    the checkpoint as float16 changes the hash. Storing it as bfloat16 does.
+    both projections'.
     """
-    sha256 = hashlib.sha256()
-    for name, array in sorted(model.scope.arrays.items()):
-        if name.startswith(places):
-            sha256.update(name.encode())
-            # A float64 checkpoint, too, is rounded to float32 first, in which models are loaded.
-            values = model.ops.to_numpy(array).astype(np.float32)
-            with np.errstate(over="ignore"):
-                sha256.update(np.ascontiguousarray(values, "<f2").data)
-    return sha256.hexdigest()
+    arrays = {name: array for name, array in model.scope.arrays.items() if name.startswith(places)}
+    return arrays_hash({name: model.ops.to_numpy(array) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +50,7 @@ class LearnedPrompt:
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, whole or not at all; its name is the prompt's from then on."""
         about = {"fingerprint": self.fingerprint, "made": json.dumps(self.made, sort_keys=True)}
-        vector = self.vector.astype(np.float32)
-        with written_whole(path) as temporary:
-            write_tensors(temporary, {KEY: ("F32", vector.shape, [vector])}, about)
+        save_weights(path, {KEY: self.vector.astype(np.float32)}, **about)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LearnedPrompt":

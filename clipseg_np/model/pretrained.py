@@ -128,9 +128,8 @@ class PretrainedModel(Habits, Layer):
         """The model itself for mode=False. Raises InputError for True, with the way to train."""
         if mode:
             raise InputError(
-                "there is no mode to switch to: `clipseg-np fine-tune` trains the decoder, "
-                "`clipseg-np learn-prompt` learns a prompt, both on frozen towers; a loop of your "
-                "own gets every gradient inside `with clipseg_np.learning()`"
+                "there is no such mode: use `clipseg-np fine-tune` or `clipseg-np learn-prompt`; a "
+                "loop of your own gets every gradient inside `with clipseg_np.learning()`"
             )
         return self
 

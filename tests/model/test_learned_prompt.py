@@ -94,7 +94,7 @@ def test_a_failed_save_leaves_the_old_file(prompt, tmp_path, monkeypatch):
         path.write_bytes(before[:50])
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("clipseg_np.model.learned_prompt.write_tensors", write_half)
+    monkeypatch.setattr("clipseg_np.checkpoints.weights.write_tensors", write_half)
     with pytest.raises(OSError, match="the disk is full"):
         prompt.save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
