@@ -19,7 +19,7 @@ from ..nn.ops import Array, in_main_memory
 from .data import Data, Example
 from .lessons import Entry, Lessons
 
-NOTHING = Data([], [], False)
+NOTHING = Data([], [])
 OLD, KEPT = 0.5, 0.5  # of a batch; of what is old, where examples are kept
 MAX_SCORED = 64  # entries of each kind
 MIN_MARKED = 0.002  # of an image, for an old prompt
@@ -58,7 +58,7 @@ class Batches(Lessons):
         asked = self.rows([*self.names, *texts])
         self.coordinates = self.model.floats(far_apart(in_main_memory(asked))) if words else None
         self.tests = lru_cache(1)(self._tests)
-        self.old = Data([], [], True)
+        self.old = Data([], [])
         images = [image for image in self.folds for _ in range(TRIED)]
         images = [images[n] for n in self.rng.permutation(len(images))[:MAX_OLD]]
         pairs = zip(images, self.rng.choice(texts, len(images)).tolist())
