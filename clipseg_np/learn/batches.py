@@ -87,7 +87,7 @@ class Batches(Lessons):
 
     def targets(self, entries: Sequence[Entry]) -> Array:
         """(P,H,W), 0 to 1 or NaN: for old prompts, the old decoder's; for others, the masks."""
-        old = [entry for entry in entries if entry.example.marks is None]
+        old = [entry for entry in entries if entry.example.read is None]
         parts = [self.model.ops.sigmoid(self.decoded(self.model.decoder, old))] if old else []
         if entries[len(old) :]:
             parts.append(self.model.floats(self.labels(entries[len(old) :])))

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,14 @@ EXPECTED = (
 class Example:
     """A thing marked in an image.
 
-    image: the image's path. prompts: wordings for the thing; the first is its name. marks: reads
-    the mask, in its own size (H,W), uint8: 1 on the thing, IGNORED where that is unknown, else 0.
+    image: the image's path. prompts: wordings for the thing; the first is its name. read: reads the
+    mask, (H,W): `number` on the thing, IGNORED where that is unknown.
     """
 
     image: Path
     prompts: tuple[str, ...]
-    marks: Callable[[], np.ndarray]
+    read: Callable[[], np.ndarray]
+    number: int = 1
 
     def target(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
         """The mask in the model's resolution, whose geometry is that of the resized image.
@@ -62,9 +63,10 @@ class Example:
         size: (h,w). Returns the share of each pixel that lies on the thing, (h,w) float32 in 0..1;
         and the pixels to leave out of the loss, (h,w) bool, or None for none.
         """
-        marks = self.marks()
-        images = (Image.fromarray((marks == value) * np.uint8(255)) for value in (1, IGNORED))
-        mask, ignored = (np.asarray(image.resize(size[::-1], Image.BOX)) for image in images)
+        mask = self.read()
+        parts = ((mask == number) * np.uint8(255) for number in (self.number, IGNORED))
+        images = (Image.fromarray(part).resize(size[::-1], Image.BOX) for part in parts)
+        mask, ignored = map(np.asarray, images)
         return mask.astype(np.float32) / 255, ignored > 0 if ignored.any() else None
 
 
@@ -144,43 +146,46 @@ class _Reader:
             raise InputError(f"it {holds if self.path.exists() else 'is not there'}; {EXPECTED}")
         readers[fitting[0]]()
 
-    def add(self, image, mask, marks, prompts, place="it", is_absent=False) -> None:
-        """Add the example of an image, marks and prompts, or its faults.
+    def add(self, image, name, read, table, place="it", is_absent=False) -> None:
+        """Add the examples of an image's mask, or their faults.
 
-        mask and place: the names, in messages, of the mask and of what names the prompts.
-        is_absent: None where an empty mask says so.
+        name and place: of the mask, and of what names the prompts, in messages. read: see Example.
+        table: the prompts of its numbers. is_absent: None where a number that is not there says so.
         """
-        if not prompts:
+        if () in table.values():
             self.faults.append(f"{place} names no prompt: give --prompt, or a table with prompts")
-        if not prompts or (self.prompts and not {*self.prompts} & {*prompts}):
             return
-        size, values = self.attempt(self.size, image), self.attempt(marks)
-        is_empty = values is not None and not (values == 1).any()
-        is_absent = is_empty if is_absent is None else is_absent
-        examples = self.data.absent if is_absent else self.data.examples
-        examples.append(Example(image, prompts, marks))
-        if is_empty and not is_absent:
-            self.faults.append(f"{mask} is empty: mark the thing, or leave the mask out")
-        if size is None or values is None:
+        table = {n: p for n, p in table.items() if not self.prompts or {*self.prompts} & {*p}}
+        size, mask = self.attempt(self.size, image), self.attempt(read)
+        if size is None or mask is None:
+            self.data.examples.extend(Example(image, prompts, read) for prompts in table.values())
             return
-        (height, width), thing = values.shape, values == 1
+        height, width = mask.shape
         # A mask may be larger or smaller, to a pixel of rounding.
         if abs(size[0] * width - size[1] * height) > max(size):
             sizes = f"{width} x {height} and its image {size[1]} x {size[0]} pixels"
-            self.faults.append(f"{mask} is {sizes}; expected one aspect ratio")
-        if not is_empty and thing.sum() == thing.any(axis=0).sum() * thing.any(axis=1).sum():
-            self.boxes.append(mask)
+            self.faults.append(f"{name} is {sizes}; expected one aspect ratio")
+        for number, prompts in table.items():
+            thing, example = mask == number, Example(image, prompts, read, number)
+            if is_absent or (is_absent is None and not thing.any()):
+                self.data.absent.append(example)
+                continue
+            self.data.examples.append(example)
+            if not thing.any():
+                self.faults.append(f"{name} is empty: mark the thing, or leave the mask out")
+            elif thing.sum() == thing.any(axis=0).sum() * thing.any(axis=1).sum():
+                self.boxes.append(name)
 
     def read_masks(self) -> None:
         for image, mask in self.pairs("masks"):
-            self.add(image, mask, partial(read_mask, mask), self.prompts)
+            self.add(image, mask, partial(read_mask, mask), {1: self.prompts})
 
     def read_table(self) -> None:
         for place, row in self.rows(self.path, "image", "mask"):
             image, mask = (self.path.parent / row[name] for name in ("image", "mask"))
             text = row.get("prompts", row.get("prompt"))
             prompts, place = (self.prompts, "it") if text is None else (wordings(text), place)
-            self.add(image, mask, partial(read_mask, mask), prompts, place)
+            self.add(image, mask, partial(read_mask, mask), {1: prompts}, place)
 
     def read_label_maps(self) -> None:
         table = {}
@@ -192,12 +197,10 @@ class _Reader:
                 self.faults.append(f"{place}: expected an id, a whole number but 255, once")
             else:
                 table[number] = wordings(row["prompt"])
-        read_ids.cache_clear()
+        things = {number: texts for number, texts in table.items() if texts != ("background",)}
         for image, labels in self.pairs("labels"):
-            for number, prompts in table.items():
-                if prompts != ("background",):
-                    marks = partial(read_label, labels, number, frozenset(table))
-                    self.add(image, labels, marks, prompts, "labels.csv", is_absent=None)
+            read = partial(read_ids, labels, frozenset(table))
+            self.add(image, labels, read, things, "labels.csv", is_absent=None)
 
     def pairs(self, folder: str) -> Iterator[tuple[Path, Path]]:
         """The images in images/, and the files in `folder` that have their names."""
@@ -229,7 +232,7 @@ class _Reader:
             fields = [row.get(name) for name in needed] if isinstance(row, dict) else [None]
             if all(isinstance(field, str) and field.strip() for field in fields):
                 yield place, row
-            elif line:
+            elif "".join(line).strip():
                 advice = "in CSV, texts that hold commas need quotes"
                 self.faults.append(f"{place}, is no row with {' and '.join(needed)}; {advice}")
 
@@ -259,20 +262,19 @@ class _Reader:
             image = next(filter(Path.is_file, paths), paths[0])
             size, other = self.attempt(self.size, image), (entry.get("height"), entry.get("width"))
             if size and size != other:
-                sizes = f"{other[1]} x {other[0]} in {path}, but {size[1]} x {size[0]}"
-                self.faults.append(f"{image} is {sizes}")
+                self.faults.append(f"{image} is {size}, and in {path} {other} (height, width)")
             for id_, category in categories.items() if size == other else ():
                 if id_ in used or category.get("name") not in parents:
                     own, prompts = parts[image_id, id_], wordings(category.get("name"))
                     for part in own:
-                        self.attempt(coco_marks, [part], size)
+                        self.attempt(read_coco_mask, [part], size)
                     mask, place = f"the mask of {prompts[:1]} in {image}", f"{path}: category {id_}"
-                    marks = partial(coco_marks, own, size)
-                    self.add(image, mask, marks, prompts, place, is_absent=not own)
+                    read = partial(read_coco_mask, own, size)
+                    self.add(image, mask, read, {1: prompts}, place, is_absent=not own)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """`Example.marks` of a mask's file. Raises InputError for more than two values.
+    """A mask's file, (H,W), bool. Raises InputError for more than two values.
 
     Values of narrow strips, as of soft edges, and the noise of lossy formats do not count.
     """
@@ -282,31 +284,24 @@ def read_mask(path: Path) -> np.ndarray:
     between = (levels > low) & (levels < high)
     if between.mean() > 0.5 or dilate(between, -3).any():
         raise InputError(f"{path} has more than two values; label maps belong into labels/")
-    return (levels >= 128).astype(np.uint8)
+    return levels >= 128
 
 
-def read_label(path: Path, number: int, known: frozenset[int]) -> np.ndarray:
-    """`Example.marks` of an id in a label map. Raises InputError for ids that are not known."""
-    ids = read_ids(path, known)
-    return np.where(ids == IGNORED, np.uint8(IGNORED), ids == number)
-
-
-@lru_cache(1)
 def read_ids(path: Path, known: frozenset[int]) -> np.ndarray:
-    """The numbers of a label map, (H,W), as they are stored, also those of a palette."""
+    """The numbers of a label map, (H,W), also those of a palette. Raises InputError for others."""
     with pillow_errors(str(path)), Image.open(path) as image:
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
             raise InputError(f"{path} holds colors ({image.mode}); expected one id for each pixel")
-        ids = np.asarray(image).astype(np.int32)
+        ids = np.asarray(image)
     unknown = sorted({*np.unique(ids).tolist()} - {0, IGNORED, *known})
     if unknown:
         raise InputError(f"{path} holds ids that have no prompt: {unknown[:9]}")
     return ids
 
 
-def coco_marks(parts: list[tuple[str, Any]], size: tuple[int, int]) -> np.ndarray:
-    """`Example.marks` of annotations together: each one's name in messages, and segmentation."""
-    mask = np.zeros(size, np.uint8)
+def read_coco_mask(parts: list[tuple[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """The mask of annotations together, (H,W), bool: of names in messages, and segmentations."""
+    mask = np.zeros(size, bool)
     for name, segmentation in parts:
         with naming(name):
             # A list of polygons, or an RLE, as of a crowd.

@@ -39,8 +39,9 @@ def test_the_tables(hearts, name, content):
 def test_coco(hearts):
     (hearts / "images" / "_annotations.coco.json").write_text(COCO)
     first, second = read_data(hearts / "images").examples
-    assert first.marks()[20, 15] and first.marks()[12, 45] and not first.marks()[12, 32]
-    assert second.marks().sum() == 21 and second.marks()[10:19, 10].all()
+    first, second = first.read(), second.read()
+    assert first[20, 15] and first[12, 45] and not first[12, 32]
+    assert second.sum() == 21 and second[10:19, 10].all()
 
 
 def test_the_label_maps(hearts):
@@ -53,4 +54,4 @@ def test_the_label_maps(hearts):
     with pytest.warns(UserWarning, match="4 of 4 masks are boxes"):
         data = read_data(hearts)
     assert [example.prompts for example in data.examples] == [WORDINGS, ("an arrow",)] * 2
-    assert data.examples[0].marks()[30, 40] == 255
+    assert data.examples[0].read()[30, 40] == 255

@@ -60,7 +60,7 @@ def data(folder):
 def keep(folder):
     """The same images, where all but the disc is marked."""
     examples = read_data(folder, "a background").examples
-    others = [replace(e, marks=lambda e=e: 1 - e.marks()) for e in examples]
+    others = [replace(e, read=lambda e=e: 1 - e.read()) for e in examples]
     return Data(others, [])
 
 
@@ -102,7 +102,7 @@ def test_it_learns_to_mark_the_thing_in_images_that_it_has_not_seen(tune, tmp_pa
     assert result.before["new_iou"] < 0.2 and result.after["new_iou"] > 0.5
     others = read_data(discs(tmp_path / "others", 8, seed=1), "a disc").examples
     segmenter = Segmenter.from_pretrained(result.path)
-    ious = [image_iou(segmenter(e.image, "a disc")[0] > 0.5, e.marks()) for e in others]
+    ious = [image_iou(segmenter(e.image, "a disc")[0] > 0.5, e.read()) for e in others]
     assert np.mean(ious) > 0.4
     assert files(checkpoint) == before
 
@@ -211,7 +211,7 @@ def batches(checkpoint, data, options):
 
 def test_half_of_a_batch_is_old_prompts(batches):
     entries = batches().batch(0, 3)
-    assert [entry.example.marks is None for entry in entries] == [True] * 10 + [False] * 10
+    assert [entry.example.read is None for entry in entries] == [True] * 10 + [False] * 10
     assert {entry.text for entry in entries[10:]} <= {"a disc", "the disc"}
 
 
@@ -243,7 +243,7 @@ def test_labels_of_old_prompts_are_the_old_decoders_and_others_the_masks(batches
 
 def test_examples_that_are_kept_are_a_part_of_what_is_old(batches, keep):
     entries = batches(keep=keep).batch(0, 0)
-    assert [entry.example.marks is None for entry in entries] == [True] * 5 + [False] * 15
+    assert [entry.example.read is None for entry in entries] == [True] * 5 + [False] * 15
     texts = [entry.text for entry in entries[5:]]
     assert set(texts[:5]) == {"a background"} and set(texts[5:]) == {"a disc", "the disc"}
 
@@ -256,7 +256,7 @@ def test_kept_examples_are_scored_by_their_own_masks(tune, keep, monkeypatch):
 
 
 def test_a_quarter_of_the_new_prompts_name_what_is_known_to_be_absent(batches, data):
-    empty = [Example(e.image, ("a cat",), lambda e=e: 0 * e.marks()) for e in data.examples]
+    empty = [Example(e.image, ("a cat",), lambda e=e: 0 * e.read()) for e in data.examples]
     made = batches(Data(data.examples, empty))
     entries = [entry for step in range(100) for entry in made.batch(0, step)[10:]]
     absent = [entry for entry in entries if entry.text == "a cat"]
@@ -292,11 +292,11 @@ def test_each_example_is_learned_as_often_as_any_other(batches):
 
 def test_pixels_to_ignore_do_not_count(batches, data):
     def marks_of(example):
-        marks = example.marks()
+        marks = example.read().astype(np.uint8)
         marks[:8] = 255
         return marks
 
-    examples = [replace(e, marks=lambda e=e: marks_of(e)) for e in data.examples]
+    examples = [replace(e, read=lambda e=e: marks_of(e)) for e in data.examples]
     made = batches(Data(examples, []))
     assert np.isnan(made.label(examples[0])[:8]).all()
     made.logits = lambda decoder, entries, rows: np.ones((len(entries), 32, 32))
@@ -435,7 +435,7 @@ def test_the_state_of_another_run_is_refused_and_left(tune, tmp_path, data):
     with pytest.raises(Killed):
         tune("out", progress=lambda parts, name: stop(parts, name) if name == "learning" else parts)
     before = files(tmp_path / "out")
-    empty = [replace(e, marks=lambda e=e: 1 - e.marks()) for e in data.examples]
+    empty = [replace(e, read=lambda e=e: 1 - e.read()) for e in data.examples]
     changes = {"seed": 1}, {"rate": 0.1}, {"focal": True}, {"data": Data(empty, [])}
     for change in changes:
         with pytest.raises(InputError, match="is the state of a run with other data"):

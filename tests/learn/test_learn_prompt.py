@@ -84,7 +84,7 @@ def mean_iou(segmenter, new_model, data):
     images = [str(example.image) for example in data.examples]
     pixels = segmenter.processor(images=images)["pixel_values"]
     features = [model.encode_image(np.ascontiguousarray(turned(pixels, t))) for t in range(8)]
-    masks = np.stack([example.marks() == 1 for example in data.examples])
+    masks = np.stack([example.read() for example in data.examples])
 
     def mean_iou(embedding: np.ndarray, turns=range(8), seen: slice = slice(None)) -> float:
         """Where only the columns `seen` of the masks are known"""
@@ -253,9 +253,9 @@ def test_ignored_pixels_count_neither_way(learn, data, segmenter, mean_iou):
     """The right half is ignored, whatever lies there: the IoU is the left half's."""
 
     def half(example, value):
-        marks = example.marks()
+        marks = example.read().astype(np.uint8)
         marks[:, 16:] = 255
-        example = replace(example, marks=lambda: marks)
+        example = replace(example, read=lambda: marks)
         share, ignored = example.target((32, 32))
         target = np.where(ignored, np.float32(value), share), ignored
         given = {"image": example.image, "prompts": ("x",), "target": lambda size: target}
@@ -271,7 +271,7 @@ def test_ignored_pixels_count_neither_way(learn, data, segmenter, mean_iou):
 
 def test_images_without_the_thing_are_learned_from_where_they_are_known(lessons, data):
     """To mark nothing in them is right."""
-    nothing = [replace(e, marks=lambda: np.zeros((32, 32), np.uint8)) for e in data.examples]
+    nothing = [replace(e, read=lambda: np.zeros((32, 32), np.uint8)) for e in data.examples]
     made, rng = lessons(Data(data.examples, nothing)), np.random.default_rng(0)
     entries = [e for step in range(50) for e in made.entries(made.data, BATCH, 0, step, rng)]
     absent = [entry for entry in entries if entry.example in nothing]
