@@ -74,18 +74,17 @@ class CachedFeatures:
         if size.keys() != {"height", "width"} or not image_processor.do_resize:
             given = f"size={size}, do_resize={image_processor.do_resize}"
             raise InputError(f"the processor has {given}; expected a height and a width for all")
-        p, D = config.vision_config.patch_size, config.vision_config.hidden_size
-        self.grid = size["height"] // p, size["width"] // p
-        # (layers,1+hw,D)
-        self.shape = len(config.extract_layers), 1 + self.grid[0] * self.grid[1]
-        self.shape += (config.reduce_dim if is_reduced else D,)
+        vision = config.vision_config
+        h, w = self.grid = tuple(size[side] // vision.patch_size for side in ("height", "width"))
+        width = config.reduce_dim if is_reduced else vision.hidden_size
+        self.shape = len(config.extract_layers), 1 + h * w, width
         self.entry_bytes = 2 * int(np.prod(self.shape))
         # A quarter turn needs a square.
         turns = min(turns, 8 if size["height"] == size["width"] else 4)
         self.turns = self._affordable(turns, len(images), max_bytes)
         places = "clip.vision_model.", *["decoder.reduces."] * is_reduced
         about = fingerprint(model, places), image_processor.to_dict(), config.to_dict()
-        mark = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        mark = json.dumps(about, sort_keys=True)
         self.files = [self._files(Path(image), mark) for image in images]
         self._make_room(max_bytes)
         self._encode(images, progress)

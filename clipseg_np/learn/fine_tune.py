@@ -4,8 +4,8 @@ FOLDS decoders learn, each without the images of its fold, and the result is the
 more of the new and of the old than any of them (Wortsman et al., "Model soups", 2022). What stands
 against forgetting is in batches.py.
 
-A run that was killed goes on after its last whole fold. On one thread, it ends with the same bits as
-one that was not.
+A run that was killed goes on after its last whole fold; on one thread, it ends with the same bits
+as one that was not.
 """
 
 import copy

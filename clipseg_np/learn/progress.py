@@ -22,16 +22,11 @@ def write_log(folder: Path, records: list[dict]) -> None:
 def write_plot(folder: Path, records: list[dict]) -> None:
     """Plot the loss and, beside it, every IoU by step. Raises MissingExtra without matplotlib."""
     figure = optional("matplotlib.figure", extra="notebooks").Figure((8, 3), layout="tight")
-    axes = figure.subplots(1, 2)
-    for axis, label in zip(axes, ("loss", "IoU")):
-        names = [name for name in records[-1] if name.endswith(label.lower())]
-        for number, name in enumerate(names):
-            known = [record for record in records if record[name] is not None]
-            # A line for each fold, all of one color
-            for fold in {record.get("fold") for record in known}:
-                own = [record for record in known if record.get("fold") == fold]
-                line = {"color": f"C{number}", "label": name if own[0] is known[0] else None}
-                axis.plot([r["step"] for r in own], [r[name] for r in own], **line)
+    steps = [record["step"] for record in records]
+    for axis, label in zip(figure.subplots(1, 2), ("loss", "IoU")):
+        for name in records[0]:
+            if name.endswith(label.lower()):
+                axis.plot(steps, [record[name] for record in records], label=name)
         axis.set_xlabel("step")
         axis.set_ylabel(label)
         axis.legend()

@@ -37,7 +37,7 @@ def test_the_plot_shows_the_loss_and_both_ious(tmp_path, monkeypatch):
     monkeypatch.setattr(figure.Figure, "savefig", savefig)
     write_plot(tmp_path, RECORDS)
     assert curves == {
-        "loss": [[20, 40], [0.5, 0.25]],
+        "loss": [[0, 20, 40], [None, 0.5, 0.25]],
         "new_iou": [[0, 20, 40], [0.25, 0.75, 0.8]],
         "old_iou": [[0, 20, 40], [1.0, 0.875, 0.875]],
     }
