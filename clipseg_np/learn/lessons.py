@@ -21,7 +21,7 @@ from .data import Data, Example
 from .features import CachedFeatures, Progress, turned
 
 FOLDS = 4
-ABSENT = 0.25  # of the prompts, where that is known
+ABSENT = 0.2  # of the prompts, where that is known
 MAX_MASKS = 512  # that are kept in memory
 
 
@@ -75,7 +75,7 @@ class Lessons:
             learned = ([e for e in part if self.folds.get(e.image) != fold] for part in choices)
             examples = next(filter(None, learned))
             lap, place = divmod(number, len(examples))
-            order = np.random.default_rng((self.seed, lap)).permutation(len(examples))
+            order = np.random.default_rng((self.seed, fold, lap)).permutation(len(examples))
             example = examples[order[place]]
             text = example.prompts[rng.integers(len(example.prompts))]
             entries.append(Entry(example, turn, text))

@@ -215,7 +215,7 @@ def test_half_of_a_batch_is_old_prompts(batches):
     assert {entry.text for entry in entries[10:]} <= {"a disc", "the disc"}
 
 
-def test_three_quarters_of_the_old_prompts_mark_something(batches, monkeypatch):
+def test_most_of_the_old_prompts_mark_something(batches, monkeypatch):
     def decoded(self, decoder, entries):
         """Nothing, a single pixel, and many are marked, by turns."""
         counts = np.resize([0, 1, 300], len(entries))
@@ -255,7 +255,7 @@ def test_kept_examples_are_scored_by_their_own_masks(tune, keep, monkeypatch):
     assert before["new_iou"] < 0.2 and before["old_iou"] > 0.8
 
 
-def test_a_quarter_of_the_new_prompts_name_what_is_known_to_be_absent(batches, data):
+def test_a_fifth_of_the_new_prompts_name_what_is_known_to_be_absent(batches, data):
     empty = [Example(e.image, ("a cat",), lambda e=e: 0 * e.read()) for e in data.examples]
     made = batches(Data(data.examples, empty))
     entries = [entry for step in range(100) for entry in made.batch(0, step)[10:]]
