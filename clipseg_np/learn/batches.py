@@ -53,10 +53,11 @@ class Batches(Lessons):
         )
         words = sorted(segmenter.processor.words)
         texts = old_prompts(segmenter, words, self.names, self.rng) or [*COMMON, *kept_names]
-        every = list(dict.fromkeys([*self.names, *kept_names, *texts]))
-        self.embeddings = dict(zip(every, segmenter.embed(every)))
-        asked = self.rows([*self.names, *texts])
-        self.coordinates = self.model.floats(far_apart(in_main_memory(asked))) if words else None
+        prompts = list(dict.fromkeys([*self.names, *kept_names, *texts]))
+        self.embeddings, self.coordinates = dict(zip(prompts, segmenter.embed(prompts))), None
+        if words:
+            rows = in_main_memory(self.rows([*self.names, *texts]))
+            self.coordinates = self.model.floats(far_apart(rows))
         self.tests = lru_cache(1)(self._tests)
         self.old = Data([], [])
         images = [image for image in self.folds for _ in range(TRIED)]
@@ -65,7 +66,8 @@ class Batches(Lessons):
         entries = [Entry(Example(image, (text,), None), 0, text) for image, text in pairs]
         for part in slices(len(entries), MAX_SCORED):
             marked = self.decoded(self.model.decoder, entries[part]) > 0
-            for entry, share in zip(entries[part], marked.mean(axis=(1, 2))):
+            shares = in_main_memory(marked.mean(axis=(1, 2)))
+            for entry, share in zip(entries[part], shares):
                 is_marked = share > MIN_MARKED
                 (self.old.examples if is_marked else self.old.absent).append(entry.example)
 

@@ -91,8 +91,8 @@ def fine_tune(
     about = numbers, focal, seed, decoder_only, batches.mark()
     mark, state = sha256(repr(about).encode()).hexdigest(), output / STATE_NAME
     mean, records = read_state(state, mark) if state.is_file() else ({}, [])
-    done = len({record["fold"] for record in records})
-    for number in progress(range(done * steps, FOLDS * steps), "learning"):
+    start = steps * len({record["fold"] for record in records})
+    for number in progress(range(start, FOLDS * steps), "learning"):
         fold, step = divmod(number, steps)
         if step == 0:
             learner = Learner(batches, fold, loss)
@@ -113,8 +113,8 @@ def fine_tune(
         warnings.warn(f"there is no plot: {error}", stacklevel=2)
     by_fold = [[record for record in records if record["fold"] == fold] for fold in range(FOLDS)]
     before, after = (
-        {name: round(float(np.mean([record[name] for record in some])), 4) for name in SCORES}
-        for some in ([own[0] for own in by_fold], [best_of(own) for own in by_fold])
+        {name: round(float(np.mean([record[name] for record in part])), 4) for name in SCORES}
+        for part in ([own[0] for own in by_fold], [best_of(own) for own in by_fold])
     )
     if after["new_iou"] <= before["new_iou"]:
         warnings.warn("nothing was learned: held-out images say so", stacklevel=2)
@@ -151,12 +151,12 @@ class Learner:
         """One step."""
         batches, entries = self.batches, self.batches.batch(self.fold, step)
         rows = batches.rows(entry.text for entry in entries)
-        given = batches.tokens(entries), rows, batches.targets(entries), batches.features.grid
-        found = one_pass(self.decoder, *given, is_reduced=False, loss=self.loss)
-        if not np.isfinite(found.loss):
+        inputs = batches.tokens(entries), rows, batches.targets(entries), batches.features.grid
+        result = one_pass(self.decoder, *inputs, is_reduced=False, loss=self.loss)
+        if not np.isfinite(result.loss):
             raise InputError("the loss is no longer a number: lower the rate")
-        self.optimizer.step(found.gradients, rate)
-        self.losses.append(found.loss)
+        self.optimizer.step(result.gradients, rate)
+        self.losses.append(result.loss)
 
     def evaluate(self, step: int) -> None:
         """Score the decoder, and keep it if it is the best."""

@@ -71,8 +71,8 @@ class Lessons:
         entries = []
         for number in range(step * count, (step + 1) * count):
             is_absent, turn = rng.random() < ABSENT, int(rng.integers(self.features.turns))
-            choices = (data.absent, data.examples)[:: 1 if is_absent else -1]
-            learned = ([e for e in part if self.folds.get(e.image) != fold] for part in choices)
+            parts = (data.absent, data.examples) if is_absent else (data.examples, data.absent)
+            learned = ([e for e in part if self.folds.get(e.image) != fold] for part in parts)
             examples = next(filter(None, learned))
             lap, place = divmod(number, len(examples))
             order = np.random.default_rng((self.seed, fold, lap)).permutation(len(examples))
@@ -98,13 +98,14 @@ class Lessons:
 
     def logits(self, decoder: Decoder, entries: Sequence[Entry], embeddings: Array) -> Array:
         """(P,projection_dim) -> (P,H,W)"""
+        ops = self.model.ops
 
-        def some(part: slice) -> list[Array]:
+        def slice_logits(part: slice) -> list[Array]:
             tokens = self.tokens(entries[part])
             tokens = tokens if self.features.is_reduced else decoder.reduce(tokens)
             return [decoder(tokens, embeddings[part], self.features.grid).logits]
 
-        return joined_slices(decoder.ops, some, len(entries), decoder.ops.prompts_per_slice)[0]
+        return joined_slices(ops, slice_logits, len(entries), ops.prompts_per_slice)[0]
 
     def ious(self, logits: Array, labels: np.ndarray) -> np.ndarray:
         """(P,H,W), (P,H,W) -> (P)"""
