@@ -105,12 +105,12 @@ class PromptLessons(Lessons):
         self.data = parts[0]
         tests = [self.held_out(self.data, fold, MAX_SCORED) for fold in range(FOLDS)]
         self.scored = [entry for entries in tests for entry in entries]
-        self.counts = [len(entries) for entries in tests]
+        folds = np.repeat(np.arange(FOLDS), [len(entries) for entries in tests])
+        self.scored_folds = self.model.ops.asarray(folds)
 
     def score(self, embeddings: Array) -> np.ndarray:
         """IoU of examples, each marked by the embedding that did not learn it."""
-        rows = embeddings.repeat(self.counts, axis=0)
-        logits = self.logits(self.model.decoder, self.scored, rows)
+        logits = self.logits(self.model.decoder, self.scored, embeddings[self.scored_folds])
         return self.ious(logits, self.labels(self.scored))
 
     def gradient(self, embeddings: Array, step: int) -> Array:
