@@ -7,8 +7,7 @@
 | COCO's .json, or a folder with _annotations.coco.json | polygons, RLE | categories |
 | a folder with images/ and labels/ | label maps of the images' names | labels.csv |
 
-Several wordings of a prompt are separated by "|" or, in JSON, listed. Masks are read again when
-they are asked for, so that data larger than the memory can be learned.
+Several wordings of a prompt are separated by "|" or, in JSON, listed.
 """
 
 import csv
@@ -38,10 +37,7 @@ COCO_FILE = "_annotations.coco.json"
 IGNORED = 255
 LOSSY = {".jpg", ".jpeg", ".webp", ".avif", ".heic", ".jp2"}
 MAX_FAULTS = 20  # in a message
-EXPECTED = (
-    f"expected a folder with images/ and masks/, or images/, labels/ and labels.csv, or "
-    f"{COCO_FILE} (of Roboflow's folders, train/ holds it); or a .csv, .jsonl or COCO .json file"
-)
+EXPECTED = f"expected masks/, labels/ or {COCO_FILE} in it, or a .csv, .jsonl or COCO .json file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +45,7 @@ class Example:
     """A thing marked in an image.
 
     image: the image's path. prompts: wordings for the thing; the first is its name. read: reads the
-    mask, (H,W): `number` on the thing, IGNORED where that is unknown.
+    mask, (H,W), from its file: `number` on the thing, IGNORED where that is unknown.
     """
 
     image: Path
@@ -107,8 +103,7 @@ def read_data(path: str | os.PathLike, prompts: str | Sequence[str] = ()) -> Dat
         raise InputError(f"{path} has faults, {len(faults)} in all: {listed}{more}")
     if boxes := reader.boxes:
         problem = f"{len(boxes)} of {len(examples)} masks are boxes, such as {boxes[0]}"
-        advice = "a model that learns boxes marks boxes. Draw the things' outlines"
-        warnings.warn(f"{problem}: {advice}.", stacklevel=2)
+        warnings.warn(f"{problem}: a model learns boxes from boxes. Draw outlines", stacklevel=2)
     return reader.data
 
 
@@ -233,8 +228,7 @@ class _Reader:
             if all(isinstance(field, str) and field.strip() for field in fields):
                 yield place, row
             elif "".join(line).strip():
-                advice = "in CSV, texts that hold commas need quotes"
-                self.faults.append(f"{place}, is no row with {' and '.join(needed)}; {advice}")
+                self.faults.append(f"{place}, is no row with {' and '.join(needed)}; quote commas")
 
     def read_coco(self) -> None:
         path = self.path / COCO_FILE if self.path.is_dir() else self.path
@@ -251,8 +245,9 @@ class _Reader:
             ids = str(entry.get("image_id")), str(entry.get("category_id"))
             parts[ids].append((f"{path}: annotation {id_}", entry.get("segmentation")))
             if ids[0] not in images or ids[1] not in categories:
-                about = f"annotation {id_} is of image {ids[0]} and category {ids[1]}"
-                self.faults.append(f"{path}: {about}; expected ids that are listed")
+                self.faults.append(
+                    f"{path}: annotation {id_}: image and category {ids} are not both listed"
+                )
         # Roboflow's first category is the parent of the others, and marks nothing.
         parents = [entry.get("supercategory") for entry in categories.values()]
         used = {category_id for _, category_id in parts}

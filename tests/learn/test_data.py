@@ -459,7 +459,7 @@ BAD = {
             lambda path: (path / "x").mkdir() or {"path": path / "x"},
             "it holds nothing; expected",
         ),
-        "masks and labels": (folders, "images, labels, masks", "expected a folder with"),
+        "masks and labels": (folders, "images, labels, masks", "expected masks/, labels/"),
         "no folder of images": (
             lambda path: (path / "images").rename(path / "photos"),
             "images is not a folder",
@@ -496,7 +496,7 @@ BAD = {
             change("an arrow", "an arrow, red"),
             "data.csv, line 5, is no row",
             "data.csv, line 6",
-            "quotes",
+            "quote commas",
         ),
         "too few fields": (
             change(",heart/b.png,a heart | a love heart", ""),
@@ -553,11 +553,11 @@ BAD = {
         ),
         "an unknown image": (
             annotation(image_id=5),
-            "annotation 2 is of image 5 and category 1; expected ids",
+            "annotation 2: image and category ('5', '1') are not both listed",
         ),
         "an unknown category": (
             annotation(category_id=[]),
-            "annotation 2 is of image 11 and category []; expected",
+            "annotation 2: image and category ('11', '[]') are not both",
         ),
         "an RLE of another size": (
             rle([2400], (60, 40)),
@@ -711,7 +711,7 @@ TWO_FAULTS = {
 @pytest.mark.parametrize("fixture", TWO_FAULTS)
 def test_all_faults_are_listed_at_once(request, fixture):
     first, second, part = TWO_FAULTS[fixture]
-    other = {"table": "x.jpg", "coco": "category 9"}.get(fixture, "s/b.png")
+    other = {"table": "x.jpg", "coco": "'9'"}.get(fixture, "s/b.png")
     message = message_of(request, fixture, first, second)
     assert "faults, 2 in all" in message and part in message and other in message
 
