@@ -22,6 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import InputError
 from .plugins import open_image
+from .row_blocks import join_row_blocks
 
 # Pixels on a side of a file's image, as in JPEG. A row of 80 million compresses to nothing, and
 # resizing it takes hundreds of gigabytes.
@@ -231,7 +232,13 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif not re.fullmatch("L|LA|RGB|RGBA|F|I.*", image.mode):
         image = image.convert(PLAIN_MODES.get(image.mode, "RGB"))
-    numbers = np.atleast_3d(np.asarray(image))
+    image.load()
+    # np.asarray(image) would hold all bytes twice, beside Pillow's own memory.
+    numbers = join_row_blocks(
+        lambda rows: np.asarray(image.crop((0, rows.start, image.width, rows.stop))),
+        (image.height, image.width),
+    )
+    numbers = np.atleast_3d(numbers)
     if image.format in ("PNG", "PPM") and image.mode == "I":
         return numbers.astype(np.uint16)  # by Pillow's version and the format, it is this or I;16
     if bits == 12 and image.mode == "I;16":

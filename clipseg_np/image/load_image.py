@@ -66,18 +66,19 @@ def load_image(
     Raises FileNotFoundError for a missing file, InputError for everything else that cannot be used.
     """
     name = name or image_name(image)
-    return to_colors(read_numbers(image, input_data_format, name), white_level, name, keep_alpha)
+    numbers = read_numbers(image, input_data_format, name)
+    return np.array(to_colors(numbers, white_level, name, keep_alpha))
 
 
 def to_colors(
     numbers: np.ndarray, white_level: float | None, name: str, keep_alpha: bool = False
 ) -> np.ndarray:
-    """An image's numbers (H,W,C) to what `load_image` returns."""
+    """An image's numbers (H,W,C) to what `load_image` returns; it may share their memory."""
     colors, alpha = split_alpha(to_levels(numbers, white_level, name))
     if alpha is not None and not keep_alpha:
         colors, alpha = map_row_blocks(_over_white, colors, alpha), None
     colors = np.broadcast_to(colors, (*colors.shape[:2], 3))
-    return np.array(colors) if alpha is None else np.concatenate([colors, alpha], axis=2)
+    return colors if alpha is None else np.concatenate([colors, alpha], axis=2)
 
 
 def image_name(image, default: str = "the image") -> str:

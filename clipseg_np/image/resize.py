@@ -23,7 +23,7 @@ ONE = 1 << 22
 
 # Pixels computed together, from the window of pixels that they need: most of a weight matrix is
 # zeros.
-TILE = 32
+TILE = 16
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

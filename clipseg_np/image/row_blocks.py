@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-MAX_PIXELS_PER_BLOCK = 1 << 21
+MAX_PIXELS_PER_BLOCK = 1 << 19
 
 
 def row_blocks(height: int, width: int) -> Iterator[slice]:
@@ -14,12 +14,17 @@ def row_blocks(height: int, width: int) -> Iterator[slice]:
         yield slice(top, min(top + rows, height))
 
 
-def map_row_blocks(function: Callable, *images: np.ndarray) -> np.ndarray:
-    """Apply a pixelwise function to each block of (height,width,...) arrays: (height,...)."""
+def join_row_blocks(block_of: Callable[[slice], np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Join the blocks that a function returns for slices of the rows: (height,...)."""
     whole = None
-    for rows in row_blocks(*images[0].shape[:2]):
-        block = function(*(image[rows] for image in images))
+    for rows in row_blocks(*size):
+        block = block_of(rows)
         if whole is None:
-            whole = np.empty((images[0].shape[0], *block.shape[1:]), block.dtype)
+            whole = np.empty((size[0], *block.shape[1:]), block.dtype)
         whole[rows] = block
     return whole
+
+
+def map_row_blocks(function: Callable, *images: np.ndarray) -> np.ndarray:
+    """Apply a pixelwise function to each block of (height,width,...) arrays: (height,...)."""
+    return join_row_blocks(lambda rows: function(*(i[rows] for i in images)), images[0].shape[:2])

@@ -348,4 +348,7 @@ def _loaded(
     segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1, decoder=decoder)
     learned = [LearnedPrompt.load(file).check(segmenter.model, force) for file in files]
     prompts = [*prompts, *image_prompts(pairs)]
-    return segmenter, segmenter.prepare(prompts, white_level, learned)
+    query = segmenter.prepare(prompts, white_level, learned)
+    # No image needs it, and a published checkpoint's takes 35 MB.
+    del segmenter.processor.tokenizer
+    return segmenter, query

@@ -6,6 +6,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..atomic_files import digest, is_other_file, write_json, written_together, 
 from ..errors import InputError
 from ..image.load_image import load_image
 from ..image.plugins import has_image_suffix
-from ..image.row_blocks import map_row_blocks
+from ..image.row_blocks import join_row_blocks, map_row_blocks
 from ..masks import connected_components, cut_out, draw, run_length_encoding
 from ..masks.morphology import Labels, mask_statistics
 from .job import CleanUp, Job
@@ -60,11 +61,17 @@ def to_gray(values: np.ndarray) -> np.ndarray:
     return map_row_blocks(lambda rows: np.rint(255 * rows).astype(np.uint8), values)
 
 
-# The images to write, (height,width) or (height,width,channels), bytes.
-KINDS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, CleanUp], np.ndarray]] = {
+# The images to write, (height,width) or (height,width,channels), bytes. `probabilities` returns
+# those of a slice of the rows: all of 12 megapixels would take 48 MB.
+Kind = Callable[[np.ndarray, np.ndarray, Callable[[slice], np.ndarray], CleanUp], np.ndarray]
+KINDS: dict[str, Kind] = {
     "mask": lambda image, mask, probabilities, clean_up: to_gray(clean_up.soften(mask)),
-    "soft": lambda image, mask, probabilities, clean_up: to_gray(probabilities),
-    "heat": lambda image, mask, probabilities, clean_up: draw.heat(image, probabilities, 1),
+    "soft": lambda image, mask, probabilities, clean_up: join_row_blocks(
+        lambda rows: to_gray(probabilities(rows)), mask.shape
+    ),
+    "heat": lambda image, mask, probabilities, clean_up: join_row_blocks(
+        lambda rows: draw.heat(image[rows], probabilities(rows), 1), mask.shape
+    ),
     "cutout": lambda image, mask, probabilities, clean_up: cut_out(image, clean_up.soften(mask)),
     "contour": lambda image, mask, probabilities, clean_up: draw.draw_contour(image, mask),
     "highlight": lambda image, mask, probabilities, clean_up: draw.highlight(image, mask),
@@ -83,21 +90,29 @@ def write_results(
     """
     shown = image if image.shape[2] == 3 else load_image(image, "channels_last")
     label_map = Labels(result.size, len(result), 0) if job.labels else None
+    threshold = checked_threshold(job.threshold)
 
     def write_prompt(number: int, caption: str) -> dict:
-        """Returns a prompt's record, adds its panel, frees its maps: 400 MB for 100 megapixels."""
-        probabilities = result.probability(number)
-        mask = job.clean_up(probabilities > checked_threshold(job.threshold))
+        """Returns a prompt's record, adds its panel, and frees its mask."""
+        highest, probabilities = [], partial(result.probability_of_rows, number)
+
+        def above_threshold(rows: slice) -> np.ndarray:
+            block = probabilities(rows)
+            highest.append(block.max())
+            return block > threshold
+
+        mask = job.clean_up(join_row_blocks(above_threshold, result.size))
         name = f"{stem}_{number + 1}_{slug(caption)}"
         files = {k: f"{name}.png" if k == "mask" else f"{name}_{k}.png" for k in job.kinds}
         for kind, file in files.items():
             drawn = image if kind == "cutout" else shown
-            pixels = KINDS[kind](drawn, mask, probabilities, job.clean_up)
-            save_image(folder / file, Image.fromarray(pixels))
+            # Without a name, the pixels are freed before the file is written.
+            written = Image.fromarray(KINDS[kind](drawn, mask, probabilities, job.clean_up))
+            save_image(folder / file, written)
         if label_map:
-            label_map.add(probabilities, mask)
+            label_map.add(result.probability(number), mask)
         record = {"prompt": caption, **mask_statistics(mask)}
-        record["presence"] = round(float(probabilities.max()), 4)
+        record["presence"] = round(float(np.max(highest)), 4)
         if job.overlay:
             panels.append((caption, draw.panel(shown, mask)))
         return {**record, "files": list(files.values())}

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..image.image_processor import REFERENCE, probabilities_at
 from ..image.load_image import image_name
-from ..image.row_blocks import row_blocks
+from ..image.row_blocks import join_row_blocks
 from ..masks.morphology import label_map, mask_statistics
 from ..model.learned_prompt import LearnedPrompt
 from ..nn.ops import Array, Ops
@@ -87,13 +87,14 @@ class Segmentation:
 
     def probability(self, number: int) -> np.ndarray:
         """The probabilities of prompt `number`, from 0: (height,width), float32, 0 to 1."""
+        return join_row_blocks(partial(self.probability_of_rows, number), self.size)
+
+    def probability_of_rows(self, number: int, rows: slice) -> np.ndarray:
+        """A slice of the rows of `probability`, in memory for these alone."""
         expression = self.expressions[number]
         logits = self.logits[[self.names.index(name) for name in expression.prompts]]
-        probabilities = np.empty(self.size, np.float32)
-        for rows in row_blocks(*self.size):
-            maps = self.ops.to_numpy(probabilities_at(logits, self.size, self.ops, rows))
-            probabilities[rows] = expression.value(dict(zip(expression.prompts, maps)))
-        return probabilities
+        maps = self.ops.to_numpy(probabilities_at(logits, self.size, self.ops, rows))
+        return expression.value(dict(zip(expression.prompts, maps)))
 
     def masks(self, threshold: float = 0.5) -> np.ndarray:
         """Where the probability is above `threshold`, 0 to 1.  (P,height,width), bool

@@ -22,7 +22,7 @@ from ..checkpoints.hub import hub_options
 from ..checkpoints.locate import checkpoint_path, demo_folder
 from ..errors import InputError, naming
 from ..habits import LOADING, understands
-from ..image.load_image import image_name, load_image
+from ..image.load_image import image_name, load_image, read_numbers, to_colors
 from ..image.plugins import has_image_suffix
 from ..model.batched import in_parallel, unless_traced
 from ..model.clipseg import CLIPSegForImageSegmentation
@@ -140,8 +140,7 @@ class Segmenter:
         scales or an unusable image, and FileNotFoundError for a missing file.
         """
         query = self._query(prompts, white_level, combined=False)
-        pixels = load_image(image, input_data_format, white_level=white_level)
-        return self._segment(pixels, query, scales, image_name(image, "image"))
+        return self._segment(image, query, scales, input_data_format, white_level)
 
     def combine(
         self,
@@ -160,8 +159,7 @@ class Segmenter:
         """
         is_ready = isinstance(prompts, Query)
         query = prompts if is_ready else self._query(prompts, white_level, learned=learned)
-        pixels = load_image(image, input_data_format, white_level=white_level)
-        return self._segment(pixels, query, scales, image_name(image, "image"))
+        return self._segment(image, query, scales, input_data_format, white_level)
 
     def prepare(
         self, prompts: Any, white_level: float | None = None, learned: Sequence[LearnedPrompt] = ()
@@ -189,10 +187,19 @@ class Segmenter:
         return Query(tuple(prompts), tuple(expressions), names, embed, ids)
 
     def _segment(
-        self, image: Array, query: Query, scales: Sequence[int], name: str
+        self,
+        image: Any,
+        query: Query,
+        scales: Sequence[int],
+        input_data_format: str | None,
+        white_level: float | None,
     ) -> Segmentation:
-        ops, size = self.model.ops, image.shape[:2]
-        maps = [self._scale_logits(s, image, query) for s in checked_scales(scales, size)]
+        name = image_name(image)
+        numbers = read_numbers(image, input_data_format, name)
+        # `load_image` would copy an array of 12 megapixels, of 36 MB.
+        pixels = to_colors(numbers, white_level, name)
+        ops, size = self.model.ops, pixels.shape[:2]
+        maps = [self._scale_logits(s, pixels, query) for s in checked_scales(scales, size)]
         logits = mean_of_scales(maps, ops) if len(maps) > 1 else maps[0]
         if bool(ops.xp.isnan(logits).any()):
             # Loading does not look for NaN: it reads no weights.
@@ -202,7 +209,7 @@ class Segmenter:
             warnings.warn(f"the masks hold NaN: {cause}. Fetch the checkpoint again.", stacklevel=3)
         step = -(-max(size) // MAX_PREVIEW)
         fields = query.prompts, logits, size, query.names, query.expressions
-        return Segmentation(*fields, image[::step, ::step].copy(), name, ops)
+        return Segmentation(*fields, pixels[::step, ::step].copy(), image_name(image, "image"), ops)
 
     def _scale_logits(self, scale: int, image: np.ndarray, query: Query) -> Array:
         """The logits of all windows of one scale, joined: (L,scale*h,scale*w)."""

@@ -1,6 +1,7 @@
 """Folders of images: results are whole or absent, resumed, and the same for any workers."""
 
 import errno
+import gc
 import io
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import InputError, Segmenter
+from clipseg_np import CLIPTokenizer, InputError, Segmenter
 from clipseg_np.cli import commands
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
@@ -93,6 +94,17 @@ def test_prompts_are_embedded_once_for_all_images(job, folder, monkeypatch):
     report = run(replace(job, image_prompts=((str(folder / "a.png"), None),)), folder)
     assert sum("prompts" in record for record in report) == 5
     assert [len(things) for things in embedded] == [3]  # two texts and an image
+
+
+def test_a_worker_keeps_no_tokenizer(job, folder):
+    def tokenizers() -> int:
+        gc.collect()
+        return sum(isinstance(thing, CLIPTokenizer) for thing in gc.get_objects())
+
+    batch._loaded.cache_clear()
+    before = tokenizers()
+    run(job, folder)
+    assert batch._loaded.cache_info().currsize and tokenizers() == before
 
 
 def test_the_bytes_do_not_depend_on_workers(job, folder, tmp_path):
