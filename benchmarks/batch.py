@@ -25,6 +25,10 @@ from systems import example, onnx_file, save_checkpoint
 
 PROMPT = "a red circle"
 MEGAPIXELS = 2, 12
+NOTE = (
+    "Each worker maps the file of weights: they count in the memory of every process, and once in "
+    "that of all."
+)
 LOOP = """
 import sys
 from pathlib import Path
@@ -64,36 +68,44 @@ def draw_photos(folder: Path, count: int) -> None:
         Image.fromarray(photo).save(folder / f"{number:03}.jpg", quality=90)
 
 
-def peak_memory(pid: int, peaks: dict[int, float]) -> None:
-    """Keep the largest resident memory, in MB, of a process and of each process below it."""
+def memory(pid: int) -> tuple[float, float]:
+    """Of a process and those below it, in MB: the largest peak of one, and all of them together.
+
+    The weights that several processes map count in each, and once in all together.
+    """
+    largest = together = 0.0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        except (OSError, ValueError):
+            if pid in (int(fields["Pid"]), int(fields["PPid"])):
+                largest = max(largest, int(fields["VmHWM"].split()[0]) / 1024)
+                shares = status.with_name("smaps_rollup").read_text().partition("\nPss:")[2]
+                together += int(shares.split()[0]) / 1024
+        except (OSError, LookupError, ValueError):  # it has ended
             continue
-        own, parent = int(fields["Pid"]), int(fields["PPid"])
-        if (own == pid or parent == pid) and "VmHWM" in fields:
-            peaks[own] = max(peaks.get(own, 0), int(fields["VmHWM"].split()[0]) / 1024)
+    return largest, together
 
 
-def run(command: list) -> tuple[float, float]:
-    """Seconds, and the largest peak of one process's memory in MB."""
-    start, peaks = time.perf_counter(), {}
+def run(command: list) -> tuple[float, float, float, float]:
+    """Seconds, cores at work on average, and the peaks of `memory`."""
+    start, peaks = time.perf_counter(), [(0.0, 0.0)]
     process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.25):
-            peak_memory(process.pid, peaks)
+            peaks.append(memory(process.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    if process.wait():
-        raise SystemExit(f"{command[0]} failed")
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     ended.set()
     watcher.join()
-    return seconds, max(peaks.values(), default=0)
+    if status:
+        raise SystemExit(f"{command[0]} failed")
+    cores = (usage.ru_utime + usage.ru_stime) / seconds
+    return seconds, cores, *map(max, zip(*peaks))
 
 
 def main() -> None:
@@ -125,14 +137,16 @@ def main() -> None:
     lines = [
         f"{photos}, one prompt, a mask each; medians of {options.rounds} rounds. {setup()}",
         "",
-        "|  | images a second | largest process, MB |",
-        "| --- | ---: | ---: |",
+        "|  | images a second | cores at work | largest process, MB | all processes, MB |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, figures in measured.items():
-        seconds = statistics.median(figure[0] for figure in figures)
-        peak = max(figure[1] for figure in figures)
-        lines.append(f"| {name} | {options.photos / seconds:.2f} | {peak:.0f} |")
-    lines += ["", f"Time of the first over the second: {statistics.median(ratios):.3f}."]
+        columns = list(zip(*figures))
+        seconds, cores = (statistics.median(column) for column in columns[:2])
+        largest, together = (max(column) for column in columns[2:])
+        cells = f"{options.photos / seconds:.2f} | {cores:.2f} | {largest:.0f} | {together:.0f}"
+        lines.append(f"| {name} | {cells} |")
+    lines += ["", f"Time of the first over the second: {statistics.median(ratios):.3f}.", NOTE]
     print(*lines, sep="\n")
     if options.output:
         options.output.write_text("\n".join(lines) + "\n", "utf-8")
