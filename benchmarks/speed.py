@@ -2,11 +2,15 @@
 
     python -m pip install '.[benchmark]'
     python benchmarks/speed.py --output benchmarks/cpu
+    python benchmarks/speed.py --output benchmarks/cpu --avx2
     python benchmarks/speed.py --before FOLDER
 
 Writes cpu.md and cpu.png. In every round each system answers once, in turn, so that a slow moment
 of the machine hits all; the medians and their ratios count. All get the same token ids and pixel
 values, in memory; their logits must agree before anything is timed. Only CPUs are measured.
+
+--avx2 imitates a processor without AVX-512 (instruction_set.py) and writes cpu_avx2.md, without the
+systems that cannot take part.
 
 --before compares this checkout with an older one in FOLDER, and with nothing else. A ratio is
 reliable if the middle half of its rounds is narrow: on a busy machine, or with few --rounds, it is
@@ -26,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import threadpoolctl
 from clock import timed
+from instruction_set import choose, instruction_set, second_level_cache
 from PIL import Image
 from process import in_a_small_process
 from systems import (
@@ -50,6 +55,11 @@ TASKS = {  # name: what `example` makes, and the share of --rounds
 }
 SIDES = (224, 352, 480, 640)
 PROMPTS = (1, 2, 5, 10, 20)
+IMITATED = (
+    "Environment variables keep NumPy, its BLAS and torch from AVX-512. The caches are those of "
+    "this processor. ONNX Runtime, OpenVINO and torch.compile cannot be kept from it, and are "
+    "left out."
+)
 LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "openvino", "clipseg_np")
 
 
@@ -129,7 +139,8 @@ def versions() -> str:
 def setup() -> str:
     return (
         f"The rd64-refined architecture at {SIDE} x {SIDE}, float32, random weights, on "
-        f"{processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{processor_name()} ({instruction_set()}), {os.cpu_count()} cores with a second-level "
+        f"cache of {second_level_cache()} each, Python {platform.python_version()}, "
         f"{versions()}, BLAS kernels: {blas_kernels()}."
     )
 
@@ -215,7 +226,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--output", type=Path, help="write .md and .png under this name")
     parser.add_argument("--before", type=Path, metavar="FOLDER", help="compare with this checkout")
+    parser.add_argument("--avx2", action="store_true", help="without AVX-512; OUTPUT_avx2.md")
     args = parser.parse_args()
+    choose(args.avx2)
+    if args.output and args.avx2:
+        args.output = args.output.with_name(f"{args.output.name}_avx2")
     if args.before:
         if not (args.before / "clipseg_np").is_dir():
             parser.error(f"{args.before} is no checkout: it has no folder clipseg_np")
@@ -256,6 +271,7 @@ def main() -> None:
             "share of transformers' time."
         ),
         "",
+        *([IMITATED, ""] if args.avx2 else []),
     ]
     rows = []
     for name in contenders:
@@ -287,7 +303,8 @@ def main() -> None:
     print(text)
     if args.output:
         args.output.with_suffix(".md").write_text(text, encoding="utf-8")
-        draw(found, growth, args.output.with_suffix(".png"))
+        if not args.avx2:
+            draw(found, growth, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from instruction_set import is_imitated
 from versions import one_pass
 
 import clipseg_np
@@ -76,9 +77,14 @@ def save_processor(folder: Path) -> None:
 
 
 def systems(folder: Path) -> dict[str, System]:
-    """The systems that are installed here; the reason for each missing one is printed."""
+    """The systems that are installed here; the reason for each missing one is printed.
+
+    Those that cannot be kept to AVX2 are left out where it is imitated.
+    """
     found = {REFERENCE: with_transformers(folder), OURS: with_clipseg_np(folder, "numpy")}
     found["clipseg_np, numpy-reference"] = with_clipseg_np(folder, "numpy-reference")
+    if is_imitated():
+        return found
     for name, build in (
         ("transformers, torch.compile", with_compiled_transformers),
         (RUNTIME, with_onnx_runtime),

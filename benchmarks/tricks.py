@@ -2,13 +2,11 @@
 
     python benchmarks/tricks.py
     python benchmarks/tricks.py --new-processes
-    OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" \\
-        python benchmarks/tricks.py
+    python benchmarks/tricks.py --avx2
 
 With --new-processes each time is the median of a new process's first passes: malloc has not yet
-learned to keep memory then. The last command imitates a processor without AVX-512. A gain is how
-much longer a pass takes without the trick: the median of the rounds' ratios, less 1. tricks.md has
-the tables.
+learned to keep memory then. --avx2 imitates a processor without AVX-512. A gain is how much longer
+a pass takes without the trick: the median of the rounds' ratios, less 1. tricks.md has the tables.
 """
 
 import argparse
@@ -19,12 +17,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 from clock import timed
+from instruction_set import choose
 from speed import TASKS, setup, table
 from systems import example, save_checkpoint_without_torch, with_clipseg_np
 
@@ -56,6 +54,15 @@ def quick_gelu(x):
     np.copyto(x, Ops().quick_gelu(x))
 
 
+def exponentials(q, k, hidden, out):
+    np.matmul(k, q.T, out=out)
+    if hidden is not None:
+        out[hidden] = np.finfo(out.dtype).min
+    out -= out.max(axis=0)
+    np.exp(out, out=out)
+    return out.sum(axis=0)
+
+
 def without_a_large_array(self, threads=None):
     Ops.__init__(self)
     self.threads = THREADS(threads)
@@ -76,7 +83,7 @@ TRICKS = {
     "layer_norm": [(OURS, "layer_norm", Ops.layer_norm)],
     "attention": [(OURS, "whole_layers", {MLP: numpy_layers.mlp})],
     "MIN_TOKENS": [(numpy_layers, "MIN_TOKENS", 0)],
-    "MAX_POWER": [(numpy_kernels, "MAX_POWER", -NEVER)],
+    "MIN_SUM": [(numpy_kernels, "exponentials", exponentials)],
     "mlp": [(OURS, "whole_layers", {Attention: numpy_layers.attention})],
     "quick_gelu": [
         (numpy_layers, "ELEMENTWISE", {**numpy_kernels.ELEMENTWISE, "quick_gelu": quick_gelu})
@@ -91,48 +98,54 @@ PASSES = 4  # of a new process, after its first
 
 
 @contextmanager
-def switched_off(*tricks: str) -> Iterator[None]:
+def patched(changes: list[tuple]) -> Iterator[None]:
     with ExitStack() as stack:
-        for change in chain(*map(TRICKS.get, tricks)):
+        for change in changes:
             stack.enter_context(patch.object(*change))
+        # It remembers by which MAX_UNPACKED it chose.
+        numpy_kernels.block_rows.cache_clear()
         yield
 
 
-def seconds(run: Callable, off: str | None) -> float:
-    """Of one call, with the trick `off` switched off."""
-    with switched_off(*[off] if off else []):
+def seconds(run: Callable, patches: dict[str, list[tuple]], name: str) -> float:
+    with patched(patches[name]):
         return timed(run)[0]
 
 
-def seconds_in_new_process(folder: str, task: str, off: str | None) -> float:
-    command = [sys.executable, __file__, "--child", folder, task, *([off] if off else [])]
+def seconds_in_new_process(folder: str, task: str, name: str) -> float:
+    command = [sys.executable, sys.argv[0], "--child", folder, task, name]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def gain(seconds: Callable[[str | None], float], trick: str, rounds: int) -> str:
-    ratios = []
+def more_time(time_pass: Callable[[str], float], name: str, rounds: int) -> str:
+    """How much longer a pass takes with the patches of this name, as a share."""
+    shares = []
     for number in range(rounds):
-        order = (None, trick) if number % 2 else (trick, None)
-        taken = {off: seconds(off) for off in order}
-        ratios.append(taken[trick] / taken[None] - 1)
-    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        order = ("", name) if number % 2 else (name, "")
+        taken = {which: time_pass(which) for which in order}
+        shares.append(taken[name] / taken[""] - 1)
+    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75))
     return f"{middle:.1%} ({low:.1%} to {high:.1%})"
 
 
-def main() -> None:
+def main(patches: dict[str, list[tuple]], description: str) -> None:
+    """Print how much longer a pass takes with each of these named lists of patches."""
+    names, patches = [*patches], {"": [], **patches}
     if sys.argv[1:2] == ["--child"]:
-        folder, task, *off = sys.argv[2:]
-        with switched_off(*off):
+        folder, task, name = sys.argv[2:]
+        with patched(patches[name]):
             run = partial(with_clipseg_np(Path(folder), "numpy"), *example(**TASKS[task]))
             _, *times = (timed(run)[0] for _ in range(PASSES + 1))
         return print(statistics.median(times))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tasks", choices=TASKS, nargs="*", default=[*TASKS])
-    parser.add_argument("--tricks", choices=TRICKS, nargs="*", default=[*TRICKS])
+    parser.add_argument("--only", choices=names, nargs="*", default=names)
     parser.add_argument("--new-processes", action="store_true")
+    parser.add_argument("--avx2", action="store_true", help="imitate a processor without AVX-512")
     args = parser.parse_args()
-    rows = {name: [name] for name in args.tricks}
+    choose(args.avx2)
+    rows = {name: [name] for name in args.only}
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint_without_torch(Path(folder))
         one_pass = with_clipseg_np(Path(folder), "numpy")
@@ -140,13 +153,14 @@ def main() -> None:
             if args.new_processes:
                 time_pass = partial(seconds_in_new_process, folder, task)
             else:
-                time_pass = partial(seconds, partial(one_pass, *example(**TASKS[task])))
-                time_pass(None)
+                run = partial(one_pass, *example(**TASKS[task]))
+                run()
+                time_pass = partial(seconds, run, patches)
             for name, row in rows.items():
-                row.append(gain(time_pass, name, args.rounds))
+                row.append(more_time(time_pass, name, args.rounds))
                 print(task, name, row[-1], sep=" | ", flush=True)
     print("", setup(), "", *table(["", *args.tasks], list(rows.values())), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(TRICKS, __doc__)

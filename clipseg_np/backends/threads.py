@@ -19,6 +19,7 @@ from contextvars import Context, ContextVar, copy_context
 from functools import cache, partial
 from itertools import pairwise
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -26,15 +27,29 @@ from threadpoolctl import ThreadpoolController
 from ..errors import InputError
 
 T = TypeVar("T")
-MAX_THREADS = 1024
+MAX_THREADS, MANY = 1024, 1 << 60
 
 _is_inside_task: ContextVar[bool] = ContextVar("_is_inside_task", default=False)
 
 
 @cache
 def usual_count() -> int:
-    """As many threads as BLAS uses: this process's cores, or OPENBLAS_NUM_THREADS and its like."""
-    return max((library.num_threads for library in _blas()), default=os.cpu_count() or 1)
+    """As many threads as BLAS uses, this process's cores or OPENBLAS_NUM_THREADS, up to a quota."""
+    count = max((library.num_threads for library in _blas()), default=os.cpu_count() or 1)
+    return min(count, quota())
+
+
+def quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """The cores whose time this process or its container may use (Linux, cgroup v2), rounded up."""
+    limits, group = [MAX_THREADS], cgroups
+    with suppress(OSError):
+        group /= own.read_text().partition("0::/")[2].strip()
+    for folder in (group, *group.parents):
+        # There is no file, or it says "max".
+        with suppress(OSError, ValueError):
+            microseconds, period = map(int, (folder / "cpu.max").read_text().split())
+            limits.append(-(-microseconds // period))
+    return min(limits)
 
 
 def evenly(length: int, count: int) -> list[slice]:
@@ -69,25 +84,21 @@ class Threads:
         """How many threads the caller can use: all; inside a task, its own and the idle ones."""
         if not _is_inside_task.get():
             return self.count
-        # With two threads it gains nothing where they take slices in turn; with more, unmeasured.
+        # The last of 3 or 5 prompts: 11 %, 5 % of the decoder's time.
         _, futures = _pool(self.count)
         return max(1, self.count - sum(not future.done() for future in tuple(futures)))
 
     def for_slices(
-        self,
-        work: Callable[[slice], object],
-        length: int,
-        min_size: int = 1,
-        max_size: int | None = None,
+        self, work: Callable[[slice], object], length: int, min_size: int = 1, max_size: int = MANY
     ) -> None:
         """Call `work` for consecutive slices of range(length), each at most `max_size` long.
 
-        Each free thread that can have `min_size` gets one; more slices go to whoever is done, which
-        gains 1 % at 480 x 480. Errors as in `run`.
+        Each free thread that can have `min_size` gets the same number of slices: a pass in which two
+        threads share 3 instead of 4 takes 17 % longer. Errors as in `run`.
         """
         count = max(1, min(self.free, length // min_size))
-        if max_size is not None and length >= 2 * min_size:
-            count = max(count, -(-length // max_size))
+        if length >= 2 * min_size:
+            count = min(length, count * -(-length // (count * max_size)))
         self.run([partial(work, part) for part in evenly(length, count)])
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:

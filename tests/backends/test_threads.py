@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from clipseg_np import InputError, Segmenter
 from clipseg_np.backends import threads as module
 from clipseg_np.backends.select import ops_for
-from clipseg_np.backends.threads import Threads, one_blas_thread, usual_count
+from clipseg_np.backends.threads import Threads, one_blas_thread, quota, usual_count
 
 
 def blas_threads() -> list[int]:
@@ -56,18 +56,28 @@ def both_threads_busy():
 @pytest.mark.parametrize("min_size", (1, 4, 100))
 @pytest.mark.parametrize("length", (1, 2, 7, 100, 101))
 @pytest.mark.parametrize("count", (1, 2, 5))
-@pytest.mark.parametrize("max_size", (None, 3, 50))
+@pytest.mark.parametrize("max_size", (1 << 60, 3, 50))
 def test_the_slices_make_up_the_whole(count, length, min_size, max_size):
     slices = []
     Threads(count).for_slices(slices.append, length, min_size, max_size)
     slices.sort(key=lambda part: part.start)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(length))
-    if max_size is None or length < 2 * min_size:
+    if max_size > length or length < 2 * min_size:
         assert len(slices) == max(1, min(count, length // min_size))
         assert len(slices) == 1 or all(part.stop - part.start >= min_size for part in slices)
     else:
         assert all(part.stop - part.start <= max_size for part in slices)
         assert len(slices) >= min(count, length // min_size)
+
+
+def test_each_thread_gets_as_many_slices():
+    for count, length, max_size in ((2, 12, 4), (3, 3072, 384), (6, 3072, 384), (2, 3, 1)):
+        sizes = []
+        Threads(count).for_slices(
+            lambda part, sizes=sizes: sizes.append(part.stop - part.start), length, 1, max_size
+        )
+        assert len(sizes) % count == 0 or len(sizes) == length
+        assert 0 < min(sizes) and max(sizes) <= max_size
 
 
 def test_work_for_one_thread_stays_in_the_caller():
@@ -255,7 +265,27 @@ def test_the_default_count_is_that_of_blas():
         check=True,
     )
     assert run.stdout.strip() == "1"
-    assert Threads().count == max(blas_threads())
+    assert Threads().count == min(max(blas_threads()), quota())
+
+
+def test_a_quota_of_cores_counts(tmp_path, monkeypatch):
+    """Its own or its container's, rounded up; "max" is none."""
+    own, inner = tmp_path / "cgroup", tmp_path / "slice" / "container"
+    inner.mkdir(parents=True)
+    assert quota(tmp_path, own) == module.MAX_THREADS
+    own.write_text("1:cpu:/\n0::/slice/container\n")
+    for place, text, cores in (
+        (inner, "max 100000", module.MAX_THREADS),
+        (inner, "300000 100000", 3),
+        (inner.parent, "150000 100000", 2),
+        (tmp_path, "10000 100000", 1),
+    ):
+        (place / "cpu.max").write_text(text + "\n")
+        assert quota(tmp_path, own) == cores
+    own.write_text("0::/\n")
+    assert quota(tmp_path, own) == 1
+    monkeypatch.setattr(module, "quota", lambda: 1)
+    assert usual_count.__wrapped__() == 1
 
 
 def test_while_the_interpreter_ends_the_caller_works_alone():
