@@ -93,8 +93,8 @@ class Threads:
     ) -> None:
         """Call `work` for consecutive slices of range(length), each at most `max_size` long.
 
-        Each free thread that can have `min_size` gets the same number of slices: a pass in which two
-        threads share 3 instead of 4 takes 17 % longer. Errors as in `run`.
+        Each free thread that can have `min_size` gets the same number of slices: where two share 3
+        instead of 4, a pass takes 17 % longer. Errors as in `run`.
         """
         count = max(1, min(self.free, length // min_size))
         if length >= 2 * min_size:
