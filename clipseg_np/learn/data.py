@@ -53,17 +53,16 @@ class Example:
     read: Callable[[], np.ndarray]
     number: int = 1
 
-    def target(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """The mask in the model's resolution, whose geometry is that of the resized image.
+    def target(self, size: tuple[int, int]) -> np.ndarray:
+        """The share of each pixel of the resized image that is the thing; NaN where it is unknown.
 
-        size: (h,w). Returns the share of each pixel that lies on the thing, (h,w) float32 in 0..1;
-        and the pixels to leave out of the loss, (h,w) bool, or None for none.
+        size: (h,w), the model's resolution.  -> (h,w), float32
         """
         mask = self.read()
         parts = ((mask == number) * np.uint8(255) for number in (self.number, IGNORED))
         images = (Image.fromarray(part).resize(size[::-1], Image.BOX) for part in parts)
-        mask, ignored = map(np.asarray, images)
-        return mask.astype(np.float32) / 255, ignored > 0 if ignored.any() else None
+        share, ignored = (np.asarray(image, np.float32) for image in images)
+        return np.where(ignored > 0, np.float32(np.nan), share / 255)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +140,15 @@ class _Reader:
             raise InputError(f"it {holds if self.path.exists() else 'is not there'}; {EXPECTED}")
         readers[fitting[0]]()
 
-    def add(self, image, name, read, table, place="it", is_absent=False) -> None:
+    def add(
+        self,
+        image: Path,
+        name: Any,
+        read: Callable[[], np.ndarray],
+        table: dict[int, tuple[str, ...]],
+        place: str = "it",
+        is_absent: bool | None = False,
+    ) -> None:
         """Add the examples of an image's mask, or their faults.
 
         name and place: of the mask, and of what names the prompts, in messages. read: see Example.

@@ -39,7 +39,7 @@ from .step import Loss, cross_entropy_and_dice, focal_and_dice, one_pass
 
 FILM = f"{START}film_mul.weight", f"{START}film_add.weight"
 STATE_NAME = "unfinished.safetensors"
-STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 150, 8, 1e-3, 20, 50
+STEPS, BATCH, RATE, WARM_UP, STEPS_BETWEEN = 200, 8, 1e-3, 20, 50
 NOISE = 0.02  # by which a later score may be lower
 
 

@@ -59,7 +59,7 @@ class Lessons:
         options = {"is_reduced": is_reduced, "folder": cache, "progress": progress}
         processor = segmenter.processor.image_processor
         self.features = CachedFeatures(self.model, processor, images, **options)
-        self.label = lru_cache(MAX_MASKS)(self._label)
+        self.label = lru_cache(MAX_MASKS)(lambda example: example.target(self.size))
         no_prompt = self.model.floats(np.zeros((1, self.model.config.projection_dim)))
         entry = Entry(parts[0].examples[0], 0, "")
         self.size = self.logits(self.model.decoder, [entry], no_prompt).shape[1:]
@@ -111,8 +111,3 @@ class Lessons:
         """(P,H,W), (P,H,W) -> (P)"""
         marked = self.model.ops.to_numpy(logits > 0) & ~np.isnan(labels)
         return np.array([*map(image_iou, marked, labels > 0.5)])
-
-    def _label(self, example: Example) -> np.ndarray:
-        """(H,W)"""
-        share, ignored = example.target(self.size)
-        return share if ignored is None else np.where(ignored, np.float32(np.nan), share)

@@ -237,7 +237,7 @@ def test_labels_of_old_prompts_are_the_old_decoders_and_others_the_masks(batches
     logits = made.decoded(made.model.decoder, entries[:10])
     np.testing.assert_allclose(labels[:10], 1 / (1 + np.exp(-logits)), atol=1e-6)
     for entry, label in zip(entries[10:], labels[10:]):
-        expected = turned(entry.example.target(made.size)[0], entry.turn)
+        expected = turned(entry.example.target(made.size), entry.turn)
         np.testing.assert_array_equal(label, expected)
 
 
