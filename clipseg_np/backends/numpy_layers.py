@@ -13,10 +13,10 @@ from ..nn.ops import Array, split_heads
 from .numpy_kernels import ELEMENTWISE, MAX_FEATURES, MIN_MULTIPLIES_PER_THREAD, attend, project
 from .threads import slices
 
-# Shorter texts attend all at once: gains 2 % (AVX-512), 5 prompts.
+# Shorter texts attend all at once: 20 texts gain 34 % (AVX-512), 22 % (AVX2 imitated).
 MIN_TOKENS = 32
-# An MLP whose hidden features are at least MIN_WIDENING times its inputs computes them in pieces of
-# at most MAX_HIDDEN numbers: gains 5 % in a new process (AVX-512), 20 prompts.
+# A relu MLP whose hidden features are at least MIN_WIDENING times its inputs takes them in pieces
+# of at most MAX_HIDDEN numbers: gains 5 % in a new process (AVX-512), 20 prompts.
 MIN_WIDENING = 16
 MAX_HIDDEN = 1 << 19
 
@@ -67,18 +67,19 @@ def mlp(ops: Any, layer: MLP, x: Array) -> Array:
     # (B,T,D) -> (D,n)
     columns = x.reshape(-1, x.shape[-1]).T
     (D, n), width = columns.shape, len(fc1.weight)
-    if width < MIN_WIDENING * D:
+    is_wide_relu = width >= MIN_WIDENING * D and layer.activation == "relu"
+    if not is_wide_relu or fc1.bias is None or fc2.bias is None:
         return fc2(ops.activated_linear(x, fc1.weight, fc1.bias, activate))
     y = np.empty((D, n), np.result_type(x, fc1.weight))
-    weight, bias = fc1.weight, fc1.bias
+    # relu(h + b) = max(h, -b) + b: a pass less gains 2.5 % (AVX-512, AVX2 imitated), 20 prompts.
+    lowest, constant = -fc1.bias[:, None], fc2.weight @ fc1.bias + fc2.bias
 
     def some_tokens(tokens: slice) -> None:
         inputs, sums = columns[:, tokens], y[:, tokens]
-        sums[...] = 0 if fc2.bias is None else fc2.bias[:, None]
+        sums[...] = constant[:, None]
         for features in slices(width, -(-MAX_HIDDEN // inputs.shape[1])):
-            shape = features.stop - features.start, inputs.shape[1]
-            hidden = project(inputs, weight, bias, features, np.empty(shape, y.dtype))
-            activate(hidden)
+            hidden = fc1.weight[features] @ inputs
+            np.maximum(hidden, lowest[features], out=hidden)
             sums += fc2.weight[:, features] @ hidden
 
     min_tokens = MIN_MULTIPLIES_PER_THREAD // (width * 2 * D) + 1
