@@ -119,15 +119,17 @@ class Batches(Lessons):
 
 
 def far_apart(embeddings: np.ndarray) -> np.ndarray:
-    """Coordinates (D,D) of embeddings (n,D) in which prompts that are almost alike lie apart.
+    """A matrix (D,D) that takes embeddings (n,D) to where prompts that are almost alike lie apart.
 
-    They make the second moment of the embeddings the unit matrix, or nearly so. In a checkpoint
-    that knows few words, a new word's embedding may be 0.998 that of an old one.
+    It takes their mean off, and makes their covariance the unit matrix, or nearly so. In a
+    checkpoint that knows few words, a new word's embedding may be 0.998 that of an old one.
     """
     embeddings = embeddings.astype(np.float64)
-    values, vectors = np.linalg.eigh(embeddings.T @ embeddings / len(embeddings))
-    roots = np.sqrt(values + RIDGE * embeddings.var(axis=0).mean())
-    return RATE_OF_FILM * (vectors / roots) @ vectors.T
+    values, vectors = np.linalg.eigh(np.cov(embeddings.T))
+    roots = np.sqrt(values + RIDGE * values.mean())
+    matrix = RATE_OF_FILM * (vectors / roots) @ vectors.T
+    mean = matrix @ embeddings.mean(axis=0)
+    return matrix - np.outer(mean, mean @ matrix) / (mean @ mean)
 
 
 def old_prompts(

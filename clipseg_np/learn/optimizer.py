@@ -14,7 +14,7 @@ class AdamW:
     """Changes arrays of NumPy or CuPy in place, by the running means of their gradients.
 
     `means` holds those of the gradients, `squares` those of their squares, by the arrays' names. An
-    array W with a symmetric matrix A in `coordinates` learns as W', of W = W' A.
+    array W with a matrix A in `coordinates` changes by W' A, where W' learns.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AdamW:
         for name, gradient in gradients.items():
             array, mean, square = self.arrays[name], self.means[name], self.squares[name]
             matrix = self.coordinates.get(name)
-            gradient = gradient if matrix is None else gradient @ matrix
+            gradient = gradient if matrix is None else gradient @ matrix.T
             mean += (1 - beta1) * (gradient - mean)
             square *= beta2
             square += (1 - beta2) * gradient * gradient
