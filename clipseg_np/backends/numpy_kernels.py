@@ -15,7 +15,7 @@ MAX_FEATURES = 384
 # Multiplications of a product that OpenBLAS does not pack, and the shapes for which blocks pay.
 MAX_UNPACKED, MAX_TOKENS_OF_BLOCKS, MIN_BLOCK_ROWS = 900_000, 32, 8
 # Sums of e^score from MIN_SUM on keep all digits; up to 1 / MIN_SUM they are far from overflowing:
-# no maximum is subtracted. Gains 4 % (AVX-512), 1 prompt; 2 % (AVX2 imitated), 20 prompts.
+# no maximum is subtracted. Gains 3 % (AVX-512), 1 % (AVX2 imitated), 1 prompt.
 MIN_SUM = math.exp(-50)
 
 # A function that writes over its argument.
