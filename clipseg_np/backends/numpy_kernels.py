@@ -103,7 +103,7 @@ def exponentials(q: Array, k: Array, hidden: Array | None, out: Array) -> Array:
             out -= out.max(axis=0)
         with np.errstate(over="ignore"):
             np.exp(out, out=out)
-        sums = out.sum(axis=0)
+            sums = out.sum(axis=0)
         if MIN_SUM < sums.min() and sums.max() < 1 / MIN_SUM:
             break
     return sums

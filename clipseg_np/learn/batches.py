@@ -40,7 +40,7 @@ class Batches(Lessons):
     """The batches of a run, and what scores a decoder.
 
     `old` holds old prompts on images, as examples without masks: `examples` are those for which the
-    old decoder marks something. FiLM learns in `coordinates`, if they are not None.
+    old decoder marks something. FiLM learns in `coordinates`, if not None: see `far_apart`.
     """
 
     def __init__(self, segmenter: Any, data: Data, keep: Data | None, batch_size: int, **options):
@@ -57,7 +57,7 @@ class Batches(Lessons):
         self.embeddings, self.coordinates = dict(zip(prompts, segmenter.embed(prompts))), None
         if words:
             rows = in_main_memory(self.rows([*self.names, *texts]))
-            self.coordinates = self.model.floats(far_apart(rows))
+            self.coordinates = tuple(map(self.model.floats, far_apart(rows)))
         self.tests = lru_cache(1)(self._tests)
         self.old = Data([], [])
         images = [image for image in self.folds for _ in range(TRIED)]
@@ -118,18 +118,15 @@ class Batches(Lessons):
         return sha256(repr(about).encode() + self.tests(0)[0][1].tobytes()).hexdigest()
 
 
-def far_apart(embeddings: np.ndarray) -> np.ndarray:
-    """A matrix (D,D) that takes embeddings (n,D) to where prompts that are almost alike lie apart.
+def far_apart(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix A (D,D), and the mean of embeddings (n,D), for coordinates A (e - mean).
 
-    It takes their mean off, and makes their covariance the unit matrix, or nearly so. In a
-    checkpoint that knows few words, a new word's embedding may be 0.998 that of an old one.
+    Prompts that are almost alike lie apart there: the covariance is the unit matrix, or nearly so.
+    In a checkpoint that knows few words, a new word's embedding may be 0.998 that of an old one.
     """
-    embeddings = embeddings.astype(np.float64)
-    values, vectors = np.linalg.eigh(np.cov(embeddings.T))
+    values, vectors = np.linalg.eigh(np.cov(embeddings.T, dtype=np.float64))
     roots = np.sqrt(values + RIDGE * values.mean())
-    matrix = RATE_OF_FILM * (vectors / roots) @ vectors.T
-    mean = matrix @ embeddings.mean(axis=0)
-    return matrix - np.outer(mean, mean @ matrix) / (mean @ mean)
+    return RATE_OF_FILM * (vectors / roots) @ vectors.T, embeddings.mean(axis=0)
 
 
 def old_prompts(

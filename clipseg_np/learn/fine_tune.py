@@ -142,8 +142,8 @@ class Learner:
         copies = {n: a.copy() for n, a in model.scope.arrays.items() if n.startswith(START)}
         scope = scope_of(copies, model)
         self.decoder, self.arrays = Decoder(scope / "decoder", model.config), scope.arrays
-        coordinates = dict.fromkeys(FILM, batches.coordinates)
-        self.optimizer = AdamW(self.arrays, coordinates=coordinates)
+        matrix, self.mean = batches.coordinates or (None, None)
+        self.optimizer = AdamW(self.arrays, coordinates=dict.fromkeys(FILM, matrix))
         self.losses: list[float] = []
         self.records: list[dict[str, Any]] = []
 
@@ -155,8 +155,18 @@ class Learner:
         result = one_pass(self.decoder, *inputs, is_reduced=False, loss=self.loss)
         if not np.isfinite(result.loss):
             raise InputError("the loss is no longer a number: lower the rate")
-        self.optimizer.step(result.gradients, rate)
+        self._step(result.gradients, rate)
         self.losses.append(result.loss)
+
+    def _step(self, gradients: dict[str, Array], rate: float) -> None:
+        """One of the optimizer's. FiLM's W e + b is W' A (e - mean) + b' where W' and b' learn."""
+        films = [(name, name.replace("weight", "bias")) for name in FILM if self.mean is not None]
+        weights = {name: self.arrays[name].copy() for name, _ in films}
+        for name, bias in films:
+            gradients[name] = gradients[name] - gradients[bias][:, None] * self.mean
+        self.optimizer.step(gradients, rate)
+        for name, bias in films:
+            self.arrays[bias] -= (self.arrays[name] - weights[name]) @ self.mean
 
     def evaluate(self, step: int) -> None:
         """Score the decoder, and keep it if it is the best."""
