@@ -1,4 +1,4 @@
-"""What does the command take, and do?"""
+"""The command `clipseg-np`: its options, and its work."""
 
 from .parser import main
 

@@ -1,4 +1,4 @@
-"""What a decoder learns from: new prompts with their masks, and old ones against forgetting.
+"""A decoder learns from new prompts with their masks, and from old ones against forgetting.
 
 Half of each batch is old: examples that are kept, and old prompts on the images at hand, with the
 old decoder's probabilities as labels (Li and Hoiem, "Learning without forgetting", 2016). Half of
@@ -105,7 +105,7 @@ class Batches(Lessons):
         return scores
 
     def _tests(self, fold: int) -> list[tuple[list[Entry], np.ndarray]]:
-        """What a fold holds out of the new and of the old, and its labels (P,H,W)"""
+        """The entries that a fold holds out, new ones and old ones, and their labels (P,H,W)"""
         tests = [
             self.held_out(part, fold, MAX_SCORED) for part in (self.new, self.kept or self.old)
         ]

@@ -122,7 +122,7 @@ class _Reader:
         self.size = cache(lambda image: load_image(image).shape[:2])
 
     def attempt(self, read: Callable, *arguments: Any) -> Any:
-        """What `read` returns; or None where it raises a fault, which is listed."""
+        """Return the result of `read`; or list the fault that it raises, and return None."""
         try:
             return read(*arguments)
         except (InputError, OSError, csv.Error) as error:

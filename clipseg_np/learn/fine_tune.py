@@ -75,7 +75,7 @@ def fine_tune(
 
     The folder also gets a log and, where there is matplotlib, a plot of the loss and both IoU. It
     is new, empty, or holds the state of the same run, which then goes on. Raises InputError for
-    another folder, options out of range, fewer than MIN_IMAGES images, and as CachedFeatures does.
+    another folder, options out of range, fewer than FOLDS images, and as CachedFeatures does.
     """
     output = Path(output)
     numbers = {"steps": steps, "batch_size": batch_size, "rate": rate, "pos_weight": pos_weight}

@@ -47,7 +47,7 @@ def learn_prompt(
 
     starts: texts to start from, in place of the thing's name and PLAIN_TEXTS. cache: see
     CachedFeatures. With one thread and one seed, the result is the same bit for bit. Raises
-    InputError for masks of several things, fewer than MIN_IMAGES images, and as CachedFeatures.
+    InputError for masks of several things, fewer than FOLDS images, and as CachedFeatures.
     """
     names = sorted({example.prompts[0] for example in data.examples})
     if len(names) > 1:

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
 
 class Lessons:
-    """What is learned from all `parts` together. Raises InputError for few images."""
+    """The examples of all `parts` together. Raises InputError for fewer than FOLDS images."""
 
     def __init__(
         self,
