@@ -40,18 +40,19 @@ def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _dilate_window(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Dilate a small mask by one horizontal chord of the disc at a time, downwards and upwards."""
-    height, width = mask.shape
-    # counts[:, j] is the number of True in the j leftmost columns.
-    counts = np.cumsum(np.pad(mask, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
-    column = np.arange(width)
+    """Dilate a small mask by one vertical chord of the disc at a time, to the right and left."""
+    (height, width), far = mask.shape, int(radius) + 1
+    row = np.arange(height)[:, None]
+    last = np.maximum.accumulate(np.where(mask, row, -far))
+    following = np.minimum.accumulate(np.where(mask, row, height + far)[::-1])[::-1]
+    # To the nearest True in the same column.
+    distance = np.minimum(row - last, following - row)
+    distance = np.minimum(distance, far).astype(np.min_scalar_type(far))
     dilated = np.zeros_like(mask)
-    for down in range(int(min(radius, height - 1)) + 1):
-        across = int(min((radius**2 - down**2) ** 0.5, width))
-        first, end = np.maximum(column - across, 0), np.minimum(column + across + 1, width)
-        chord = counts[:, end] > counts[:, first]
-        dilated[down:] |= chord[: height - down]
-        dilated[: height - down] |= chord[down:]
+    for across in range(int(min(radius, width - 1)) + 1):
+        chord = distance <= int((radius**2 - across**2) ** 0.5)
+        dilated[:, across:] |= chord[:, : width - across]
+        dilated[:, : width - across] |= chord[:, across:]
     return dilated
 
 
