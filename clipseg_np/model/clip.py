@@ -15,7 +15,13 @@ from ..nn.layers import Embedding, Encoder, Layer, LayerNorm, Linear, PatchEmbed
 from ..nn.ops import Array
 from ..nn.scope import Scope
 from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
-from .input_checks import checked_pixels, checked_texts, require_own_size, require_pairs
+from .input_checks import (
+    checked_pixels,
+    checked_texts,
+    require_loss,
+    require_own_size,
+    require_pairs,
+)
 from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
 from .pretrained import PretrainedModel
 
@@ -205,6 +211,7 @@ class CLIPSegVisionModel(PretrainedModel):
         Pixels past the last whole patch are not seen. Raises InputError for other shapes, and for
         another size than the config's image_size where `interpolate_pos_encoding` is False.
         """
+        pixel_values = checked_pixels(self.floats(pixel_values), self.config)
         if not interpolate_pos_encoding:
             require_own_size(pixel_values, self.config)
         attentions = [] if output_attentions else None
@@ -215,7 +222,8 @@ class CLIPSegVisionModel(PretrainedModel):
 
     def backward(self, d_y: Mapping[str, Any], pixel_values: Array, *_, **__) -> Array:
         """-> d_pixel_values, (B,C,H,W)"""
-        (h, w), B, D = self.grid(pixel_values), len(pixel_values), self.config.hidden_size
+        (h, w), B = self.grid(self.floats(pixel_values)), len(pixel_values)
+        D = self.config.hidden_size
         d_pooled = d_y.get("pooler_output", self.ops.xp.zeros((B, D), dtype=self.dtype))
         d_class = self.post_layernorm.propagate(d_pooled)[:, None]
         # (B,1,D) -> (B,1+hw,D)
@@ -263,7 +271,7 @@ class CLIPSegModel(PretrainedModel):
     def get_text_features(
         self, input_ids: Array, attention_mask: Array = None, position_ids: Array = None
     ) -> Array:
-        """(P,T) -> (P,projection_dim), not normalized"""
+        """(P,T) -> (P,projection_dim), not normalized. Raises InputError as the text tower does."""
         text = self.text_model(input_ids, attention_mask, position_ids)
         return self.text_projection(text.pooler_output)
 
@@ -275,7 +283,7 @@ class CLIPSegModel(PretrainedModel):
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
     ) -> Array:
-        """(B,C,H,W) -> (B,projection_dim), not normalized"""
+        """(B,C,H,W) -> (B,projection_dim), not normalized. Raises InputError as the vision tower."""
         vision = self.vision_model(pixel_values, interpolate_pos_encoding)
         return self.visual_projection(vision.pooler_output)
 
@@ -298,8 +306,10 @@ class CLIPSegModel(PretrainedModel):
     ) -> CLIPSegOutput:
         """B images and P texts to the cosine of each pair, times e^logit_scale.
 
-        `return_loss` adds the contrastive loss, for which image i and text i are a pair and B = P.
-        As in the reference, the towers' outputs hold the projected vectors as their pooler_output.
+        input_ids (P,T), pixel_values (B,C,H,W); the rest as in both towers. `return_loss` adds the
+        contrastive loss, for which image i and text i are a pair and B = P. As in the reference,
+        the towers' outputs hold the projected vectors as their pooler_output. Raises InputError as
+        the towers do, and for `return_loss` where B is not P.
         """
         options = {"output_attentions": output_attentions}
         options["output_hidden_states"] = output_hidden_states
@@ -313,15 +323,27 @@ class CLIPSegModel(PretrainedModel):
         loss = self._contrastive_loss(logits) if return_loss else None
         return CLIPSegOutput(loss, logits.T, logits, text_embeds, image_embeds, text, vision)
 
-    def backward(self, d_y: Mapping[str, Any], *_, **__) -> Array:
+    def backward(
+        self,
+        d_y: Mapping[str, Any],
+        input_ids: Array,
+        pixel_values: Array,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        return_loss: bool = False,
+        *_,
+        **__,
+    ) -> Array:
         """-> d_pixel_values, (B,C,H,W)"""
+        require_loss(d_y, return_loss, "return_loss")
         text, image = self.text_projection.again(), self.visual_projection.again()
         text_embeds, image_embeds = self._unit(text), self._unit(image)
-        scale, loss = self.ops.xp.exp(self.logit_scale), d_y.get("loss", 0)
+        scale = self.ops.xp.exp(self.logit_scale)
         # (P,B)
         logits = text_embeds @ image_embeds.T * scale
-        d_logits = d_y.get("logits_per_text", 0) + loss * self._contrastive_gradient(logits)
-        d_logits = d_logits + d_y.get("logits_per_image", 0 * logits.T).T
+        d_logits = d_y.get("logits_per_text", 0) + d_y.get("logits_per_image", 0 * logits.T).T
+        if "loss" in d_y:
+            d_logits = d_logits + d_y["loss"] * self._contrastive_gradient(logits)
         self.learn(logit_scale=lambda: (d_logits * logits).sum())
         d_text = d_logits @ image_embeds * scale + d_y.get("text_embeds", 0)
         d_image = d_logits.T @ text_embeds * scale + d_y.get("image_embeds", 0)

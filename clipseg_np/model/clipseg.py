@@ -250,11 +250,12 @@ class CLIPSegForImageSegmentation(PretrainedModel):
         **__,
     ) -> tuple[Array, Array | None]:
         """-> d_pixel_values, and the derivative by the prompts, which is None for token ids"""
+        input_checks.require_loss(d_y, labels is not None, "labels")
         logits = self.decoder.transposed_convolution.again()[:, 0]
         d_logits = d_y.get("logits", 0 * logits)
-        if labels is not None:
+        if "loss" in d_y:
             d_loss = gradients.binary_cross_entropy(self.ops, logits, self.floats(labels))
-            d_logits = d_logits + d_y.get("loss", 0) * d_loss
+            d_logits = d_logits + d_y["loss"] * d_loss
         d_reduced, d_prompts = self.decoder.propagate(d_logits)
         d_prompts = d_prompts + d_y.get("conditional_embeddings", 0)
         # The vision tower's second call comes first.

@@ -4,6 +4,7 @@ Each raises InputError. Those that return something return it unchanged, or as a
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def checked_texts(
     require(low >= 0 and high <= last, f"{fault} (vocab_size). Is the tokenizer this checkpoint's?")
     if eos != LEGACY_EOS_TOKEN_ID and not (input_ids == eos).any(axis=1).all():
         fault = f"a text without the end token {eos} (eos_token_id) is pooled at its first token"
-        warnings.warn(f"{fault}; expected ids of the checkpoint's own tokenizer", stacklevel=6)
+        warnings.warn(f"{fault}; expected ids of the checkpoint's own tokenizer", stacklevel=7)
     if attention_mask is not None:
         attention_mask = np.atleast_2d(in_main_memory(attention_mask))
         shape = attention_mask.shape
@@ -49,8 +50,10 @@ def checked_texts(
         shape = position_ids.shape
         fits = shape in ((P, T), (1, T))
         require(fits, f"position_ids have shape {shape}; expected {(P, T)} or {(1, T)}")
-        fits = position_ids.min() >= 0 and position_ids.max() < max_T
-        require(fits, f"position_ids must lie in 0 to {max_T - 1} (max_position_embeddings)")
+        is_whole = position_ids.dtype.kind in "iu"
+        fits = is_whole and position_ids.min() >= 0 and position_ids.max() < max_T
+        expected = f"whole numbers in 0 to {max_T - 1} (max_position_embeddings)"
+        require(fits, f"position_ids must be {expected}")
     return input_ids, attention_mask, position_ids
 
 
@@ -103,6 +106,11 @@ def checked_labels(labels: Array, logits: Array) -> Array:
     shape, expected = labels.shape, logits.shape
     require(shape == expected, f"labels have shape {shape}; expected the logits', {expected}")
     return labels
+
+
+def require_loss(d_y: Mapping[str, Any], is_there: bool, name: str) -> None:
+    fits = is_there or "loss" not in d_y
+    require(fits, f"a derivative by the loss is given, and there is no loss: no {name} was given")
 
 
 def require_pairs(logits: Array) -> None:

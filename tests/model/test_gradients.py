@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clipseg_np import CLIPSegForImageSegmentation
+from clipseg_np.errors import InputError
 from clipseg_np.model.clip import (
     CLIPSegModel,
     CLIPSegTextModel,
@@ -176,6 +177,36 @@ def test_clip(outputs):
     inputs = {"input_ids": IDS, "pixel_values": numbers(2, 2, 8, 8)}
     rest = {"attention_mask": MASK, "return_loss": True}
     check_model(model, arrays, inputs, rest, outputs, lambda d: {"pixel_values": d})
+
+
+@pytest.mark.parametrize("outputs", [("logits_per_image",), ("logits_per_text",)], ids="+".join)
+@pytest.mark.parametrize("B", [1, 3])
+def test_clip_with_another_number_of_images_than_of_texts(B, outputs):
+    model, arrays = model_of(CLIPSegModel, config())
+    inputs = {"input_ids": IDS, "pixel_values": numbers(B, 2, 8, 8)}
+    check_model(model, arrays, inputs, {}, outputs, lambda d: {"pixel_values": d})
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [(CLIPSegModel, "return_loss"), (CLIPSegForImageSegmentation, "labels")]
+)
+def test_a_loss_that_was_not_asked_for_has_no_derivative(kind, lacking):
+    model, _ = model_of(kind, config())
+    inputs = {"input_ids": IDS, "pixel_values": numbers(2, 2, 8, 8)}
+    with learning(), pytest.raises(InputError, match=f"there is no loss: no {lacking}"):
+        assert model(**inputs).loss is None
+        model.propagate({"loss": 1.0})
+
+
+def test_images_may_be_given_as_lists():
+    pixels = numbers(2, 2, 8, 8)
+    found = []
+    for given in (pixels, pixels.tolist()):
+        model, _ = model_of(CLIPSegVisionModel, config().vision_config)
+        with learning():
+            model(given)
+            found.append(model.propagate({"pooler_output": np.ones((2, 4))}))
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("B", [1, 2], ids=["shared image", "an image each"])

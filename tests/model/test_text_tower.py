@@ -106,9 +106,10 @@ def test_P23_each_text_of_a_batch_is_pooled_at_its_own_end():
 
 def test_P23_a_text_without_its_end_token_is_pooled_at_the_first_with_a_warning():
     model = tower(7)
-    with pytest.warns(UserWarning, match=r"without the end token 7 \(eos_token_id\)"):
+    with pytest.warns(UserWarning, match=r"without the end token 7 \(eos_token_id\)") as warned:
         out = model(np.array([[BOS, 7, 3], [BOS, 4, EOS]]))
     same(out.pooler_output, out.last_hidden_state[[0, 1], [1, 0]])
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("eos", [2, EOS])

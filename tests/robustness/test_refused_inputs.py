@@ -67,6 +67,14 @@ def test_images_of_another_shape(plain, shape):
     )
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 32, 32)])
+def test_images_of_another_shape_where_positions_are_not_interpolated(plain, shape):
+    vision = plain.clip.vision_model
+    for pixels in (np.zeros(shape), np.zeros(shape).tolist()):
+        refuses("expected .images, 1, height", lambda: vision(pixels, False))  # noqa: B023
+    assert vision(images(1, 32, 32).tolist(), False).pooler_output.shape == (1, 16)
+
+
 @pytest.mark.parametrize(
     "ids, message",
     [
@@ -88,6 +96,7 @@ def test_masks_and_positions_that_do_not_fit(plain):
     refuses(r"shape \(2, 5\); expected \(3, 5\)", lambda: text(IDS, position_ids=MASK[:2]))
     refuses("0 to 6", lambda: text(IDS, position_ids=MASK * 7))
     refuses("0 to 6", lambda: text(IDS, position_ids=MASK * -1))
+    refuses("whole numbers in 0 to 6", lambda: text(IDS, position_ids=MASK * 1.0))
 
 
 def test_the_contrastive_loss_needs_pairs(plain):
