@@ -44,7 +44,7 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
 
     Raises InputError if `folder` is a file or not empty.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
     with written_together(folder.parent) as part:

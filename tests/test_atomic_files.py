@@ -29,6 +29,17 @@ def test_a_folder_is_replaced_on_success_only(tmp_path):
     assert sorted(tmp_path.rglob("*")) == [folder, folder / "new"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_an_empty_or_a_new_folder_stays_a_link(exists, tmp_path):
+    target, link = tmp_path / "disk" / "target", tmp_path / "link"
+    (target if exists else target.parent).mkdir(parents=True)
+    link.symlink_to(target)
+    with folder_written_whole(link) as part:
+        (part / "file").touch()
+    assert link.is_symlink() and sorted(target.parent.rglob("*")) == [target, target / "file"]
+
+
 @pytest.mark.parametrize("write", [written_whole, folder_written_whole])
 def test_errors_of_the_disk_name_no_temporary_file(write, tmp_path):
     target = tmp_path / "new" / "target"

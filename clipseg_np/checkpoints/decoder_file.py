@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from ..errors import InputError
-from .weights import Raw, arrays_hash, save_weights, tensors_of_file
+from .weights import Raw, arrays_hash, file_metadata, save_weights, tensors_of_file
 
 DECODER_NAME = "decoder.safetensors"
 START = "decoder."
@@ -45,18 +44,14 @@ def on_top(base: dict[str, Raw], path: str | os.PathLike) -> dict[str, Raw]:
             f"{new.get(other, 'none')}, the checkpoint {old.get(other, 'none')}); expected a file "
             f"that `clipseg-np fine-tune --decoder-only` wrote for it"
         )
-    found = arrays_hash({name: base[name].floats() for name in PROJECTIONS})
-    if _metadata(path).get("projections", found) != found:
-        advice = "its masks may mean nothing. Give its own, as stored then"
-        warnings.warn(f"{path} was trained on another checkpoint: {advice}", stacklevel=3)
+    found = arrays_hash({name: base[name].floats() for name in PROJECTIONS if name in base})
+    if file_metadata(Path(path)).get("projections", found) != found:
+        advice = "Load it on the checkpoint that it was trained with, as that was then"
+        fault = f"{path} was trained on another checkpoint: its masks may mean nothing"
+        warnings.warn(f"{fault}. {advice}", stacklevel=4)
     return base | own
 
 
 def decoder_words(path: str | os.PathLike) -> frozenset[str]:
-    """The words that a decoder's file says it has learned."""
-    return frozenset(_metadata(path).get("words", "").split())
-
-
-def _metadata(path: str | os.PathLike) -> dict[str, str]:
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata() or {}
+    """The words that a decoder's file says it has learned. Raises the errors of `on_top`."""
+    return frozenset(file_metadata(Path(path)).get("words", "").split())

@@ -128,15 +128,7 @@ def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
 
     If not `is_mapped`, the file is read into memory.
     """
-    if not path.is_file():
-        advice = unfinished_download(path.parent)
-        raise FileNotFoundError(f"{path} is missing: fetch it again.{advice}")
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        advice = what_to_do(path)
-        raise InputError(f"{path} is not a whole safetensors file ({error}). {advice}") from error
+    file_metadata(path)
     # A mapping holds a file descriptor: there is one, and all tensors are views of it.
     read = partial(np.memmap, mode="r") if is_mapped else np.fromfile
     header, start = read_header(path)
@@ -149,6 +141,22 @@ def tensors_of_file(path: Path, is_mapped: bool = True) -> dict[str, Raw]:
         array = numbers[first:end].view(STORED_TYPES[stored_type]).reshape(about["shape"])
         tensors[name] = Raw(array, stored_type)
     return tensors
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, which the library checks.
+
+    Raises FileNotFoundError, or InputError for a damaged file.
+    """
+    if not path.is_file():
+        advice = unfinished_download(path.parent)
+        raise FileNotFoundError(f"{path} is missing: fetch it again.{advice}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        advice = what_to_do(path)
+        raise InputError(f"{path} is not a whole safetensors file ({error}). {advice}") from error
 
 
 def read_header(path: Path) -> tuple[dict[str, dict], int]:
@@ -208,7 +216,7 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for block in (block for name in order for block in tensors[name][2]):
-            file.write(np.ascontiguousarray(block).data)
+            file.write(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
 
 
 class Checkpoint:

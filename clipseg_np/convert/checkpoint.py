@@ -33,7 +33,7 @@ from ..checkpoints.weights import (
 from ..errors import InputError
 from ..model.clip import CLIPSegModel, CLIPSegTextModel, CLIPSegVisionModel
 from ..model.clipseg import CLIPSegForImageSegmentation
-from ..model.config import CONFIG_NAME
+from ..model.config import CONFIG_NAME, with_dtype
 from ..nn.ops import Ops
 from .torch_archive import read_archive
 
@@ -153,7 +153,8 @@ def write_checkpoint(
         write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": file_of})
     for file, names in zip(files, shards):
         write_tensors(folder / file, {name: parts[name] for name in names}, {"format": "pt"})
-    write_json(folder / CONFIG_NAME, _with_dtype(config, dtype) if dtype else config)
+    config = with_dtype(config | {"dtype": dtype}, dtype) if dtype else config
+    write_json(folder / CONFIG_NAME, config)
     return Written(len(tensors), total, tuple(files))
 
 
@@ -178,17 +179,6 @@ def _shards(sizes: dict[str, int], max_bytes: float) -> list[list[str]]:
         shards[-1].append(name)
         left -= size
     return shards
-
-
-def _with_dtype(config: dict, dtype: str) -> dict:
-    """The config with the stored type wherever it had one; transformers 4 says torch_dtype."""
-    changed = config | {"dtype": dtype}
-    if "torch_dtype" in config:
-        changed["torch_dtype"] = dtype
-    for name in ("text_config", "vision_config"):
-        if isinstance(part := config.get(name), dict):
-            changed[name] = part | {key: dtype for key in ("dtype", "torch_dtype") if part.get(key)}
-    return changed
 
 
 def _blocks(raw: Raw, stored_type: str, name: str) -> Iterator[np.ndarray]:

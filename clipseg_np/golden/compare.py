@@ -89,6 +89,8 @@ def compare(
     return rows
 
 
+# Infinite numbers that agree have the difference NaN.
+@np.errstate(invalid="ignore")
 def compare_one(name: str, golden: Any, other: Any, tolerance: float) -> Row:
     expected, actual = as_floats(golden), as_floats(other)
     shape = expected.shape
@@ -99,13 +101,13 @@ def compare_one(name: str, golden: Any, other: Any, tolerance: float) -> Row:
     if expected.size == 0:
         return Row(name, shape, 0.0)
     same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
-    bad = ~np.isfinite(actual) & ~same
+    bad = ~(np.isfinite(actual) & np.isfinite(expected)) & ~same
     if bad.any():
         place = tuple(np.argwhere(bad)[0].tolist())
         message = f"holds {actual[place]} in {bad.sum():,} of {bad.size:,} places"
-        return Row(name, shape, np.inf, np.inf, np.inf, f"{message}, first at {list(place)}")
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(actual - expected))
+        message += f", first at {list(place)}; expected {expected[place]} there"
+        return Row(name, shape, np.inf, np.inf, np.inf, message)
+    difference = np.where(same, 0.0, np.abs(actual - expected))
     largest = float(difference.max())
     relative = largest / scale(expected)
     used = relative / tolerance if tolerance else (0.0 if largest == 0 else np.inf)

@@ -316,4 +316,4 @@ def _named(images) -> list[tuple]:
         return [(images, image_name(images))]
     if not images:
         raise InputError("The list of images is empty; give at least one.")
-    return [(image, f"images[{index}]") for index, image in enumerate(images)]
+    return [(image, image_name(image, f"images[{index}]")) for index, image in enumerate(images)]

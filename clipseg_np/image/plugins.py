@@ -42,9 +42,10 @@ def has_image_suffix(name: str) -> bool:
 def open_image(file, name: str) -> Image.Image:
     """Pillow's image of a file that is open, through a plugin where that is needed and installed.
 
-    Raises InputError where it is not installed, and whatever Pillow raises.
+    `name` is that in messages; the suffix is that of the file's own name, if it has one. Raises
+    InputError where the plugin is not installed, and whatever Pillow raises.
     """
-    suffix = re.search(r"\.\w+$|$", name.lower())[0]
+    suffix = re.search(r"\.\w+$|$", getattr(file, "name", name).lower())[0]
     if suffix in EXPORTED:
         raise InputError(f"{name} is {EXPORTED[suffix]}; export it as PNG or JPEG.")
     try:

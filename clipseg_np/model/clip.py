@@ -271,7 +271,7 @@ class CLIPSegModel(PretrainedModel):
     def get_text_features(
         self, input_ids: Array, attention_mask: Array = None, position_ids: Array = None
     ) -> Array:
-        """(P,T) -> (P,projection_dim), not normalized. Raises InputError as the text tower does."""
+        """(P,T) -> (P,projection_dim), not normalized. Errors as of the text tower."""
         text = self.text_model(input_ids, attention_mask, position_ids)
         return self.text_projection(text.pooler_output)
 
@@ -283,7 +283,7 @@ class CLIPSegModel(PretrainedModel):
     def get_image_features(
         self, pixel_values: Array, interpolate_pos_encoding: bool = True
     ) -> Array:
-        """(B,C,H,W) -> (B,projection_dim), not normalized. Raises InputError as the vision tower."""
+        """(B,C,H,W) -> (B,projection_dim), not normalized. Errors as of the vision tower."""
         vision = self.vision_model(pixel_values, interpolate_pos_encoding)
         return self.visual_projection(vision.pooler_output)
 

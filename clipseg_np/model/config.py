@@ -2,7 +2,8 @@
 
 Deviation: transformers accepts values with which no model can work, and fails later or not at all;
 here they are refused with the field's name. Fields that concern only transformers (`architectures`,
-`dtype`, ...) are kept in `other`, and written back unchanged. A config of CLIP itself is read, too.
+`dtype`, ...) are kept in `other`, and written back: `dtype` as that of the weights beside it, the
+others unchanged. A config of CLIP itself is read, too.
 """
 
 import difflib
@@ -60,6 +61,18 @@ FLAG = (lambda value: isinstance(value, bool), "true or false")
 def ruled(default: Any, rule: Rule) -> Any:
     """A field with this default, whose value must keep the rule."""
     return field(default=default, metadata={"rule": rule})
+
+
+def with_dtype(config: dict, dtype: str) -> dict:
+    """config.json's object with another type where it or a tower's part names one.
+
+    transformers 4 says torch_dtype.
+    """
+    changed = config | {name: dtype for name in ("dtype", "torch_dtype") if config.get(name)}
+    for name in ("text_config", "vision_config"):
+        if isinstance(part := config.get(name), dict):
+            changed[name] = with_dtype(part, dtype)
+    return changed
 
 
 class _Config(Habits):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import written_whole
+from ..atomic_files import write_json, written_together
 from ..backends.select import ops_for
 from ..checkpoints.decoder_file import on_top
 from ..checkpoints.hub import MODEL, hub_options
@@ -27,7 +27,14 @@ from ..habits import FEATURES, LOADING, SAVING, Habits, understands
 from ..nn.layers import Layer
 from ..nn.ops import Ops
 from ..nn.scope import Scope
-from .config import CONFIG_NAME, OUTPUT_FLAGS, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
+from .config import (
+    CONFIG_NAME,
+    OUTPUT_FLAGS,
+    CLIPSegConfig,
+    CLIPSegTextConfig,
+    CLIPSegVisionConfig,
+    with_dtype,
+)
 from .random_init import RandomStart
 
 if TYPE_CHECKING:
@@ -184,9 +191,12 @@ class PretrainedModel(Habits, Layer):
         ops = ops or ops_for(backend, threads)
         is_auto = isinstance(dtype, str) and dtype == "auto"
         dtype = float_type(None if is_auto else dtype, ops)
-        path = checkpoint_path(folder_or_hub_id, needed=MODEL, **hub_options(options))
-        if not isinstance(config, cls.config_class):
-            config = cls.config_class.from_pretrained(config or path)
+        hub = hub_options(options)
+        path = checkpoint_path(folder_or_hub_id, needed=MODEL, **hub)
+        if config is None:
+            config = cls.config_class.from_pretrained(path)
+        elif not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(config, **hub)
         config = config.with_values(**options)
         named = config.other.get("dtype") or config.other.get("torch_dtype")
         if is_auto and named in ops.FLOAT_TYPES:
@@ -217,10 +227,9 @@ class PretrainedModel(Habits, Layer):
 
         Models that were loaded from older files in `folder` keep their weights.
         """
-        folder = Path(folder)
-        with written_whole(folder / CONFIG_NAME) as config_file:
-            config_file.write_text(self.config.to_json_string(), "utf-8")
-            save_weights(folder / WEIGHTS_NAME, self.state_dict())
+        with written_together(Path(folder)) as part:
+            write_json(part / CONFIG_NAME, with_dtype(self.config.to_dict(), self.dtype.name))
+            save_weights(part / WEIGHTS_NAME, self.state_dict())
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """This model's arrays by their dotted names in its own checkpoint."""

@@ -28,6 +28,7 @@ from ..checkpoints.locate import checkpoint_folder
 from ..errors import InputError, naming
 from ..habits import LOADING, NEW_TOKENS, SAVING, TEXT, Habits, understands
 from ..model.outputs import Features
+from ..nn.ops import in_main_memory
 from . import tokenizer_files
 from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
 from .normalize import normalize, pieces
@@ -165,14 +166,17 @@ class CLIPTokenizer(Habits):
         """Read vocab.json and merges.txt, or tokenizer.json, from a folder or the Hugging Face hub.
 
         options: those of checkpoint_path, and of the constructor: bos_token, eos_token, unk_token,
-        pad_token, model_max_length, extra_special_tokens, padding_side, truncation_side.
+        pad_token, model_max_length, extra_special_tokens, padding_side, truncation_side; further
+        special tokens also by a name of their own that ends in _token. Warns of others.
         Raises FileNotFoundError if the files are missing, InputError if they cannot be used.
         """
         folder = checkpoint_folder(folder_or_hub_id, needed=(TEXTS,), **hub_options(options))
-        extra = {"extra_special_tokens", "additional_special_tokens"}
-        _warn_of_unknown(options.keys() - {*SETTINGS, *extra})
+        known = {*SETTINGS, "extra_special_tokens", "additional_special_tokens"}
+        known |= {name for name in options if name.endswith("_token")}
+        _warn_of_unknown(options.keys() - known)
+        overrides = {name: value for name, value in options.items() if name in known}
         with naming(folder):
-            return cls(**tokenizer_files.read(folder, options))
+            return cls(**tokenizer_files.read(folder, overrides))
 
     @understands(SAVING)
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -277,9 +281,11 @@ class CLIPTokenizer(Habits):
 
     @understands(TEXT)
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of one text, with the start and the end token if they are asked for."""
-        [text] = _list_of_texts(text)
-        tokens = self.convert_ids_to_tokens(self._ids(text))
+        """The tokens of one text, with the start and the end token if they are asked for.
+
+        Raises InputError for what is no text.
+        """
+        tokens = self.convert_ids_to_tokens(self._ids(_one_text(text)))
         return [self.bos_token, *tokens, self.eos_token] if add_special_tokens else tokens
 
     @understands(TEXT)
@@ -291,7 +297,7 @@ class CLIPTokenizer(Habits):
         if isinstance(ids, dict):
             ids = ids["input_ids"]
         if not isinstance(ids, list | tuple):  # a number, or an array of any library
-            ids = np.atleast_1d(np.asarray(ids)).tolist()
+            ids = np.atleast_1d(in_main_memory(ids)).tolist()
         if len(ids) > 0 and isinstance(ids[0], list | tuple | np.ndarray):
             return [self.decode(row, skip_special_tokens) for row in ids]
         tokens = [self._token(number) for number in ids]
@@ -338,7 +344,7 @@ class CLIPTokenizer(Habits):
         tokens      <s> low er</w> </s>
         ids         10 8 9 11
         """
-        ids = self.encode(text)
+        ids = self.encode(_one_text(text))
         normalized = "".join(part for part, _ in self._parts(text))
         tokens = self.convert_ids_to_tokens(ids)
         return Explanation(text, normalized, list(self._explained_pieces(text)), tokens, ids)
@@ -420,6 +426,12 @@ def _splitter(tokens: Iterable[str]) -> regex.Pattern:
     """A pattern whose split() puts the tokens at odd places; the longest match wins."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+
+
+def _one_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"Got {type(text).__name__}; expected one text.")
+    return _list_of_texts(text)[0]
 
 
 def _list_of_texts(text: Any) -> list[str]:

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from clipseg_np import CLIPSegForImageSegmentation, Segmenter
+from clipseg_np import CLIPSegForImageSegmentation, CLIPSegProcessor, Segmenter
 from clipseg_np.checkpoints.decoder_file import decoder_words, save_decoder
 from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.checkpoints.weights import stored_tensors
@@ -82,10 +82,26 @@ def test_a_file_that_is_not_there_or_none_is_refused(tmp_path):
         load(tmp_path / "text.safetensors")
 
 
+def test_a_file_that_holds_no_words_because_it_is_empty_is_refused(tmp_path):
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(InputError, match=r"empty.safetensors is not a whole safetensors file"):
+        CLIPSegProcessor.from_pretrained(demo_folder(), decoder=tmp_path / "empty.safetensors")
+
+
 def test_a_decoder_trained_on_other_towers_is_warned_of(file, tmp_path):
     other = {name: array * 2 for name, array in stored_arrays(PLAIN).items()}
-    with pytest.warns(UserWarning, match="trained on another checkpoint"):
-        load(file, checkpoint(tmp_path / "other", other))
+    folder = checkpoint(tmp_path / "other", other)
+    with pytest.warns(UserWarning, match="Load it on the checkpoint that") as warned:
+        CLIPSegForImageSegmentation.from_pretrained(folder, decoder=file)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:.* was trained on another checkpoint")
+@pytest.mark.parametrize("name", ["clip.text_projection.weight", "clip.visual_projection.weight"])
+def test_a_checkpoint_without_a_projection_is_named(name, file, tmp_path):
+    others = {key: array for key, array in stored_arrays(PLAIN).items() if key != name}
+    with pytest.raises(InputError, match=f"lacks {name}"):
+        load(file, checkpoint(tmp_path / "other", others))
 
 
 def test_the_words_of_a_decoder_are_known_where_few_are(tmp_path):

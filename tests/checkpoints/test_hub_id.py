@@ -118,6 +118,15 @@ def load_all(hub_id: str) -> None:
     job_mark(Job(("a cat",), "out", model=hub_id))
 
 
+def test_a_config_from_the_hub_gets_the_options_of_the_weights(monkeypatch, cached, checkpoint):
+    load = CLIPSegForImageSegmentation.from_pretrained
+    pretend_hub(monkeypatch, lambda *_, **__: pytest.fail("the network was asked"))
+    with pytest.raises(InputError, match=f"offline, {HUB_ID} can only come from the cache"):
+        load(checkpoint, config=HUB_ID, local_files_only=True)
+    pretend_hub(monkeypatch, cached=cached)
+    assert load(checkpoint, config=HUB_ID, local_files_only=True).config.extract_layers == (0, 2)
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_what_is_cached_needs_no_network(monkeypatch, cached, offline):
     pretend_hub(monkeypatch, cached=cached, offline=offline)

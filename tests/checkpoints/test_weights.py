@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from clipseg_np import (
     CLIPSegConfig,
@@ -14,6 +15,7 @@ from clipseg_np import (
     CLIPSegTextModel,
     CLIPSegVisionModel,
 )
+from clipseg_np.checkpoints.weights import save_weights
 from clipseg_np.convert import convert
 from clipseg_np.errors import InputError
 
@@ -287,8 +289,17 @@ def test_a_round_trip_keeps_every_bit(source, dtype, tmp_path):
     assert {a.dtype.name for a in stored.values()} == {dtype}
     again = load(tmp_path, dtype=dtype)
     assert_holds(again, {n: a.astype(dtype) for n, a in stored_arrays(source).items()}, dtype)
-    assert again.config == model.config
+    config = model.config.to_dict() | {"dtype": dtype}
+    assert again.config == CLIPSegConfig.from_dict(config)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_numbers_of_either_byte_order_are_saved(tmp_path):
+    numbers = np.linspace(-3, 7, 11, dtype=np.float32)
+    path, tensors = tmp_path / "a.safetensors", {"<": numbers, ">": numbers.astype(">f4")}
+    save_weights(path, tensors)
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(array, numbers, err_msg=name)
 
 
 def test_saving_over_the_folder_that_is_loaded(arrays, tmp_path):

@@ -49,6 +49,19 @@ def test_a_mistake_of_a_known_kind_is_named(actual, mistake):
     assert mistake in line
 
 
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+@pytest.mark.filterwarnings("error")
+def test_an_expected_number_that_is_not_finite(special):
+    (row,) = compare({"x": np.array([special, 1.0])}, {"x": np.array([2.0, 1.0])})
+    message = f"holds 2.0 in 1 of 2 places, first at [0]; expected {special} there"
+    assert (row.message, row.used, row.largest) == (message, np.inf, np.inf)
+    (row,) = compare({"x": np.array([special, 1.0])}, {"x": np.array([special, 3.0])})
+    assert row.message.startswith("is worst at [1]: expected 1, got 3; off by 2")
+    assert row.largest == 2 and row.message.endswith("ULP of float64")
+    (row,) = compare({"x": np.array([[special, 1.0]])}, {"x": np.array([[special], [1.0]])})
+    assert "transpose(1, 0) fits" in row.message
+
+
 def test_square_axes_in_another_order_are_seen_by_their_numbers():
     square = rng.normal(size=(4, 4))
     (row,) = compare({"x": square}, {"x": square.T})

@@ -106,11 +106,14 @@ def test_images_of_one_size_need_no_resizing_and_others_are_named():
         processor([drawn(5, 6), drawn(6, 5)])
 
 
-def test_a_bad_image_in_a_list_is_named():
+def test_a_bad_image_in_a_list_is_named(tmp_path):
     with pytest.raises(InputError, match=r"images\[1\]"):
         ViTImageProcessor()([drawn(5, 6), np.full((5, 6), np.nan)])
     with pytest.raises(InputError, match="empty"):
         ViTImageProcessor()([])
+    (tmp_path / "b.png").touch()
+    with pytest.raises(InputError, match=r"b.png is empty \(0 bytes\)"):
+        ViTImageProcessor()([drawn(5, 6), tmp_path / "b.png"])
 
 
 # settings

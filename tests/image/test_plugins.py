@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_np import InputError
+from clipseg_np import InputError, ViTImageProcessor
 from clipseg_np.image import load_image, plugins
 
 STARTS = {
@@ -57,6 +57,10 @@ def test_what_has_no_pixels_that_pillow_sees_is_refused(name, tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / name, "TIFF")
     with pytest.raises(InputError, match="export it as PNG or JPEG"):
         load_image(tmp_path / name)
+    with pytest.raises(InputError, match=r"^my image is .*; export it as PNG or JPEG"):
+        load_image(tmp_path / name, name="my image")
+    with pytest.raises(InputError, match=f"{name} is .*; export it as PNG or JPEG"):
+        ViTImageProcessor()([str(tmp_path / name)])
 
 
 def test_suffixes():

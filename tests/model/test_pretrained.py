@@ -164,6 +164,28 @@ def test_auto_is_the_type_that_the_config_names(with_flags, key, named, used):
     assert model.dtype == used
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_saved_config_names_the_type_of_the_saved_weights(with_flags, key, tmp_path):
+    towers = {"text_config": {key: "float16"}, "vision_config": {key: None}}
+    folder = with_flags(**{"dtype": None, key: "float16", **towers})
+    for dtype in ("float32", "float64"):
+        model = CLIPSegForImageSegmentation.from_pretrained(folder, dtype=dtype)
+        model.save_pretrained(tmp_path / dtype)
+        saved = json.loads((tmp_path / dtype / "config.json").read_text())
+        assert (saved[key], saved["text_config"][key]) == (dtype, dtype)
+        assert saved["vision_config"][key] is None and model.config.other[key] == "float16"
+        load = CLIPSegForImageSegmentation.from_pretrained
+        assert load(tmp_path / dtype, dtype="auto").dtype == dtype
+    CLIPSegTextModel.from_pretrained(folder).save_pretrained(tmp_path / "tower")
+    assert json.loads((tmp_path / "tower" / "config.json").read_text())[key] == "float32"
+
+
+def test_a_config_that_names_no_type_is_saved_without_one(tmp_path):
+    config = replace(CLIPSegTextModel.from_pretrained(PLAIN).config, other={})
+    CLIPSegTextModel(config, dtype="float64").save_pretrained(tmp_path)
+    assert "dtype" not in (tmp_path / "config.json").read_text()
+
+
 def test_a_model_stays_where_it_is():
     model = CLIPSegTextModel.from_pretrained(PLAIN, dtype="float64")
     here = ["cpu", "cpu:0", "float64", np.float64, None]

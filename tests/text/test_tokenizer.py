@@ -12,6 +12,7 @@ from clipseg_np.text.bpe import BYTE_SYMBOLS
 from clipseg_np.text.tokenizer import CLIPTokenizer
 
 from ..helpers.clip_merges import N_MERGES, clip_merges, excerpt, made_merges
+from ..helpers.device_array import DeviceArray
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = [("t", "h"), ("th", "e</w>"), ("a", "t</w>"), ("c", "at</w>")]
@@ -253,6 +254,15 @@ def test_decode(toy):
     assert toy.decode(broken) == "\ufffda\ufffd\ufffd"
 
 
+@pytest.mark.parametrize("text", [["a", "b"], ["a"], None])
+def test_what_takes_one_text_takes_no_other(toy, text):
+    for method in (toy.tokenize, toy.explain):
+        with pytest.raises(InputError, match=f"Got {type(text).__name__}; expected one text"):
+            method(text)
+    with pytest.raises(InputError, match="surrogate pair"):
+        toy.tokenize("\ud800")
+
+
 @pytest.mark.parametrize("number", [-1, 518, 1.5, "a"])
 def test_an_id_outside_the_vocabulary(toy, number):
     assert len(toy) == 518
@@ -302,6 +312,11 @@ def test_ids_of_any_library(toy):
             return np.array([[516, 513, 517]])
 
     assert toy.batch_decode(Tensor()) == toy.batch_decode([[516, 513, 517]])
+
+
+def test_ids_on_a_gpu(toy):
+    for ids in ([516, 513, 517], [[516, 513], [513, 517]]):
+        assert toy.decode(DeviceArray(np.array(ids))) == toy.decode(ids)
 
 
 def test_an_assigned_setting_is_used(toy):

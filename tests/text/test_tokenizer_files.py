@@ -1,6 +1,7 @@
 """The tokenizer's files: each layout, each error message, and saving and loading again."""
 
 import json
+import warnings
 
 import pytest
 
@@ -175,6 +176,20 @@ def test_further_tokens_by_an_argument(load):
     for name in ("extra_special_tokens", "additional_special_tokens"):
         tokenizer = load(PLAIN, **{name: ["[y]"]})
         assert tokenizer.convert_tokens_to_ids("[y]") == 516 and len(tokenizer) == 517
+
+
+def test_a_further_token_by_its_name(load):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer = load(PLAIN, image_token="[y]")
+    assert tokenizer.extra_special_tokens == ["[y]"] and tokenizer("[y]").input_ids[1] == 516
+
+
+def test_an_unknown_option_is_ignored(load):
+    entry = {"content": "[y]", "special": True}
+    with pytest.warns(UserWarning, match="does not know added_tokens_decoder, colour: ignored"):
+        tokenizer = load(PLAIN, added_tokens_decoder={"516": entry}, colour="red")
+    assert len(tokenizer) == 516
 
 
 def test_a_token_that_is_no_token_is_refused(load):
