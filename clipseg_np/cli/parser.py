@@ -2,7 +2,7 @@
 download, convert.
 
 Exit code 2 with a one-line reason on standard error means an error that the user can fix; `compare`
-exits with 1 for a deviation, `batch` for an image that failed.
+exits with 1 for a deviation, `batch` and `segment` where one of several images failed.
 """
 
 import argparse
@@ -23,8 +23,11 @@ from ..image.plugins import has_image_suffix
 from ..learn.fine_tune import BATCH, RATE, STEPS
 from ..segment.results import KINDS
 from ..version import __version__
-from . import commands
+from .checkpoints import run_compare, run_convert, run_download, run_info, run_trace
+from .learn import run_fine_tune, run_learn_prompt
+from .segment import run_batch_command, run_segment
 from .signals import raised_as_interrupts
+from .terminal import say
 
 REPEATED = {"action": "append", "default": []}
 DEFAULT = "default: %(default)s"
@@ -57,7 +60,7 @@ LISTS = {"--write": "|".join((*KINDS, "all", "")), "--scales": NUMBER, "--extrac
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
     open_streams()
-    warn_once = functools.cache(functools.partial(commands.say, "warning"))
+    warn_once = functools.cache(functools.partial(say, "warning"))
     with warnings.catch_warnings(), raised_as_interrupts():
         warnings.showwarning = lambda message, *_, **__: warn_once(str(message))
         try:
@@ -70,13 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except KeyboardInterrupt as stop:
-            commands.say("stopped", "nothing is left half written")
+            say("stopped", "nothing is left half written")
             return stop.args[0]
         except MemoryError as error:
             reason = str(error) or "give a smaller image"
-            commands.say("error", f"there is not enough memory: {reason}")
+            say("error", f"there is not enough memory: {reason}")
         except (InputError, MissingExtra, OSError) as error:
-            commands.say("error", error)
+            say("error", error)
         return 2
 
 
@@ -159,7 +162,7 @@ class Parser(argparse.ArgumentParser):
     """Reports errors in one line, as the commands do."""
 
     def error(self, message: str) -> NoReturn:
-        commands.say("error", f"{message}. See {self.prog} --help.")
+        say("error", f"{message}. See {self.prog} --help.")
         self.exit(2)
 
 
@@ -174,11 +177,11 @@ def parser() -> argparse.ArgumentParser:
         subparser.set_defaults(run=run, parser=subparser)
         return subparser.add_argument
 
-    segment = command("segment", commands.run_segment, "write a mask of an image for each prompt")
+    segment = command("segment", run_segment, "write a mask of an image for each prompt")
     segment(
         "images", metavar="IMAGE", nargs="+", help="files, before all prompts; - is standard input"
     )
-    batch = command("batch", commands.run_batch_command, "segment all images in a folder")
+    batch = command("batch", run_batch_command, "segment all images in a folder")
     batch("folder", metavar="FOLDER", help="its subfolders are searched, too")
     text = "file names to read, such as '*.jpg'; may be repeated; default: all that Pillow can read"
     batch("--glob", metavar="PATTERN", **REPEATED, help=text)
@@ -189,14 +192,14 @@ def parser() -> argparse.ArgumentParser:
         add_segment_options(add)
 
     text = "learn a prompt from masks of a thing, for --prompt-file"
-    learn_prompt = command("learn-prompt", commands.run_learn_prompt, text)
+    learn_prompt = command("learn-prompt", run_learn_prompt, text)
     add_learning_options(learn_prompt)
     learn_prompt("--output", "-o", metavar="FILE", required=True, help="a .safetensors file")
     text = "a text to start from; may be repeated: the best; default: the name and a few others"
     learn_prompt("--start", dest="starts", metavar="TEXT", **REPEATED, help=text)
 
     text = "train a decoder of your own on masks, for --model or segment's --decoder"
-    fine_tune = command("fine-tune", commands.run_fine_tune, text)
+    fine_tune = command("fine-tune", run_fine_tune, text)
     add_learning_options(fine_tune)
     text = "a new folder, for the checkpoint; a run that was stopped goes on in its own"
     fine_tune("--output", "-o", metavar="FOLDER", required=True, help=text)
@@ -204,20 +207,26 @@ def parser() -> argparse.ArgumentParser:
     fine_tune("--keep", metavar="DATA", help=text)
     text = "write decoder.safetensors alone, for segment's --decoder"
     fine_tune("--decoder-only", action="store_true", help=text)
-    text = "of each of four decoders, whose mean is written; default: %(default)s"
+    text = "steps of each of the four decoders whose mean is written; default: %(default)s"
     fine_tune("--steps", metavar="N", type=int, default=STEPS, help=text)
     fine_tune("--batch-size", metavar="N", type=int, default=BATCH, help=DEFAULT)
-    text = "AdamW's, at its highest; default: %(default)s"
+    text = "the highest learning rate of AdamW; default: %(default)s"
     fine_tune("--rate", metavar="R", type=float, default=RATE, help=text)
     text = "count each pixel of a thing W times in the cross-entropy; default: 1"
     fine_tune("--pos-weight", metavar="W", type=float, default=1, help=text)
     text = "the focal loss in place of the cross-entropy"
     fine_tune("--focal", action="store_true", help=text)
 
-    info = command("info", commands.run_info, "show versions, and a checkpoint's size and shape")
-    trace = command("trace", commands.run_trace, "write every layer's output, to check a port with")
+    info = command("info", run_info, "show versions, and a checkpoint's size and shape")
+    trace = command("trace", run_trace, "write every layer's output, to check a port with")
     trace("image", metavar="IMAGE", help="a file")
-    trace("prompts", metavar="PROMPT", nargs="+", help="texts")
+    trace(
+        "prompts",
+        metavar="PROMPT",
+        nargs="*",
+        default=[],
+        help="texts; after --, every word is one",
+    )
     trace("--output", "-o", metavar="FILE", required=True, help="a .safetensors file")
     trace("--names", metavar="PATTERN", default="*", help="layers to write, such as 'decoder.*'")
     trace("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
@@ -232,18 +241,18 @@ def parser() -> argparse.ArgumentParser:
         add("--offline", action="store_true", help="use no network, only the hub's cache")
         add("--backend", choices=NAMES, default="numpy", help="default: %(default)s")
 
-    compare = command("compare", commands.run_compare, "find the first layer where a port deviates")
+    compare = command("compare", run_compare, "find the first layer where a port deviates")
     compare("golden", metavar="GOLDEN", help="a file that `trace` wrote")
     compare("other", metavar="OTHER", help="a .safetensors or .npz file with the same names")
     text = "maximum difference, relative to a layer's largest number; default: by the files' types"
     compare("--tolerance", metavar="T", type=float, help=text)
 
-    download = command("download", commands.run_download, "download from the Hugging Face hub")
+    download = command("download", run_download, "download from the Hugging Face hub")
     download("hub_id", metavar="HUB_ID", help="such as CIDAS/clipseg-rd64-refined")
     download("folder", metavar="FOLDER", nargs="?", help="default: the name after the slash")
 
     text = "store a checkpoint in another type or in shards, or make one from PyTorch files"
-    convert = command("convert", commands.run_convert, text)
+    convert = command("convert", run_convert, text)
     authors = "the authors' decoder"
     text = f"a checkpoint's folder, .safetensors file or hub id, or {authors} (rd64-uni.pth)"
     convert("source", metavar="SOURCE", help=text)
@@ -273,7 +282,9 @@ def add_learning_options(add: Callable) -> None:
     add("--seed", metavar="N", type=int, default=0, help=DEFAULT)
     text = "1 repeats a run to the bit; default: one for each core"
     add("--threads", metavar="N", type=int, help=text)
-    text = "for images' features, which the next run reads again; default: the system's cache"
+    text = (
+        "the folder of the images' features, which the next run reads; default: the system's cache"
+    )
     add("--cache", metavar="FOLDER", help=text)
 
 
@@ -299,7 +310,7 @@ def add_segment_options(add: Callable) -> None:
     add("--threshold", metavar="T", type=float, default=0.5, help=text)
     text = f"images to write for each prompt: all, or several of {', '.join(KINDS)}; default: mask"
     add("--write", metavar="KIND,KIND", type=kinds, action="extend", help=text)
-    text = "write a sheet of the image and all masks, as one image without --write gets anyway"
+    text = "write a sheet of the image and all masks; the default for one image without --write"
     add("--overlay", action="store_true", help=text)
     add("--labels", action="store_true", help="write a label map of all prompts: PNG, JSON, legend")
     text = "write the masks of all images into one .json file, as COCO's annotations"

@@ -95,9 +95,9 @@ class Batches(Lessons):
             parts.append(self.model.floats(self.labels(entries[len(old) :])))
         return self.model.ops.xp.concatenate(parts)
 
-    def scores(self, decoder: Decoder, fold: int) -> dict[str, float]:
-        """The mean IoU of what is new and of what is old; 0 where there is no test of it."""
-        scores = dict.fromkeys(SCORES, 0.0)
+    def scores(self, decoder: Decoder, fold: int) -> dict[str, float | None]:
+        """The mean IoU of what is new and of what is old; None where there is no test of it."""
+        scores = dict.fromkeys(SCORES)
         for name, (entries, labels) in zip(SCORES, self.tests(fold)):
             if entries:
                 ious = self.ious(self.decoded(decoder, entries), labels)
@@ -114,8 +114,14 @@ class Batches(Lessons):
     def mark(self) -> str:
         """A hash of all that a run learns from."""
         files = [file.name for files in self.features.files for file in files]
-        about = files, list(self.embeddings), fingerprint(self.model)
-        return sha256(repr(about).encode() + self.tests(0)[0][1].tobytes()).hexdigest()
+        mark = sha256(repr((files, list(self.embeddings), fingerprint(self.model))).encode())
+        kept = self.kept or NOTHING
+        for part in (self.new.examples, self.new.absent, kept.examples, kept.absent):
+            mark.update(str(len(part)).encode())
+            for example in part:
+                mark.update(repr((self.number[example.image], example.prompts)).encode())
+                mark.update(self.label(example).tobytes())
+        return mark.hexdigest()
 
 
 def far_apart(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

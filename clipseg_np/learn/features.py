@@ -4,14 +4,14 @@ An entry is one image in one of 8 turns: the tokens that the decoder reads, in f
 IoU unchanged. While the decoder's `reduces` stay as they are, it holds the reduced tokens: 0.2 MB
 at the official size instead of 2.2 MB. Its name is a hash of all that it depends on, so that other
 runs find it, and none is ever out of date. Each image is computed alone: an entry's bits do not
-depend on which others are missing. The folder may be removed at any time.
+depend on which others are missing. The folder may be removed while nothing learns.
 """
 
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -25,16 +25,10 @@ from ..model.batched import in_parallel
 from ..model.clipseg import CLIPSegForImageSegmentation
 from ..model.learned_prompt import fingerprint
 from ..nn.ops import Array
+from .progress import Progress, unseen
 
 MAX_BYTES = 8 << 30  # of all entries in a folder
 SUFFIX = ".features"
-# Gets the parts of a long work and its name, and returns the parts: tqdm.tqdm is one.
-Progress = Callable[[Sequence, str], Iterable]
-
-
-def unseen(parts: Sequence, name: str) -> Iterable:
-    """Show no progress."""
-    return parts
 
 
 def turned(x: Array, turn: int) -> Array:

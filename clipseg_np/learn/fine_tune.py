@@ -12,6 +12,7 @@ import copy
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -31,10 +32,9 @@ from ..nn.scope import Scope
 from ..text.known_words import words_of
 from .batches import SCORES, Batches
 from .data import Data
-from .features import Progress, unseen
 from .lessons import FOLDS
 from .optimizer import AdamW, rate_at
-from .progress import write_log, write_plot
+from .progress import Progress, unseen, write_log, write_plot
 from .step import Loss, cross_entropy_and_dice, focal_and_dice, one_pass
 
 FILM = f"{START}film_mul.weight", f"{START}film_add.weight"
@@ -82,6 +82,8 @@ def fine_tune(
     for name, number in numbers.items():
         if not 0 < number < np.inf:
             raise InputError(f"{name} is {number}; expected a number above 0")
+    if focal and pos_weight != 1:
+        raise InputError("pos_weight is for the cross-entropy; leave it out with focal")
     remove_parts(output)
     if output.exists() and any(output.iterdir()) and not (output / STATE_NAME).is_file():
         raise InputError(f"{output} is there already; expected the name of a new or empty folder")
@@ -113,19 +115,20 @@ def fine_tune(
         warnings.warn(f"there is no plot: {error}", stacklevel=2)
     by_fold = [[record for record in records if record["fold"] == fold] for fold in range(FOLDS)]
     before, after = (
-        {name: round(float(np.mean([record[name] for record in part])), 4) for name in SCORES}
+        {name: mean_of(record[name] for record in part) for name in SCORES}
         for part in ([own[0] for own in by_fold], [best_of(own) for own in by_fold])
     )
     if after["new_iou"] <= before["new_iou"]:
         warnings.warn("nothing was learned: held-out images say so", stacklevel=2)
-    model, words = segmenter.model, words_of(batches.names)
+    model = segmenter.model
+    words = segmenter.processor.words | set(words_of(batches.names))
     arrays, path = model.state_dict() | mean, output
     if decoder_only:
         path = output / DECODER_NAME
         save_decoder(path, arrays, words)
     else:
         processor = copy.copy(segmenter.processor)
-        processor.words = processor.words and processor.words | set(words)
+        processor.words = processor.words and words
         scope = scope_of(arrays, model)
         with written_together(output) as part:
             CLIPSegForImageSegmentation(model.config, scope).save_pretrained(part)
@@ -195,6 +198,12 @@ def read_state(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[dict[
         )
     mean = {name: raw.array for name, raw in tensors_of_file(path).items()}
     return mean, json.loads(about["records"])
+
+
+def mean_of(scores: Iterable[float | None]) -> float | None:
+    """The mean of those that there are, if any."""
+    known = [score for score in scores if score is not None]
+    return round(float(np.mean(known)), 4) if known else None
 
 
 def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from ..model.learned_prompt import LearnedPrompt, fingerprint
 from ..nn.ops import Array
 from ..version import __version__
 from .data import Data
-from .features import Progress, unseen
 from .lessons import FOLDS, Lessons
 from .optimizer import AdamW
+from .progress import Progress, unseen
 from .step import one_pass
 
 # Tried as a start, beside the thing's own name.
@@ -53,7 +53,7 @@ def learn_prompt(
     if len(names) > 1:
         some = ", ".join(map(repr, names[:9]))
         raise InputError(f"the masks mark {len(names)} things, {some}: choose one with --prompt")
-    model, options = segmenter.model, {"seed": seed % 2**32, "cache": cache, "progress": progress}
+    model, options = segmenter.model, {"seed": seed, "cache": cache, "progress": progress}
     lessons = PromptLessons(segmenter, [data], is_reduced=True, **options)
     wordings = [text for example in data.examples for text in example.prompts]
     texts = list(dict.fromkeys(starts or (*wordings, *PLAIN_TEXTS)))

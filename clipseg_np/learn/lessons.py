@@ -18,7 +18,8 @@ from ..model.batched import joined_slices
 from ..model.clipseg import Decoder
 from ..nn.ops import Array
 from .data import Data, Example
-from .features import CachedFeatures, Progress, turned
+from .features import CachedFeatures, turned
+from .progress import Progress
 
 FOLDS = 4
 ABSENT = 0.2  # of the prompts, where that is known
@@ -46,7 +47,8 @@ class Lessons:
         cache: str | os.PathLike | None,
         progress: Progress,
     ):
-        self.model, self.seed, self.rng = segmenter.model, seed, np.random.default_rng(seed)
+        self.model, self.seed = segmenter.model, seed % 2**32
+        self.rng = np.random.default_rng(self.seed)
         self.folds: dict[Path, int] = {}
         for data in parts:
             images = list(dict.fromkeys(example.image for example in data.examples))
@@ -73,7 +75,9 @@ class Lessons:
             is_absent, turn = rng.random() < ABSENT, int(rng.integers(self.features.turns))
             parts = (data.absent, data.examples) if is_absent else (data.examples, data.absent)
             learned = ([e for e in part if self.folds.get(e.image) != fold] for part in parts)
-            examples = next(filter(None, learned))
+            examples = next(filter(None, learned), ())
+            if not examples:
+                raise InputError("all images to keep are in one fold; expected more of them")
             lap, place = divmod(number, len(examples))
             order = np.random.default_rng((self.seed, fold, lap)).permutation(len(examples))
             example = examples[order[place]]

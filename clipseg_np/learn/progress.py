@@ -1,16 +1,20 @@
-"""How a run went: a line of JSON for each evaluation, a plot of them, and the time left."""
+"""How a run goes: its progress, a line of JSON for each evaluation, and a plot of them."""
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ..atomic_files import written_whole
 from ..errors import optional
 
-T = TypeVar("T")
+# Gets the parts of a long work and its name, and returns the parts: tqdm.tqdm is one.
+Progress = Callable[[Sequence, str], Iterable]
 LOG_NAME, PLOT_NAME = "learning.jsonl", "learning.png"
+
+
+def unseen(parts: Sequence, name: str) -> Iterable:
+    """Show no progress."""
+    return parts
 
 
 def write_log(folder: Path, records: list[dict]) -> None:
@@ -32,21 +36,3 @@ def write_plot(folder: Path, records: list[dict]) -> None:
         axis.legend()
     with written_whole(folder / PLOT_NAME) as temporary:
         figure.savefig(temporary)
-
-
-def progress_lines(
-    say: Callable[[str], object], seconds: float = 5
-) -> Callable[[Sequence[T], str], Iterator[T]]:
-    """A Progress that says "learning: 120 of 400, 1:05 left" every few seconds."""
-
-    def shown(parts: Sequence[T], name: str) -> Iterator[T]:
-        start = said = time.monotonic()
-        for number, part in enumerate(parts, 1):
-            yield part
-            now = time.monotonic()
-            if now > said + seconds:
-                left = round((now - start) / number * (len(parts) - number))
-                say(f"{name}: {number} of {len(parts)}, {left // 60}:{left % 60:02} left")
-                said = now
-
-    return shown

@@ -42,6 +42,7 @@ from .job import Job
 from .results import KINDS, is_result, json_lines, result_stems, text_lines, write_results
 from .segmentation import checked_threshold
 from .segmenter import Query, Segmenter, checkpoint_or_demo, read_prompts
+from .sliding_window import MAX_SCALE, checked_scales
 from .visual_prompt import image_prompts
 
 RECORD = "record.json"
@@ -171,7 +172,7 @@ def without_results(images: dict[str, str]) -> dict[str, str]:
 
 
 def take_output(job: Job, mark: str, folder: Path) -> None:
-    """Write into the output folder whose it is. Raises InputError if it is another job's."""
+    """Name the job of the output folder in it. Raises InputError if it is another job's."""
     path, images = Path(job.output, JOB), os.path.realpath(folder)
     about = {"mark": mark, "images": images, "flat": job.flat, "prompts": job.captions}
     stored = read_record(path)
@@ -197,6 +198,7 @@ def job_mark(job: Job) -> str:
     if unknown:
         raise InputError(f"unknown kind {min(unknown)!r} of image; expected {', '.join(KINDS)}")
     checked_threshold(job.threshold)
+    checked_scales(job.scales, (MAX_SCALE, MAX_SCALE))
     options = asdict(job) | dict.fromkeys(("output", "model", "decoder"))
     options["version"] = RESULTS_VERSION
     # 0.1 had no such options; four of them change no image.
@@ -245,7 +247,7 @@ def segment_image(task: Task) -> dict:
 
 
 def failure(task: Task, error: Exception) -> dict:
-    """The record of an image that failed. Raises OSError if the disk is full: all others fail."""
+    """The record of an image that failed. Raises OSError where the disk is full."""
     text = str(error)
     if isinstance(error, OSError) and error.errno:
         if error.errno in DISK_FULL:
@@ -272,7 +274,8 @@ def stored_results(task: Task, key: str) -> tuple[str, dict]:
         folder = Path(job.output) if job.flat else place
         overlay = not job.overlay or any(file.endswith("_overlay.png") for file in files)
         complete = overlay and all((folder / file).is_file() for file in files)
-        text_lines(record["prompts"])  # raises an error for what are no records
+        # Raises an error where the stored record is damaged.
+        text_lines(record["prompts"])
         return "there" if complete else "new", record
     if record.get("mark") != task.mark and not job.overwrite:
         raise InputError(
@@ -298,8 +301,7 @@ def write_image(task: Task, key: str, stored: dict) -> list[dict]:
     job = task.job
     image = load_image(task.image, white_level=job.white_level, keep_alpha=True)
     with _loading:
-        prompts = job.prompts, job.image_prompts, job.white_level, job.prompt_files, job.force
-        segmenter, query = _loaded(task.mark, job.model, job.decoder, job.backend, *prompts)
+        segmenter, query = _loaded(task.mark, job)
     result = segmenter.combine(image, query, scales=job.scales, input_data_format="channels_last")
     with folder_replaced(task.place) as part:
         prompts = write_results(part, task.stem, image, result, job)
@@ -338,17 +340,16 @@ _loading = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(
-    mark, model, decoder, backend, prompts, pairs, white_level, files, force
-) -> tuple[Segmenter, Query]:
+def _loaded(mark: str, job: Job) -> tuple[Segmenter, Query]:
     """The model and the embedded prompts: made once in a process, however many threads ask.
 
     The job's `mark` tells files of one name apart.
     """
-    segmenter = Segmenter.from_pretrained(model, backend=backend, threads=1, decoder=decoder)
-    learned = [LearnedPrompt.load(file).check(segmenter.model, force) for file in files]
-    prompts = [*prompts, *image_prompts(pairs)]
-    query = segmenter.prepare(prompts, white_level, learned)
+    options = {"backend": job.backend, "threads": 1, "decoder": job.decoder}
+    segmenter = Segmenter.from_pretrained(job.model, **options)
+    learned = [LearnedPrompt.load(f).check(segmenter.model, job.force) for f in job.prompt_files]
+    prompts = [*job.prompts, *image_prompts(job.image_prompts)]
+    query = segmenter.prepare(prompts, job.white_level, learned)
     # No image needs it, and a published checkpoint's takes 35 MB.
     del segmenter.processor.tokenizer
     return segmenter, query

@@ -1,10 +1,13 @@
 """`Job`: which prompts to look for and which results to write, for one image or for many."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..masks import dilate, feather, remove_small_components
 
 
@@ -42,6 +45,8 @@ class Job:
     `prompt_files` are paths of learned prompts, which `prompts` mention as "@name"; force: also
     take those that were learned with another decoder. `decoder` is a file whose decoder takes the
     place of the model's.
+
+    Paths may be Path objects, and tuples lists. Raises InputError for a text in place of a list.
     """
 
     prompts: tuple[str, ...]
@@ -62,7 +67,23 @@ class Job:
     force: bool = False
     decoder: str | None = None
 
+    def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            is_many = isinstance(option.default, tuple) or option.name == "prompts"
+            if is_many and not isinstance(value, (list, tuple)):
+                raise InputError(f"{option.name} is {value!r}; expected a list or a tuple")
+            object.__setattr__(self, option.name, as_plain(value))
+
     @property
     def captions(self) -> list[str]:
         """A name for each prompt: the text, or the image's file name."""
         return [*self.prompts, *(Path(image).name for image, _ in self.image_prompts)]
+
+
+def as_plain(value: Any) -> Any:
+    """Lists as tuples, paths as texts, NumPy's numbers as Python's: for hashes and JSON."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(as_plain, value))
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return value.item() if isinstance(value, np.generic) else value

@@ -170,7 +170,7 @@ def free_name(file: Path, folder: Path) -> Path:
 
 
 def output_place(name: str, single: bool = False) -> tuple[Path, str | None]:
-    """The folder of results, which is created if missing, and the file's name if it is one file."""
+    """The folder of results, which need not be there yet, and the file's name if it is one."""
     path = Path(name)
     if not name:
         raise InputError("--output is empty; expected a folder")

@@ -122,7 +122,8 @@ class Segmentation:
 
         Returns write_results' records. Raises InputError where a file would be replaced unasked.
         """
-        from .results import Job, output_place, result_stems, write_unlike_others
+        from .job import Job
+        from .results import output_place, result_stems, write_unlike_others
 
         folder, file = output_place(str(path), len(self) == 1)
         job = Job(tuple(self.captions), str(folder), threshold=threshold, overwrite=overwrite)

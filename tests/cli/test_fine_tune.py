@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipseg_np import Segmenter
 from clipseg_np.checkpoints.decoder_file import save_decoder
-from clipseg_np.cli import commands
+from clipseg_np.cli import learn
 from clipseg_np.cli.parser import main
 
 rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_the_options_reach_the_run(run, monkeypatch):
         given.update(options, output=output, data=data)
         raise KeyboardInterrupt(130)
 
-    monkeypatch.setattr(commands, "fine_tune", fine_tune)
+    monkeypatch.setattr(learn, "fine_tune", fine_tune)
     options = ("--keep", "data.jsonl", "--rate", "0.5", "--pos-weight", "3", "--focal", "--seed", 7)
     row = {"image": "data/images/1.png", "mask": "data/masks/1.png", "prompt": "a thing"}
     Path("data.jsonl").write_text(json.dumps(row))
@@ -71,7 +71,7 @@ def test_the_options_reach_the_run(run, monkeypatch):
     assert code == 130 and "the same command goes on" in err
     assert [e.prompts for e in given.pop("keep").examples] == [("a thing",)]
     assert {e.prompts for e in given.pop("data").examples} == {("a corner",)}
-    assert given.pop("progress") is commands.shown
+    assert given.pop("progress") is learn.shown
     expected = {"rate": 0.5, "pos_weight": 3, "focal": True, "seed": 7, "decoder_only": True}
     expected |= {"steps": 3, "batch_size": 4, "cache": "cache", "output": "own"}
     assert given == expected

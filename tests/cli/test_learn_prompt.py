@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import LearnedPrompt, Segmenter
-from clipseg_np.cli import commands
+from clipseg_np.cli import learn, terminal
 from clipseg_np.cli.parser import main
 from clipseg_np.learn import learn_prompt, read_data
 
@@ -20,7 +20,7 @@ def command(checkpoint, tmp_path, monkeypatch):
         pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / "images" / f"{number}.png")
         Image.fromarray(np.tri(32, 32, number, bool)).save(tmp_path / f"data/masks/{number}.png")
-    monkeypatch.setattr(commands, "learn_prompt", lambda *a, **b: learn_prompt(*a, steps=20, **b))
+    monkeypatch.setattr(learn, "learn_prompt", lambda *a, **b: learn_prompt(*a, steps=20, **b))
     monkeypatch.chdir(tmp_path)
     options = ["--model", str(checkpoint), "--cache", "cache", "--threads", "1"]
     return lambda *more: main(["learn-prompt", "data", *options, *more])
@@ -76,7 +76,7 @@ def test_data_are_checked_first(command, capsys, tmp_path):
 
 
 def test_progress_is_said_every_few_seconds(command, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(terminal, "PROGRESS_SECONDS", -1)
     assert command("--prompt", "a wedge", "--output", "a.safetensors") == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("clipseg-np: progress: encoding images: 1 of 4, 0:")

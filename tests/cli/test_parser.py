@@ -12,7 +12,7 @@ from PIL import Image
 
 import clipseg_np
 from clipseg_np import Segmenter, __version__
-from clipseg_np.cli import commands
+from clipseg_np.cli import parser
 from clipseg_np.cli.parser import main
 from clipseg_np.segment.results import slug
 
@@ -155,7 +155,7 @@ def test_warnings_are_one_line_and_do_not_stop_the_work(checkpoint, tmp_path, ca
 
 @pytest.mark.parametrize("error", [MemoryError(), MemoryError("give a smaller image")])
 def test_too_little_memory_comes_with_advice(error, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "run_info", Mock(side_effect=error))
+    monkeypatch.setattr(parser, "run_info", Mock(side_effect=error))
     assert run("info") == 2
     assert "not enough memory: give a smaller image\n" in capsys.readouterr().err
 

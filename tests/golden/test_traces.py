@@ -221,6 +221,16 @@ def test_from_the_command_line(tmp_path, capsys):
     assert json.loads(json.dumps(Golden(golden).about)) == Golden(golden).about  # untouched, whole
 
 
+def test_a_prompt_may_stand_alone_behind_two_dashes(tmp_path, capsys):
+    command = ["trace", "examples/shapes.png", "--names", "decoder.layers.0"]
+    for number, words in enumerate((["a star"], ["--", "a star"])):
+        assert main([*command, "--output", str(tmp_path / f"{number}.safetensors"), *words]) == 0
+    files = [(tmp_path / f"{number}.safetensors").read_bytes() for number in range(2)]
+    assert files[0] == files[1]
+    assert main([*command, "--output", str(tmp_path / "2.safetensors")]) == 2
+    assert "there is no prompt: give at least one text" in capsys.readouterr().err
+
+
 COMMITTED = sorted((Path(__file__).parents[2] / "golden").glob("*.safetensors"))
 
 

@@ -20,10 +20,11 @@ from clipseg_np.checkpoints.locate import demo_folder
 from clipseg_np.errors import InputError
 from clipseg_np.learn.batches import Batches, far_apart, old_prompts
 from clipseg_np.learn.data import Data, Example, read_data
-from clipseg_np.learn.features import turned, unseen
+from clipseg_np.learn.features import turned
 from clipseg_np.learn.fine_tune import STATE_NAME, fine_tune
 from clipseg_np.learn.lessons import ABSENT
 from clipseg_np.learn.optimizer import AdamW
+from clipseg_np.learn.progress import unseen
 from clipseg_np.masks.metrics import image_iou
 from clipseg_np.nn.ops import Ops
 
@@ -277,6 +278,28 @@ def test_a_fold_does_not_learn_from_what_it_is_scored_by(batches, keep, is_kept)
     assert len(set(held_out)) == 12
 
 
+def kept_of(made, keep, *folds):
+    """The examples to keep whose images are in these folds of the new ones."""
+    return Data([e for e in keep.examples if made.folds[e.image] in folds], [])
+
+
+def test_a_fold_without_a_test_of_the_old_has_no_score_of_it(batches, keep, tune):
+    kept = kept_of(batches(), keep, 1, 2)
+    made = batches(keep=kept)
+    scores = [made.scores(made.model.decoder, fold)["old_iou"] for fold in range(4)]
+    assert scores[0] is scores[3] is None and scores[1] > 0 and scores[2] > 0
+    result = tune(keep=kept)
+    assert result.before["old_iou"] == pytest.approx(np.mean(scores[1:3]), abs=1e-4)
+
+
+def test_a_fold_without_anything_to_keep_is_reported(batches, tmp_path):
+    folder = discs(tmp_path, 16)
+    data, keep = read_data(folder, "a disc"), read_data(folder, "a background")
+    made = batches(data)
+    with pytest.raises(InputError, match="all images to keep are in one fold; expected more"):
+        batches(data, kept_of(made, keep, 2)).batch(2, 0)
+
+
 def test_every_turn_and_wording_is_learned(batches):
     made = batches()
     for part in (slice(10), slice(10, 20)):
@@ -333,6 +356,16 @@ def test_new_words_are_added_where_few_are_known(tune):
 
 
 @pytest.mark.oracle
+def test_the_words_of_a_decoder_below_stay_known(tune, data):
+    below = tune("below", model=demo_folder(), steps=1, cache=None, decoder_only=True).path
+    base = Segmenter.from_pretrained(demo_folder(), threads=1, decoder=below)
+    others = Data([replace(e, prompts=("a heart",)) for e in data.examples], [])
+    options = {"steps": 1, "batch_size": 4, "decoder_only": True}
+    above = fine_tune(base, others, below.parent.parent / "above", **options).path
+    known = Segmenter.from_pretrained(demo_folder(), decoder=above).processor.words
+    assert {"disc", "heart"} <= known
+
+
 def test_transformers_gives_the_same_masks(tune, folder, last_is_best):
     import torch
     from transformers import CLIPSegForImageSegmentation
@@ -444,6 +477,21 @@ def test_the_state_of_another_run_is_refused_and_left(tune, tmp_path, data):
     assert files(tmp_path / "out") == before
 
 
+def test_any_other_mask_makes_another_run(batches, data, keep):
+    def mark(new, kept, absent=()):
+        return batches(Data(new, [*absent]), Data(kept, [])).mark()
+
+    new, kept = data.examples[:8], keep.examples[:8]
+    first = mark(new, kept)
+    assert mark(new, kept) == first
+    others = [replace(e, read=lambda e=e: 1 - e.read()) for e in (*new, *kept)]
+    for number, other in enumerate(others):
+        both = [*new, *kept]
+        both[number] = other
+        assert mark(both[:8], both[8:]) != first, number
+    assert mark(new[:7], kept, [new[7]]) != first
+
+
 def test_a_folder_with_other_files_is_refused_before_anything_is_computed(tune, tmp_path):
     result = tune("out")
     for name in ("out", "mine"):
@@ -461,6 +509,16 @@ def test_options_out_of_range_are_refused(tune, name, value, tmp_path):
     with pytest.raises(InputError, match=f"{name} is {value}; expected"):
         tune(**{name: value})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_focal_loss_has_no_weight_of_positives(tune, tmp_path):
+    with pytest.raises(InputError, match="pos_weight is for the cross-entropy; leave it out"):
+        tune(focal=True, pos_weight=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_whole_number_is_a_seed(tune, last_is_best):
+    assert files(tune("a", seed=-1).path) == files(tune("b", seed=2**32 - 1).path)
 
 
 def test_few_images_are_refused(tune, data):

@@ -9,9 +9,10 @@ from PIL import Image
 
 from clipseg_np import CLIPSegForImageSegmentation, InputError, LearnedPrompt, Segmenter
 from clipseg_np.learn import Data, learn_prompt, read_data
-from clipseg_np.learn.features import turned, unseen
+from clipseg_np.learn.features import turned
 from clipseg_np.learn.learn_prompt import BATCH, FOLDS, PLAIN_TEXTS, PromptLessons
 from clipseg_np.learn.lessons import ABSENT
+from clipseg_np.learn.progress import unseen
 from clipseg_np.learn.step import cross_entropy_and_dice
 from clipseg_np.masks.metrics import image_iou
 from clipseg_np.model.learned_prompt import fingerprint

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np.errors import MissingExtra
-from clipseg_np.learn import progress
-from clipseg_np.learn.progress import progress_lines, write_log, write_plot
+from clipseg_np.learn.progress import write_log, write_plot
 
 RECORDS = [
     {"step": 0, "loss": None, "new_iou": 0.25, "old_iou": 1.0},
@@ -49,12 +48,3 @@ def test_a_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match="pip install matplotlib "):
         write_plot(tmp_path, RECORDS)
-
-
-def test_a_line_every_few_seconds_says_how_much_time_is_left(monkeypatch):
-    now, lines = [100.0], []
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    for _ in progress_lines(lines.append)(range(30), "learning"):
-        now[0] += 4
-    assert lines[0] == "learning: 2 of 30, 1:52 left"
-    assert lines[-1] == "learning: 30 of 30, 0:00 left" and len(lines) == 15

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import LearnedPrompt
-from clipseg_np.cli import commands
+from clipseg_np.cli import segment
 from clipseg_np.cli.parser import main
 
 from ..helpers.command import Run, Yard, failing_as
@@ -40,7 +40,7 @@ class Hub:
 def yard(tmp_path, monkeypatch, checkpoint, segmenter) -> Yard:
     """With images, what is none, and files to compare."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
-    monkeypatch.setattr(commands, "WorkerProcesses", lambda count: ThreadPoolExecutor(1))
+    monkeypatch.setattr(segment, "WorkerProcesses", lambda count: ThreadPoolExecutor(1))
     yard = Yard(tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
     images, wrong = yard.given / "images", yard.given / "wrong"

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from clipseg_np import CLIPTokenizer, InputError, Segmenter
-from clipseg_np.cli import commands
+from clipseg_np.cli import segment, terminal
 from clipseg_np.cli.parser import main
 from clipseg_np.segment import batch
 from clipseg_np.segment.batch import RECORD, REPORT, Job, images_in, run_batch
@@ -378,12 +378,12 @@ def test_an_interrupted_call_leaves_a_report_and_stops_its_executor(job, folder,
 
 
 def test_progress_is_a_line_every_few_seconds(job, folder, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(terminal, "PROGRESS_SECONDS", -1)
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
     assert main([*command, "--workers", "1", "--glob", "a.*"]) == 0
     said = capsys.readouterr()
-    lines = [f"clipseg-np: progress: {number} of 3" for number in (1, 2, 3)]
-    assert said.err.splitlines() == lines
+    lines = [f"clipseg-np: progress: images: {number} of 3, 0:0" for number in (1, 2, 3)]
+    assert [line[: len(lines[0])] for line in said.err.splitlines()] == lines
     assert said.out == f"3 of 3 (3 new, 0 already there)  {Path(job.output, REPORT)}\n"
     assert main([*command, "--workers", "2"]) == 1
     said = capsys.readouterr()
@@ -398,21 +398,40 @@ def test_progress_is_a_bar_where_tqdm_is_installed(job, folder, monkeypatch, cap
         return records
 
     monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=tqdm))
-    monkeypatch.setattr(commands, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(terminal, "PROGRESS_SECONDS", -1)
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
     command += ["--workers", "1", "--glob", "a.*"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(command) == 0
-    assert bars == [{"total": 3, "unit": "image"}] and not capsys.readouterr().err
+    assert bars == [{"desc": "images", "total": 3}] and not capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert main(command) == 0
-    assert capsys.readouterr().err.startswith("clipseg-np: progress: 1 of 3")
+    assert capsys.readouterr().err.startswith("clipseg-np: progress: images: 1 of 3")
 
 
-@pytest.mark.parametrize("change", [{"prompts": ()}, {"kinds": ("film",)}])
+@pytest.mark.parametrize("change", [{"prompts": ()}, {"kinds": ("film",)}, {"scales": (0,)}])
 def test_a_job_that_cannot_be_done(change, job, folder):
-    with pytest.raises(InputError, match="no prompt|unknown kind"):
+    with pytest.raises(InputError, match="no prompt|unknown kind|scales are"):
         run(replace(job, **change), folder)
+    assert not Path(job.output).exists()
+
+
+@pytest.mark.parametrize("name", ["prompts", "image_prompts", "kinds", "scales", "prompt_files"])
+@pytest.mark.parametrize("value", ["cat", Path("cat"), 2])
+def test_one_thing_where_a_job_has_several(name, value):
+    with pytest.raises(InputError, match=f"{name} is .*; expected a list or a tuple"):
+        Job(**{"prompts": ("a cat",), "output": "out", name: value})
+
+
+def test_a_job_of_lists_paths_and_numpys_numbers_is_the_same_job(job, folder):
+    image = folder / "a.png"
+    options = {"scales": [np.int64(1), 2], "threshold": np.float32(0.5), "kinds": ["mask", "soft"]}
+    pairs = [(image, None), [image, folder / "b.png"]]
+    other = Job(list(job.prompts), Path(job.output), Path(job.model), pairs, **options)
+    options = {"scales": (1, 2), "threshold": 0.5, "kinds": ("mask", "soft")}
+    pairs = ((str(image), None), (str(image), str(folder / "b.png")))
+    same = Job(job.prompts, job.output, job.model, pairs, **options)
+    assert other == same and hash(other) == hash(same) and repr(other) == repr(same)
 
 
 def test_lines_for_scripts_and_exit_codes(job, folder, capsys):
@@ -427,8 +446,8 @@ def test_lines_for_scripts_and_exit_codes(job, folder, capsys):
 
 def test_a_gpu_has_one_model_for_all_workers(job, folder, monkeypatch):
     """Not one in each process. The stand-in for a GPU is another array module."""
-    monkeypatch.setattr(commands, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
-    monkeypatch.delattr(commands, "WorkerProcesses")
+    monkeypatch.setattr(segment, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
+    monkeypatch.delattr(segment, "WorkerProcesses")
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
     assert main([*command, "--workers", "3"]) == 1  # for the one bad image
     assert len(Path(job.output, REPORT).read_text().splitlines()) == 6
@@ -438,12 +457,12 @@ def test_a_batch_that_is_stopped_computes_no_more(job, folder, monkeypatch):
     for number in range(40):
         shutil.copy(folder / "a.png", folder / f"copy_{number}.png")
 
-    def stopped(self, done):
-        yield next(done)
+    def stopped(total, records, name):
+        yield next(records)
         raise KeyboardInterrupt(130)
 
-    monkeypatch.setattr(commands, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
-    monkeypatch.setattr(commands.Progress, "shown", stopped)
+    monkeypatch.setattr(segment, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
+    monkeypatch.setattr(segment, "shown_of", stopped)
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
     assert main([*command, "--workers", "2"]) == 130
     assert finished(job.output) < 20

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clipseg_np.cli import commands, main
+from clipseg_np.cli import main, segment
 from clipseg_np.segment.workers import WorkerProcesses
 
 
@@ -147,7 +147,7 @@ def test_a_host_without_semaphores(count, checkpoint, image_file, tmp_path):
 
 
 def test_one_worker_is_this_process(checkpoint, image_file, tmp_path, monkeypatch):
-    monkeypatch.delattr(commands, "WorkerProcesses")
-    monkeypatch.delattr(commands, "ThreadPoolExecutor")
+    monkeypatch.delattr(segment, "WorkerProcesses")
+    monkeypatch.delattr(segment, "ThreadPoolExecutor")
     arguments = ["--workers", "1", "--model", str(checkpoint), "--output", str(tmp_path / "out")]
     assert main(["batch", str(image_file.parent), "red", *arguments]) == 0

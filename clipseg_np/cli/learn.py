@@ -1,0 +1,44 @@
+"""The commands `learn-prompt` and `fine-tune`."""
+
+import argparse
+
+from ..learn.data import read_data
+from ..learn.fine_tune import fine_tune
+from ..learn.learn_prompt import learn_prompt
+from ..segment.segmenter import Segmenter
+from .files import model_path, new_file
+from .terminal import say, show, shown
+
+FINE_TUNE = "decoder_only", "steps", "batch_size", "rate", "pos_weight", "focal", "seed", "cache"
+
+
+def learner(options: argparse.Namespace) -> Segmenter:
+    given = {"backend": options.backend, "threads": options.threads, "decoder": options.decoder}
+    return Segmenter.from_pretrained(model_path(options), **given)
+
+
+def run_learn_prompt(options: argparse.Namespace) -> None:
+    target = new_file(options)
+    data, segmenter = read_data(options.data, options.prompt), learner(options)
+    chosen = {name: getattr(options, name) for name in ("starts", "seed", "cache")}
+    prompt = learn_prompt(segmenter, data, progress=shown, **chosen)
+    prompt.save(target)
+    made = prompt.made
+    ious = f"{made['start_iou']:.3f} ({made['start']!r}) -> {made['held_out_iou']:.3f}"
+    show(f"IoU on held-out images: {ious}, step {made['steps']}  {target}")
+
+
+def run_fine_tune(options: argparse.Namespace) -> int:
+    """Exit code 130 or so where it was stopped; the same command goes on."""
+    data = read_data(options.data, options.prompt)
+    keep = read_data(options.keep) if options.keep else None
+    chosen = {name: getattr(options, name) for name in FINE_TUNE}
+    chosen |= {"keep": keep, "progress": shown}
+    try:
+        result = fine_tune(learner(options), data, options.output, **chosen)
+    except KeyboardInterrupt as stop:
+        say("stopped", "the same command goes on")
+        return stop.args[0]
+    ious = [f"{name[:3]} {iou} -> {result.after[name]}" for name, iou in result.before.items()]
+    show(f"IoU on held-out images: {', '.join(ious)}  {result.path}")
+    return 0
