@@ -134,14 +134,15 @@ def main() -> None:
         assert written == [options.photos] * 2, written
     ratios = [a[0] / b[0] for a, b in zip(*measured.values())]
     photos = f"{options.photos} JPEG photos of {MEGAPIXELS[0]} to {MEGAPIXELS[1]} megapixels"
+    figures = f"medians of {options.rounds} rounds, memory: the highest"
     lines = [
-        f"{photos}, one prompt, a mask each; medians of {options.rounds} rounds. {setup()}",
+        f"{photos}, one prompt, a mask each; {figures}. {setup()}",
         "",
         "|  | images a second | cores at work | largest process, MB | all processes, MB |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, figures in measured.items():
-        columns = list(zip(*figures))
+    for name, runs in measured.items():
+        columns = list(zip(*runs))
         seconds, cores = (statistics.median(column) for column in columns[:2])
         largest, together = (max(column) for column in columns[2:])
         cells = f"{options.photos / seconds:.2f} | {cores:.2f} | {largest:.0f} | {together:.0f}"

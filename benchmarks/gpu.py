@@ -10,7 +10,8 @@ Each step runs in processes of its own (gpu_steps.py), since after an error of C
 nothing more on the GPU. No step can stop the next. A step that no longer fits into the time is left
 out, and gpu.md says so.
 
---rehearse runs all steps on the dry GPU, with small shapes. Its numbers mean nothing, and wrong
+--rehearse runs all steps on stand-ins for CUDA's libraries that compute nothing (a module dry_gpu,
+which is not part of this repository), with small shapes. Its numbers mean nothing, and wrong
 numbers are no error. The exit code is 1 if there was an error.
 """
 

@@ -1,5 +1,7 @@
 """What does one do with a mask?"""
 
+from importlib import import_module
+
 from .morphology import (
     connected_components,
     contour,
@@ -14,6 +16,13 @@ from .morphology import (
 
 # Names of 0.1.
 regions, run_lengths = connected_components, run_length_encoding
+
+
+def __getattr__(name):
+    # Only who uses them loads them: `draw` takes 3 ms.
+    if name in ("draw", "metrics"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def grow(mask, pixels):

@@ -1,6 +1,7 @@
 """Draw masks: highlighted or outlined in an image, as heat maps, sheets of panels, label maps."""
 
 import colorsys
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -63,10 +64,7 @@ def highlight(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         grey = image.mean(axis=2, keepdims=True)
         return np.where(mask[:, :, None], image, 0.35 * grey).astype(np.uint8)
 
-    drawn, width = map_row_blocks(dim, image, mask), max(1, round(max(mask.shape) / 160))
-    for lines, color in zip((2, 1), RIM[::-1]):
-        drawn[dilate(mask, lines * width) & ~mask] = color
-    return drawn
+    return draw_rim(map_row_blocks(dim, image, mask), lambda width: dilate(mask, width) & ~mask)
 
 
 highlighted = highlight  # its name in 0.1
@@ -74,10 +72,15 @@ highlighted = highlight  # its name in 0.1
 
 def draw_contour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The image with the mask's contour: (height,width,3), uint8."""
-    drawn, width = image.copy(), max(1, round(max(mask.shape) / 160))
+    return draw_rim(image.copy(), lambda width: contour(mask, width))
+
+
+def draw_rim(image: np.ndarray, rim_of: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Draw two lines into the image, whose rim of any width a function returns."""
+    width = max(1, round(max(image.shape) / 160))
     for lines, color in zip((2, 1), RIM[::-1]):
-        drawn[contour(mask, lines * width)] = color
-    return drawn
+        image[rim_of(lines * width)] = color
+    return image
 
 
 def heat(image: np.ndarray, values: np.ndarray, highest: float | None = None) -> np.ndarray:
@@ -85,7 +88,7 @@ def heat(image: np.ndarray, values: np.ndarray, highest: float | None = None) ->
     values = np.asarray(values, np.float32)
     if values.shape != image.shape[:2]:
         values = resize_bilinear(values, image.shape[:2])
-    highest = highest or values.max() or 1
+    highest = highest or max(values.max(), 0) or 1
 
     def glow(image: np.ndarray, values: np.ndarray) -> np.ndarray:
         share = np.clip(values / highest, 0, 1)[..., None]

@@ -29,11 +29,16 @@ Counts = namedtuple("Counts", "tp fp fn tn")
 
 
 def count(probabilities: np.ndarray, mask: np.ndarray) -> Counts:
-    """Compare probabilities, (H,W) floats, with the true mask, (H,W) of 0 and 1, at each threshold.
+    """Compare probabilities, (H,W), with the true mask, (H,W) of 0 and 1, at each threshold.
 
-    Raises InputError for shapes that differ, or a mask of other values.
+    The probabilities are floats; True and False are 1 and 0. Raises InputError for shapes that
+    differ, and for other values.
     """
     probabilities, mask = np.asarray(probabilities), np.asarray(mask)
+    if probabilities.dtype == bool:
+        probabilities = probabilities.astype(np.float32)
+    if probabilities.dtype.kind != "f":
+        raise InputError(f"got {probabilities.dtype}; expected floats, 0 to 1, or bool")
     if probabilities.shape != mask.shape:
         shapes = f"{probabilities.shape} and the mask {mask.shape}"
         raise InputError(f"the probabilities have shape {shapes}; expected the same")

@@ -1,6 +1,8 @@
 """Sheets of panels: the mask in color, the rest in grey, and captions and sizes that fit."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 from PIL import ImageFont
@@ -10,6 +12,7 @@ from clipseg_np.masks.draw import (
     MARGIN,
     RIM,
     draw_contour,
+    heat,
     highlight,
     label_colors,
     legend,
@@ -69,6 +72,12 @@ def test_long_captions_are_cut():
     assert cut.endswith("...") and font.getlength(cut) <= 100
 
 
+def test_nothing_glows_where_no_value_is_above_zero():
+    image = np.full((4, 5, 3), 200, np.uint8)
+    dark = heat(image, np.zeros((4, 5)))
+    assert np.array_equal(heat(image, np.full((4, 5), -3.0)), dark) and (dark == 70).all()
+
+
 def test_a_panel_of_a_large_image_is_made_of_fewer_pixels():
     image = np.arange(3000 * 10 * 3, dtype=np.uint8).reshape(10, 3000, 3)
     assert subsample(image).shape == (5, 1500, 3) and (subsample(image) == image[::2, ::2]).all()
@@ -90,3 +99,8 @@ def test_labels_have_their_colors_in_the_image_and_in_the_legend():
     for number in (1, 2):  # their squares, below the image
         row = page.shape[0] - MARGIN - LINE_HEIGHT * (2 - number) - LINE_HEIGHT + MARGIN + 7
         assert (page[row, MARGIN + 7] == label_colors()[number]).all(), number
+
+
+def test_the_rooms_files_are_there_without_an_import_of_their_own():
+    code = "from clipseg_np import masks; masks.draw.sheet, masks.metrics.image_iou"
+    subprocess.run([sys.executable, "-c", code], check=True)

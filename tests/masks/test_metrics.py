@@ -112,6 +112,14 @@ def test_image_iou():
     assert image_iou(a, ~a) == 0
 
 
+def test_a_mask_counts_as_probabilities_of_one_and_zero():
+    mask = np.random.default_rng(0).random((9, 11)) < 0.4
+    counts = count(mask, mask)
+    assert (counts.tp == mask.sum()).all() and not counts.fn.any() and not counts.fp.any()
+    with pytest.raises(InputError, match="got uint8; expected floats, 0 to 1, or bool"):
+        count(mask * np.uint8(255), mask)
+
+
 def test_unusable_input_is_refused():
     with pytest.raises(InputError, match=r"\(2, 2\) and the mask \(2, 3\)"):
         count(np.zeros((2, 2)), np.zeros((2, 3)))
