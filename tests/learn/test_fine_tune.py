@@ -150,6 +150,10 @@ def test_best_of_takes_the_last_that_is_not_clearly_worse():
     assert module.best_of(records) is records[3]
 
 
+def test_only_folds_with_a_test_count_in_a_mean():
+    assert module.mean_of([0.0, None, 0.5]) == 0.25 and module.mean_of([None]) is None
+
+
 def test_a_run_that_learns_nothing_says_so(tune):
     with pytest.warns(UserWarning, match="nothing was learned"):
         tune(rate=1e-9, steps=2)
@@ -181,7 +185,6 @@ def test_new_words_are_added_where_few_are_known(tune):
     assert own.processor.words - base.processor.words == {"disc"}
 
 
-@pytest.mark.oracle
 def test_the_words_of_a_decoder_below_stay_known(tune, data):
     below = tune("below", model=demo_folder(), steps=1, cache=None, decoder_only=True).path
     base = Segmenter.from_pretrained(demo_folder(), threads=1, decoder=below)
@@ -192,6 +195,7 @@ def test_the_words_of_a_decoder_below_stay_known(tune, data):
     assert {"disc", "heart"} <= known
 
 
+@pytest.mark.oracle
 def test_transformers_gives_the_same_masks(tune, folder, last_is_best):
     import torch
     from transformers import CLIPSegForImageSegmentation
