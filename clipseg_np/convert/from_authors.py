@@ -87,11 +87,13 @@ def convert_original(
     tokenizer: a folder with CLIP's tokenizer, or OpenAI's bpe_simple_vocab_16e6.txt.gz; None writes
     none, and prompts are then token ids or images only.
     extract_layers, cond_layer, rev_activations: as in the training's own settings: the vision
-    tower's layers that the decoder reads, from 0; the decoder's layer before which the prompt comes
-    in; whether the first of them is read first. None are those of the published decoders, 3, 6, 9;
-    0; False, with a warning, since other settings fit the same tensors.
+    tower's layers that the decoder reads, counted from 0, in any order; the decoder's layer before
+    which the prompt comes in; whether the first of the tower's layers is read first. None are those
+    of the published decoders, 3, 6, 9; 0; False, with a warning, since other settings fit the same
+    tensors.
 
-    Raises FileNotFoundError, and InputError if a file is not such or the files do not fit together.
+    Raises FileNotFoundError, and InputError if a file is not such or the files do not fit together,
+    and for layer 0 or a layer twice, with which the authors' model leaves out a part of its decoder.
     """
     tensors = renamed(_read(Path(decoder), clip))
     settings = {
@@ -187,11 +189,17 @@ def config_of(
     _, C, _, p = shape(f"{vision}.embeddings.patch_embedding.weight", axes=4)
     side = math.isqrt(shape(f"{vision}.embeddings.position_embedding.weight")[0] - 1)
     depth = count("decoder.reduces.", ".weight")
-    layers = extract_layers
+    # The authors' vision tower collects them as it runs, and layer 0 besides, which is dropped.
+    layers, listed = tuple(sorted(extract_layers)), ", ".join(map(str, extract_layers))
     if depth != len(layers):
         raise InputError(
             f"The decoder reads {depth} of the vision tower's layers; expected {len(layers)}, "
-            f"{', '.join(map(str, layers))}. Say which with --extract-layers."
+            f"{listed}. Say which with --extract-layers."
+        )
+    if 0 in layers or len({*layers}) < depth:
+        raise InputError(
+            f"extract_layers are {listed}; expected layers from 1, each once: with others, the "
+            f"authors' model leaves out a part of its decoder."
         )
     return CLIPSegConfig(
         text_config=tower(text, max_position_embeddings=max_T, **ids),

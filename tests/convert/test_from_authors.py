@@ -25,7 +25,7 @@ from clipseg_np.text.bpe import BYTE_SYMBOLS
 from ..helpers.archives import write_module, write_state_dict
 from ..helpers.clip_merges import made_merges
 
-LAYERS = (0, 2, 1)
+LAYERS = (1, 2, 3)
 
 
 def model_of(refined: bool, vocabulary: int = 40) -> CLIPSegForImageSegmentation:
@@ -43,7 +43,7 @@ def model_of(refined: bool, vocabulary: int = 40) -> CLIPSegForImageSegmentation
         vision_config={
             "hidden_size": 128,
             "intermediate_size": 48,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 4,
             "num_attention_heads": 2,
             "image_size": 48,
             "patch_size": 16,
@@ -107,7 +107,7 @@ def openai_clip(arrays: dict) -> dict:
         "proj": arrays["clip.visual_projection.weight"].T,
         **pair(arrays, f"{vision}.pre_layrnorm", "ln_pre"),
         **pair(arrays, f"{vision}.post_layernorm", "ln_post"),
-        **openai_blocks(arrays, vision, 3),
+        **openai_blocks(arrays, vision, 4),
     }
     return {
         "token_embedding.weight": arrays[f"{text}.embeddings.token_embedding.weight"],
@@ -273,9 +273,21 @@ def test_tensors_that_do_not_fit(name, array, message, plain, tmp_path):
 
 
 def test_default_layers(plain_files, tmp_path):
-    """Three by default; a vision tower of three layers has no tenth."""
+    """Three by default; a vision tower of four layers has no tenth."""
     refused(tmp_path, *plain_files, "extract_layers", extract_layers=None)
     refused(tmp_path, *plain_files, "expected 2, 0, 1. Say which", extract_layers=(0, 1))
+
+
+def test_the_authors_model_reads_layers_by_number_and_none_twice(plain_files, tmp_path):
+    """Its vision tower collects layer 0, which it drops, and those that are named, as they run."""
+    for i, (layers, is_reversed) in enumerate([((3, 1, 2), False), ((2, 3, 1), True)]):
+        settings = {"extract_layers": layers, "cond_layer": 0, "rev_activations": is_reversed}
+        convert_original(*plain_files, tmp_path / str(i), **settings)
+        expected = LAYERS[::-1] if is_reversed else LAYERS
+        assert CLIPSegConfig.from_pretrained(tmp_path / str(i)).extract_layers == expected
+    for layers in [(0, 1, 2), (2, 1, 2)]:
+        message = f"extract_layers are {', '.join(map(str, layers))}; expected layers from 1"
+        refused(tmp_path, *plain_files, message, extract_layers=layers)
 
 
 SETTINGS = {"extract_layers": LAYERS, "cond_layer": 1, "rev_activations": True}
@@ -298,7 +310,7 @@ def test_settings_that_the_files_do_not_say(plain_files, tmp_path):
     assert config.extract_layers == LAYERS and config.conditional_layer == 1
     given = {**SETTINGS, "extract_layers": None}
     message = r"extract_layers=\(3, 6, 9\)\. With others"
-    with pytest.warns(UserWarning, match=message), pytest.raises(InputError, match="from 0 to 2"):
+    with pytest.warns(UserWarning, match=message), pytest.raises(InputError, match="from 0 to 3"):
         convert_original(*plain_files, tmp_path / "none", **given)
     refused(tmp_path, *plain_files, "conditional_layer is 3; expected", cond_layer=3)
 
@@ -306,7 +318,7 @@ def test_settings_that_the_files_do_not_say(plain_files, tmp_path):
 def test_settings_on_the_command_line(plain_files, tmp_path, capsys):
     decoder, clip = map(str, plain_files)
     command = ["convert", decoder, str(tmp_path / "new"), "--clip", clip, "--cond-layer", "1"]
-    assert main([*command, "--rev-activations", "--extract-layers", "0", "2", "1"]) == 0
+    assert main([*command, "--rev-activations", "--extract-layers", "1", "3", "2"]) == 0
     assert "assumed" not in capsys.readouterr().err
     config = CLIPSegConfig.from_pretrained(tmp_path / "new")
     assert config.extract_layers == LAYERS[::-1] and config.conditional_layer == 1
@@ -391,7 +403,7 @@ def test_a_damaged_list_of_merges(content, plain_files, tmp_path):
 
 def test_the_command(plain_files, tmp_path, capsys):
     decoder, clip = map(str, plain_files)
-    command = ["convert", decoder, str(tmp_path / "new"), "--extract-layers", "0", "2", "1"]
+    command = ["convert", decoder, str(tmp_path / "new"), "--extract-layers", "1", "3", "2"]
     assert main(command) == 2
     assert "--clip ViT-B-16.pt" in capsys.readouterr().err
     assert main([*command, "--clip", clip, "--dtype", "bfloat16"]) == 0
@@ -400,4 +412,4 @@ def test_the_command(plain_files, tmp_path, capsys):
     assert printed.err.count("\n") == 2 and "warning: no tokenizer was given" in printed.err
     assert "assumed, as in the published ones: cond_layer=0, rev_activations=False." in printed.err
     assert main(["info", "--model", str(tmp_path / "new")]) == 0
-    assert "reads vision layers 0, 2, 1, plain head" in capsys.readouterr().out
+    assert "reads vision layers 1, 2, 3, plain head" in capsys.readouterr().out

@@ -125,10 +125,11 @@ def of_image_prompts(clip: Clip, pixels):
 
 def logits(clip: Clip, decoder: Decoder, pixels, condition, layers, cond_layer, rev_activations):
     """(P,3,H,W), (P,projected) -> (P,H,W)"""
-    outputs = of_images(clip.visual, pixels)
-    x = 0
-    for i, layer in enumerate(layers if rev_activations else reversed(layers)):
-        x = decoder.reduces[i](outputs[layer]) + x
+    outputs, x = of_images(clip.visual, pixels), 0
+    # Collected as the layers run, with layer 0, which is then dropped.
+    _, *tokens = [output for i, output in enumerate(outputs) if i in [0, *layers]]
+    for i, y in enumerate(tokens if rev_activations else reversed(tokens)):
+        x = decoder.reduces[i](y) + x
         if i == cond_layer:
             x = decoder.film_mul(condition) * x + decoder.film_add(condition)
         x = decoder.blocks[i](x)

@@ -15,8 +15,8 @@ from .reference import worst
 pytestmark = pytest.mark.oracle
 
 TOLERANCE = 1e-10
-LAYERS = (0, 1, 3)
-VISION = {"width": 128, "hidden": 96, "depth": 4, "patch": 16, "side": 3}
+LAYERS = (3, 1, 4)
+VISION = {"width": 128, "hidden": 96, "depth": 5, "patch": 16, "side": 3}
 TEXT = {"width": 64, "hidden": 80, "depth": 2}
 IDS = np.array([[30, 4, 5, 31, 0], [30, 9, 31, 0, 0]])  # OpenAI fills up with 0
 PIXELS = np.random.default_rng(0).normal(size=(2, 3, 48, 48))
