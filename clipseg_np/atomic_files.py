@@ -81,7 +81,7 @@ def _part_of(folder: Path) -> Path:
 
 
 def digest(text: str) -> str:
-    """Eleven characters that are others for another text."""
+    """The first 11 hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:11]
 
 
@@ -129,7 +129,10 @@ def _named_in_errors(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def is_other_file(new: Path, old: Path) -> bool:
-    """Whether `old` is a file of other content. Raises InputError where it can be no file."""
+    """Whether there is a file `old` whose content differs from that of `new`.
+
+    Raises InputError if `old` is a folder or a device.
+    """
     _require_file(old)
     return old.exists() and not filecmp.cmp(new, old, shallow=False)
 

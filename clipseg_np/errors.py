@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -32,13 +31,6 @@ def printable(text: str) -> str:
     """The text with line feeds, escape codes and the like as Python writes them: "\\n"."""
     joiners = "\u200c\u200d"  # of letters and emoji
     return "".join(c if c.isprintable() or c in joiners else repr(c)[1:-1] for c in text)
-
-
-class Unpickled:
-    """A part of a model, which refuses to be pickled or copied deeply."""
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a model maps its file and is not pickled: call from_pretrained again")
 
 
 class MissingExtra(ImportError):

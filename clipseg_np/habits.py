@@ -91,7 +91,10 @@ FEATURES: dict[str, Keyword | str] = {
 } | {"return_dict": NO_EFFECT}
 
 # Attributes and methods of any object
-FROZEN = "nothing is trained here, so there is nothing to freeze; state_dict() has the arrays"
+FROZEN = (
+    "`clipseg-np fine-tune` trains the decoder alone, so there is nothing to freeze; state_dict() "
+    "has the arrays"
+)
 CALL = "write tokenizer(texts, padding=True, return_tensors='np')"
 NEW_TOKENS = "write from_pretrained(FOLDER, extra_special_tokens=[...])"
 ATTRIBUTES = {
@@ -102,7 +105,7 @@ ATTRIBUTES = {
     "load_state_dict": "clipseg-np convert makes a folder of the file, for from_pretrained",
     "feature_extractor": "write image_processor",
     "post_process_semantic_segmentation": "write Segmenter(model, processor)(image, prompts), or "
-    "image.probabilities_at(logits, (height, width))",
+    "clipseg_np.image.probabilities_at(logits, (height, width))",
 }
 
 

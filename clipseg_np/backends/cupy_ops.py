@@ -38,7 +38,7 @@ TOLERANCES = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-12}  # of the larg
 
 
 class CupyOps(Ops):
-    """Overrides for CuPy arrays; no input is changed."""
+    """Overrides for CuPy arrays. Inputs are not changed, but for the x of layer_norm, see there."""
 
     FLOAT_TYPES = (*TYPES,)
 

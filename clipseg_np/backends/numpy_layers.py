@@ -51,7 +51,7 @@ def attention(
     # Of one head: three projections, the scores, and the context.
     multiplies = B * T * d * (3 * D + 2 * T)
     min_heads = MIN_MULTIPLIES_PER_THREAD // multiplies + 1
-    # While a text has a thread, its slices must not be too long: 3 % of a pass at 480 x 480.
+    # Short slices leave work for the thread that embeds the text: 3 % of a pass at 480 x 480.
     ops.threads.for_slices(some_heads, N, min_heads, max(1, MAX_FEATURES // d))
     if attentions is not None:
         attentions.append(kept)

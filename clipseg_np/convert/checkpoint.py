@@ -116,8 +116,8 @@ def unwrapped(tensors: dict[str, Raw], landmarks: Iterable[str]) -> dict[str, Ra
                 f"there are {len(ends)} models in one file, with {' and '.join(sorted(ends))}: "
                 f"save the one that is wanted alone"
             )
-        for end in ends:
-            start = end.removesuffix(landmark)
+        if ends:
+            start = ends[0].removesuffix(landmark)
             others = [name for name, plain in names.items() if not plain.startswith(start)]
             if others:
                 more = ", ..." if others[3:] else ""
@@ -125,8 +125,8 @@ def unwrapped(tensors: dict[str, Raw], landmarks: Iterable[str]) -> dict[str, Ra
                     f"left out, as no part of the model {start}*: {', '.join(others[:3])}{more}",
                     stacklevel=3,
                 )
-            kept = [name for name in names if name not in others]
-            return {names[name].removeprefix(start): tensors[name] for name in kept}
+            own = {name: plain for name, plain in names.items() if plain.startswith(start)}
+            return {plain.removeprefix(start): tensors[name] for name, plain in own.items()}
     return tensors
 
 

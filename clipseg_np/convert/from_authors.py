@@ -93,7 +93,7 @@ def convert_original(
     tensors.
 
     Raises FileNotFoundError, and InputError if a file is not such or the files do not fit together,
-    and for layer 0 or a layer twice, with which the authors' model leaves out a part of its decoder.
+    and for layer 0 or a layer twice, with which the authors' model skips a part of its decoder.
     """
     tensors = renamed(_read(Path(decoder), clip))
     settings = {
@@ -199,7 +199,7 @@ def config_of(
     if 0 in layers or len({*layers}) < depth:
         raise InputError(
             f"extract_layers are {listed}; expected layers from 1, each once: with others, the "
-            f"authors' model leaves out a part of its decoder."
+            f"authors' model skips a part of its decoder."
         )
     return CLIPSegConfig(
         text_config=tower(text, max_position_embeddings=max_T, **ids),

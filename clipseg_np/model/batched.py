@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
+from ..backends.threads import evenly, slices
 from ..nn.ops import Array, Ops, T
 from ..nn.trace import is_traced
 
@@ -25,15 +25,13 @@ def joined_slices(
     """Apply `work` to consecutive slices of range(length), each at most `size` long.
 
     Returns the arrays of all slices, concatenated in order. The lengths of slices differ by at most
-    1, and each of the `ops.workers` gets as many. In a trace, all but the last are `size` long.
+    1, and each of the `ops.workers` gets the same number of slices, where `length` suffices. In a
+    trace, all but the last are `size` long.
     """
-    if is_traced():
-        ends = [*range(0, length, size), length]
-    else:
-        rounds = -(-length // (size * ops.workers))
-        count = min(length, rounds * ops.workers)
-        ends = [*(-(-length * number // count) for number in range(count)), length]
-    results = in_parallel(ops, [partial(work, slice(*pair)) for pair in pairwise(ends)])
+    rounds = -(-length // (size * ops.workers))
+    count = min(length, rounds * ops.workers)
+    pieces = slices(length, size) if is_traced() else evenly(length, count)
+    results = in_parallel(ops, [partial(work, piece) for piece in pieces])
     return [parts[0] if len(parts) == 1 else ops.xp.concatenate(parts) for parts in zip(*results)]
 
 

@@ -14,14 +14,8 @@ from ..nn import gradients
 from ..nn.layers import Embedding, Encoder, Layer, LayerNorm, Linear, PatchEmbedding
 from ..nn.ops import Array
 from ..nn.scope import Scope
+from . import input_checks
 from .config import LEGACY_EOS_TOKEN_ID, CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
-from .input_checks import (
-    checked_pixels,
-    checked_texts,
-    require_loss,
-    require_own_size,
-    require_pairs,
-)
 from .outputs import BaseModelOutputWithPooling, CLIPSegOutput
 from .pretrained import PretrainedModel
 
@@ -137,7 +131,7 @@ class CLIPSegTextModel(PretrainedModel):
         A token attends to itself and to the tokens before it, except padding. `hidden_states` end
         before the final norm. Raises InputError as input_checks.checked_texts does.
         """
-        texts = checked_texts(input_ids, attention_mask, position_ids, self.config)
+        texts = input_checks.checked_texts(input_ids, attention_mask, position_ids, self.config)
         texts = [None if array is None else self.ops.asarray(array) for array in texts]
         attentions = [] if output_attentions else None
         hidden_states, last, pooled = self.encode(texts, attentions)
@@ -211,9 +205,9 @@ class CLIPSegVisionModel(PretrainedModel):
         Pixels past the last whole patch are not seen. Raises InputError for other shapes, and for
         another size than the config's image_size where `interpolate_pos_encoding` is False.
         """
-        pixel_values = checked_pixels(self.floats(pixel_values), self.config)
+        pixel_values = input_checks.checked_pixels(self.floats(pixel_values), self.config)
         if not interpolate_pos_encoding:
-            require_own_size(pixel_values, self.config)
+            input_checks.require_own_size(pixel_values, self.config)
         attentions = [] if output_attentions else None
         hidden_states = self.tokens(pixel_values, attentions=attentions)
         last, pooled = hidden_states[-1], self.post_layernorm(hidden_states[-1][:, 0])
@@ -236,7 +230,7 @@ class CLIPSegVisionModel(PretrainedModel):
         self, pixel_values: Array, attentions: list | None = None, only: Sequence[int] = ()
     ) -> list[Array]:
         """The hidden states, or the outputs of `only` these layers.  (B,1+hw,D) each"""
-        pixel_values = checked_pixels(self.floats(pixel_values), self.config)
+        pixel_values = input_checks.checked_pixels(self.floats(pixel_values), self.config)
         x = self.pre_layrnorm(self.embeddings(pixel_values))
         return self.encoder(x, None, attentions, only)
 
@@ -335,7 +329,7 @@ class CLIPSegModel(PretrainedModel):
         **__,
     ) -> Array:
         """-> d_pixel_values, (B,C,H,W)"""
-        require_loss(d_y, return_loss, "return_loss")
+        input_checks.require_loss(d_y, return_loss, "return_loss")
         text, image = self.text_projection.again(), self.visual_projection.again()
         text_embeds, image_embeds = self._unit(text), self._unit(image)
         scale = self.ops.xp.exp(self.logit_scale)
@@ -356,7 +350,7 @@ class CLIPSegModel(PretrainedModel):
 
     def _contrastive_loss(self, logits: Array) -> Array:
         """The mean of two cross-entropies: of each text's image, and of each image's text."""
-        require_pairs(logits)
+        input_checks.require_pairs(logits)
         pairs = self.ops.xp.arange(len(logits))
         losses = [self.ops.cross_entropy(rows, pairs) for rows in (logits, logits.T)]
         return self.ops.xp.stack(losses).mean()

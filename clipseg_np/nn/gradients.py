@@ -1,4 +1,4 @@
-"""What a change of an operation's result makes of its inputs: the derivatives of `Ops`, in order.
+"""The derivatives of `Ops`, in order: from the loss's derivative by a result to that by an input.
 
 `d_y` is the derivative of the loss by `y`: an array of y's shape. Each function is pure, and works
 on any array module; `ops` is the backend, where one needs it. A function of an operation's name is
@@ -7,16 +7,16 @@ the derivative by its input x; one of a longer name is that by its weight.
 
 import numpy as np
 
-from .ops import Array, Ops, bicubic_weights
+from .ops import SELU_ALPHA, SELU_SCALE, Array, Ops, bicubic_weights, patches
 
 
 def sum_rows(d_y: Array) -> Array:
-    """By b, which every row was added to.  (..., D) -> (D)"""
+    """By b, which was added to every row.  (..., D) -> (D)"""
     return d_y.reshape(-1, d_y.shape[-1]).sum(axis=0)
 
 
 def sum_cells(d_y: Array) -> Array:
-    """By b, which every cell was added to.  (B,D,h,w) -> (D)"""
+    """By b, which was added to every cell.  (B,D,h,w) -> (D)"""
     return d_y.sum(axis=(0, 2, 3))
 
 
@@ -92,14 +92,6 @@ def embedding(ops: Ops, d_y: Array, ids: Array, count: int) -> Array:
 def cells(x: Array) -> Array:
     """(B,C,h,w) -> (B,h,w,C)"""
     return x.transpose(0, 2, 3, 1)
-
-
-def patches(x: Array, p: int) -> Array:
-    """(B,C,H,W) -> (B,C,h,p,w,p) -> (B,h,w,C,p,p) -> (B,h,w,Cpp)"""
-    B, C, H, W = x.shape
-    h, w = H // p, W // p
-    blocks = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p).transpose(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(B, h, w, C * p * p)
 
 
 # Normalization and attention
@@ -180,9 +172,8 @@ def relu(ops: Ops, d_y: Array, x: Array) -> Array:
 
 
 def selu(ops: Ops, d_y: Array, x: Array) -> Array:
-    alpha, scale = 1.6732632423543772, 1.0507009873554805
-    slope = ops.xp.where(x > 0, ops.xp.ones_like(x), alpha * ops.xp.exp(ops.xp.minimum(x, 0)))
-    return d_y * scale * slope
+    negative = SELU_ALPHA * ops.xp.exp(ops.xp.minimum(x, 0))
+    return d_y * SELU_SCALE * ops.xp.where(x > 0, ops.xp.ones_like(x), negative)
 
 
 ACTIVATIONS = {one.__name__: one for one in (quick_gelu, gelu, gelu_new, relu, selu)}
@@ -191,7 +182,10 @@ ACTIVATIONS = {one.__name__: one for one in (quick_gelu, gelu, gelu_new, relu, s
 
 
 def binary_cross_entropy(ops: Ops, logits: Array, labels: Array, pos_weight: float = 1) -> Array:
-    """What a probability is too high. A label of 1 counts `pos_weight` times."""
+    """p - y, the excess of each probability, over the number of pixels.
+
+    A label of 1 counts `pos_weight` times.
+    """
     p = ops.sigmoid(logits)
     return (p - labels + (pos_weight - 1) * labels * (p - 1)) / logits.size
 

@@ -2,7 +2,8 @@
 
 A constructor takes its arrays, and builds its children, from a `Scope`: a place in the checkpoint.
 `forward` is the formula and nothing else; `backward` stands beside it and, inside `learning()`,
-takes the way back. A trace, `learning()` and a fast backend come in by `Layer.__call__`.
+computes the derivatives by its inputs and arrays. A trace, `learning()` and a fast backend come in
+by `Layer.__call__`.
 The reference has one class for each of these in every model; here there is one for all.
 """
 

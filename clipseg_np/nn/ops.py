@@ -15,22 +15,22 @@ These letters stand for axes everywhere in this package:
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from ..errors import Unpickled
-
 Array = Any  # an array of `xp`, such as numpy.ndarray
 T = TypeVar("T")
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
-class Ops(Unpickled):
+class Ops:
     """Layer arithmetic on the arrays of `xp`."""
 
     FLOAT_TYPES = ("float32", "float64")  # in float16, a sum of many numbers loses the small ones
     ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "selu")
-    # A model computes so many at a time, each 10 MB or more, by so many workers.
+    # The most images and prompts that a model computes at a time, each of 10 MB or more; and its
+    # workers.
     images_per_slice, prompts_per_slice, workers = 64, 64, 1
     # A fast backend's functions in place of `forward` and `backward`, by the layer's class.
     whole_layers: Mapping[type, Callable] = {}
@@ -38,6 +38,9 @@ class Ops(Unpickled):
 
     def __init__(self, xp: ModuleType = np):
         self.xp = xp
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model maps its file and is not pickled: call from_pretrained again")
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """An array on this backend's device; no copy where it is one already."""
@@ -65,7 +68,7 @@ class Ops(Unpickled):
         return [task() for task in tasks]
 
     def memoize(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """The function itself. A GPU's backend keeps the last results."""
+        """The function itself. A fast backend keeps its last results."""
         return function
 
     # Linear maps
@@ -80,13 +83,9 @@ class Ops(Unpickled):
 
         (B,C,H,W), (D,C,p,p) -> (B,D,h,w). Pixels past the last whole patch are not seen.
         """
-        (B, C, H, W), (D, _, p, _) = x.shape, weight.shape
-        h, w = H // p, W // p
-        # (B,C,H,W) -> (B,C,h,p,w,p) -> (B,h,w,C,p,p)
-        patches = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p).transpose(0, 2, 4, 1, 3, 5)
-        # (B,h,w,C,p,p) -> (B,h,w,Cpp) -> (B,h,w,D) -> (B,D,h,w)
-        patches = patches.reshape(B, h, w, C * p * p)
-        return self.linear(patches, weight.reshape(D, C * p * p)).transpose(0, 3, 1, 2)
+        D, C, p, _ = weight.shape
+        # (B,C,H,W) -> (B,h,w,Cpp) -> (B,h,w,D) -> (B,D,h,w)
+        return self.linear(patches(x, p), weight.reshape(D, C * p * p)).transpose(0, 3, 1, 2)
 
     def conv2d(self, x: Array, weight: Array, bias: Array) -> Array:
         """A convolution that keeps the size (stride 1): a linear map of each cell's neighbors.
@@ -193,8 +192,8 @@ class Ops(Unpickled):
 
     def selu(self, x: Array) -> Array:
         """scale (x if x > 0 else alpha (e^x - 1))   (Klambauer et al., 2017)"""
-        alpha, scale = 1.6732632423543772, 1.0507009873554805
-        return scale * self.xp.where(x > 0, x, alpha * self.xp.expm1(self.xp.minimum(x, 0)))
+        negative = SELU_ALPHA * self.xp.expm1(self.xp.minimum(x, 0))
+        return SELU_SCALE * self.xp.where(x > 0, x, negative)
 
     def erf(self, x: Array) -> Array:
         """The error function, to within 4e-16 in float64, by a Fourier series.
@@ -248,6 +247,14 @@ class Ops(Unpickled):
 def in_main_memory(values: Any) -> np.ndarray:
     """Numbers as a NumPy array. A GPU's are copied, NumPy's own are not."""
     return values.get() if hasattr(values, "get") else np.asarray(values)
+
+
+def patches(x: Array, p: int) -> Array:
+    """(B,C,H,W) -> (B,C,h,p,w,p) -> (B,h,w,C,p,p) -> (B,h,w,Cpp)"""
+    B, C, H, W = x.shape
+    h, w = H // p, W // p
+    blocks = x[:, :, : h * p, : w * p].reshape(B, C, h, p, w, p).transpose(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(B, h, w, C * p * p)
 
 
 def split_heads(x: Array, num_heads: int) -> Array:

@@ -25,5 +25,5 @@ def known_words(folder: Path, decoder: str | os.PathLike | None = None) -> froze
 
 
 def unknown_words(known: frozenset[str], texts: Iterable[str]) -> list[str]:
-    """The words of the texts that are not known; none where any language is."""
+    """The words of the texts that are not known; none if `known` is empty: any language is read."""
     return [word for word in words_of(texts) if known and word not in known]

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from clipseg_np import InputError, Segmenter
 from clipseg_np.backends import threads as module
 from clipseg_np.backends.select import ops_for
-from clipseg_np.backends.threads import Threads, one_blas_thread, quota, usual_count
+from clipseg_np.backends.threads import Threads, evenly, one_blas_thread, quota, usual_count
 
 
 def blas_threads() -> list[int]:
@@ -68,6 +68,16 @@ def test_the_slices_make_up_the_whole(count, length, min_size, max_size):
     else:
         assert all(part.stop - part.start <= max_size for part in slices)
         assert len(slices) >= min(count, length // min_size)
+
+
+def test_of_even_slices_the_first_is_the_longest():
+    """It is the caller's, whose core would wait for a longer one."""
+    for length, count in ((0, 0), (5, 3), (7, 5), (100, 7), (3, 3)):
+        parts = evenly(length, count)
+        lengths = [part.stop - part.start for part in parts]
+        assert [i for part in parts for i in range(length)[part]] == list(range(length))
+        assert len(lengths) == count and max(lengths, default=0) - min(lengths, default=0) <= 1
+        assert count == 0 or lengths[0] == max(lengths)
 
 
 def test_each_thread_gets_as_many_slices():

@@ -94,7 +94,6 @@ FORMULAS = {
     "resize_bicubic": positions,
     "embedding": of_models.test_token_and_position_embeddings,
     "cells": layer("Conv2d"),
-    "patches": layer("ConvTranspose2d"),
     "layer_norm": layer("LayerNorm"),
     "layer_norm_weight": layer("LayerNorm"),
     "normalized": layer("LayerNorm"),
