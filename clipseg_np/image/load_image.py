@@ -134,7 +134,7 @@ def _channels_last(array: np.ndarray, layout: str | None, name: str) -> np.ndarr
         warnings.warn(
             f"{name} of shape {array.shape} could be (C,H,W) or (H,W,C); it is taken as (C,H,W). "
             f"Say which with input_data_format.",
-            stacklevel=2,
+            stacklevel=4,
         )
     return np.moveaxis(array, axes[0], 2)
 
@@ -165,7 +165,7 @@ def to_levels(numbers: np.ndarray, white_level: float | None, name: str) -> np.n
         warnings.warn(
             f"{name} is dark: its brightest number is {brightest}, and {white} counts as white. If "
             f"another number is white, give it as white_level (--white-level).",
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def levels(rows: np.ndarray) -> np.ndarray:

@@ -185,8 +185,9 @@ def test_numbers_that_leave_open_what_is_white_are_warned_of(array):
     white = 1 if array.dtype.kind == "f" else 65535
     with pytest.warns(
         UserWarning, match=rf"its brightest number is .*, and {white} counts as white"
-    ):
+    ) as warned:
         loaded = load_image(array)
+    assert warned[0].filename == __file__
     assert np.abs(loaded - three(DARK) / 257).max() < 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -232,8 +233,9 @@ def test_the_alpha_is_kept_on_demand():
 
 def test_an_array_that_could_be_either_is_channels_first_with_a_warning():
     array = np.random.default_rng(2).integers(0, 256, (3, 5, 3), dtype=np.uint8)
-    with pytest.warns(UserWarning, match=r"\(3, 5, 3\).*input_data_format"):
+    with pytest.warns(UserWarning, match=r"\(3, 5, 3\).*input_data_format") as warned:
         assert load_image(array).shape == (5, 3, 3)
+    assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(load_image(array, "channels_last"), array)
