@@ -4,9 +4,8 @@ NumPy releases Python's lock inside its loops and products, so that threads run 
 BLAS has threads of its own, which wait for each other inside every product and keep the cores busy
 for a while after it. Here one thread computes a whole product, and the threads share out products
 and the steps around them. This gains 29 % for 1 prompt (AVX2 imitated: 54 %) and 36 % for 20
-prompts (47 %): benchmarks/tricks.md has all gains.
-
-A ThreadPoolExecutor has the threads. A pool by hand would gain less than 1 %.
+prompts (47 %): benchmarks/tricks.md has all gains. A ThreadPoolExecutor has the threads: a pool by
+hand would gain less than 1 %.
 """
 
 import os
@@ -68,7 +67,8 @@ def checked_count(threads: Any) -> int | None:
     if threads is None or (isinstance(threads, Integral) and 1 <= threads <= MAX_THREADS):
         return threads
     raise InputError(
-        f"threads is {threads!r}; expected a whole number from 1 to {MAX_THREADS}, or None for all"
+        f"threads is {threads!r}; expected a whole number from 1 to {MAX_THREADS}, or None for as "
+        f"many as there are cores"
     )
 
 
