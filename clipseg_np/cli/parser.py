@@ -111,7 +111,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     options, words = top.parse_known_args(joined_lists(arguments))
     unknown = [word for word in words if word.startswith("-") or "prompts" not in options]
     if unknown:
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        files = [f"./{word}" for word in unknown if os.path.exists(word)]
+        hint = f"; a file's name is written {files[0]}" if files else ""
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if "prompts" in options:
         prompts = [*options.prompts, *getattr(options, "prompt", ()), *words]
         if "images" in options:

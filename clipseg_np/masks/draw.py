@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import printable
 from ..image.resize import resize_bilinear
 from ..image.row_blocks import map_row_blocks
-from .morphology import contour, dilate
+from .morphology import as_mask, contour, dilate
 
 # The two lines of a rim, the first beside the mask: no color that a mask holds hides both.
 RIM = (255, 255, 255), (255, 0, 200)
@@ -59,6 +59,7 @@ def scale_to_side(image: Image.Image, side: int) -> Image.Image:
 
 def highlight(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The image in dark grey outside the mask, which is outlined: (height,width,3), uint8."""
+    mask = as_mask(mask)
 
     def dim(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         grey = image.mean(axis=2, keepdims=True)

@@ -1,6 +1,7 @@
 """Masks cleaned up and used: dilated, feathered, cut out, split into components, labeled, encoded.
 
-A mask is (height,width), bool; lengths are in pixels of the image.
+A mask is (height,width), bool, or holds 0 and 1 or 255, as image files do; InputError is raised for
+another. Lengths are in pixels of the image.
 """
 
 from typing import NamedTuple
@@ -14,11 +15,26 @@ from ..image.row_blocks import map_row_blocks, row_blocks
 MAX_COORDINATE = 1e6  # of polygons, pixels
 
 
+def as_mask(mask: np.ndarray) -> np.ndarray:
+    """The mask, (height,width), bool. Raises InputError for what is none."""
+    mask = np.asarray(mask)
+    if mask.dtype != bool and mask.dtype.kind in "iu":
+        highest = 255 if mask.max(initial=0) > 1 else 1
+        mask = mask > 0 if ((mask == 0) | (mask == highest)).all() else mask
+    if mask.dtype != bool or mask.ndim != 2:
+        raise InputError(
+            f"got {mask.dtype}, {mask.shape}; expected one mask (height,width), bool or of 0 and 1 "
+            f"or 255, such as probabilities > 0.5"
+        )
+    return mask
+
+
 def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
     """Dilate by a disc of this radius; a negative radius erodes.
 
     Erosion takes nothing off at the image's border.
     """
+    mask = as_mask(mask)
     if radius < 0:
         return ~dilate(~mask, -radius)
     # Beyond the image's diagonal, a disc around any pixel covers the whole image.
@@ -58,7 +74,7 @@ def _dilate_window(mask: np.ndarray, radius: float) -> np.ndarray:
 
 def feather(mask: np.ndarray, pixels: float) -> np.ndarray:
     """Soften the edge by a Gaussian of this standard deviation: (height,width), float32, 0..1."""
-    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    image = Image.fromarray(as_mask(mask).astype(np.uint8) * 255)
     return np.asarray(image.filter(ImageFilter.GaussianBlur(pixels)), np.float32) / 255
 
 
@@ -71,6 +87,7 @@ class Component(NamedTuple):
 
 def connected_components(mask: np.ndarray) -> list[Component]:
     """The connected components, 8-connected (corners touch), in the order of their first pixels."""
+    mask = as_mask(mask)
     rows, starts, ends, numbers = labeled_runs(mask)
     count = numbers.max(initial=-1) + 1
     area = np.bincount(numbers, ends - starts, count)
@@ -83,6 +100,7 @@ def connected_components(mask: np.ndarray) -> list[Component]:
 
 def remove_small_components(mask: np.ndarray, min_area: int) -> np.ndarray:
     """The mask without its connected components of fewer than `min_area` pixels."""
+    mask = as_mask(mask)
     _, starts, ends, numbers = labeled_runs(mask)
     large = np.bincount(numbers, ends - starts) >= min_area
     kept = np.zeros_like(mask)
@@ -130,6 +148,7 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     An alpha that the image has is multiplied with the mask. mask: bool, or floats in 0..1 for a
     soft edge. Raises InputError for a mask of another size.
     """
+    mask = mask if np.asarray(mask).dtype.kind == "f" else as_mask(mask)
     if mask.shape != image.shape[:2]:
         raise InputError(
             f"the mask is {mask.shape} and the image {image.shape[:2]}; expected one size"
@@ -141,7 +160,7 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def contour(mask: np.ndarray, pixels: int = 1) -> np.ndarray:
     """The mask's rim, of this width, inside the mask. There is none at the image's border."""
-    return mask & ~dilate(mask, -pixels)
+    return as_mask(mask) & ~dilate(mask, -pixels)
 
 
 def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -183,7 +202,7 @@ def mask_statistics(mask: np.ndarray) -> dict:
 
 def run_length_encoding(mask: np.ndarray) -> dict:
     """COCO's uncompressed RLE: lengths of runs down the columns, of 0 and 1 in turn, 0 first."""
-    values = mask.ravel(order="F")
+    values = as_mask(mask).ravel(order="F")
     changes = np.flatnonzero(np.diff(values)) + 1
     counts = np.diff(changes, prepend=0, append=values.size).tolist()
     if values.size and values[0]:

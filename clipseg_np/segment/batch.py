@@ -94,6 +94,8 @@ def run_batch(
     Raises InputError for a job that cannot be done at all, and OSError where the disk is full.
     After that or Ctrl-C, the executor is shut down, and the report names the images that are left.
     """
+    if isinstance(patterns, str):
+        raise InputError(f"patterns is {patterns!r}; expected a list of them")
     folder, output = Path(folder), os.path.realpath(job.output)
     images = {
         path.relative_to(folder).as_posix(): str(path)
@@ -177,8 +179,9 @@ def take_output(job: Job, mark: str, folder: Path) -> None:
     about = {"mark": mark, "images": images, "flat": job.flat, "prompts": job.captions}
     stored = read_record(path)
     if stored not in (None, about) and not job.overwrite:
-        other = [name for name in ("prompts", "images", "flat") if stored.get(name) != about[name]]
+        other = [name for name in ("prompts", "images") if stored.get(name) != about[name]]
         held = [f"other {name} ({stored.get(name)})" for name in other]
+        held += ["another layout (--flat)"] * (stored.get("flat") != job.flat)
         raise InputError(
             f"{job.output} holds results of {' and '.join(held) or 'other options or weights'}; "
             f"name another --output, or replace them with --overwrite"

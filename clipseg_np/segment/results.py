@@ -149,8 +149,14 @@ def write_unlike_others(
 
 
 def check_replaced(part: Path, folder: Path, overwrite: bool, option: str = "--output") -> None:
-    """Raise InputError where `folder` has other files of the same names; warn if they may go."""
+    """Raise InputError where `folder` has other files of the same names; warn if they may go.
+
+    Images that are no results may never go: one may be the input.
+    """
     replaced = [str(folder / f.name) for f in part.iterdir() if is_other_file(f, folder / f.name)]
+    images = [name for name in replaced if name.endswith(".png") and not is_result(name)]
+    if images:
+        raise InputError(f"{min(images)} is there already, and is no result: name another {option}")
     if replaced and not overwrite:
         raise InputError(
             f"{min(replaced)} is there already, and the new one is not the same; name another "

@@ -1,10 +1,11 @@
 """`Segmentation`: one image's result. Maps of the image's own size are computed on demand."""
 
 import io
+import os
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,24 @@ class Segmentation:
 
     def __getitem__(self, prompt: str | Path | LearnedPrompt | int) -> np.ndarray:
         """A prompt's probabilities, by itself (not an image) or by its number, as in a list."""
+        number = self._number(prompt)
+        if number is None:
+            raise InputError(
+                f"there is no such prompt; expected one of {self.captions}, or its number"
+            )
+        return self.probability(number)
+
+    def _number(self, prompt: Any) -> int | None:
         key = prompt.name if isinstance(prompt, Path) else prompt
         key = str(key) if isinstance(key, LearnedPrompt) else key
         for number, caption in enumerate(self.captions if isinstance(key, (str, Integral)) else ()):
             if key in (caption, number, number - len(self)):
-                return self.probability(number)
-        raise InputError(f"there is no such prompt; expected one of {self.captions}, or its number")
+                return number
+        return None
+
+    def __contains__(self, prompt: Any) -> bool:
+        """Whether `result[prompt]` is there."""
+        return self._number(prompt) is not None
 
     def __reduce__(self) -> tuple:
         values = self.prompts, self.ops.to_numpy(self.logits), self.size, self.names
@@ -125,7 +138,9 @@ class Segmentation:
         from .job import Job
         from .results import output_place, result_stems, write_unlike_others
 
-        folder, file = output_place(str(path), len(self) == 1)
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"path is {path!r}; expected a folder's name, or NAME.png")
+        folder, file = output_place(os.fspath(path), len(self) == 1)
         job = Job(tuple(self.captions), str(folder), threshold=threshold, overwrite=overwrite)
         (stem,) = result_stems([self.image_name], job)
         return write_unlike_others(stem, self.preview, self, job, file)[0]
@@ -133,6 +148,6 @@ class Segmentation:
 
 def checked_threshold(threshold: float) -> float:
     """The threshold. Raises InputError for one outside 0 to 1."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}; expected a probability, from 0 to 1")
+    if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise InputError(f"threshold is {threshold!r}; expected a probability, from 0 to 1")
     return threshold

@@ -302,12 +302,14 @@ def checkpoint_or_demo(name: str | os.PathLike | None, **options: Any) -> Path:
 def by_name(learned: Iterable[LearnedPrompt]) -> dict[str, LearnedPrompt]:
     """Learned prompts by "@name". Raises InputError for two of one name, or one of no use."""
     named: dict[str, LearnedPrompt] = {}
-    for prompt in learned:
-        if named.setdefault(str(prompt), prompt) is not prompt or NOT_IN_NAMES.search(prompt.name):
-            raise InputError(
-                f"the learned prompt {str(prompt)!r} has the name of another, or one that no text "
-                f"can mention; expected no spaces, quotes, parentheses or !: rename its file"
-            )
+    for prompt in learned if isinstance(learned, Iterable) else [learned]:
+        if not isinstance(prompt, LearnedPrompt):
+            raise InputError(f"learned holds {prompt!r}; expected a list of LearnedPrompt objects")
+        if NOT_IN_NAMES.search(prompt.name):
+            expected = "expected no spaces, quotes, parentheses or !: rename its file"
+            raise InputError(f"no text can mention the learned prompt {str(prompt)!r}; {expected}")
+        if named.setdefault(str(prompt), prompt) is not prompt:
+            raise InputError(f"two learned prompts are named {str(prompt)!r}: rename a file")
     return named
 
 

@@ -19,11 +19,12 @@ MAX_SCALE = 16
 def checked_scales(scales: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
     """The scales, each once. Raises InputError for none, or one that does not fit `size`."""
     highest = min(MAX_SCALE, *size)
-    whole = all(isinstance(scale, (int, np.integer)) for scale in scales)
-    if not scales or not whole or min(scales) < 1 or max(scales) > highest:
+    given = list(scales) if isinstance(scales, Iterable) else []
+    whole = all(isinstance(scale, (int, np.integer)) for scale in given)
+    if not given or not whole or min(given) < 1 or max(given) > highest:
         expected = f"whole numbers from 1, the whole image, to {highest} for this one"
         raise InputError(f"scales are {scales!r}; expected {expected}")
-    return tuple(dict.fromkeys(int(scale) for scale in scales))
+    return tuple(dict.fromkeys(int(scale) for scale in given))
 
 
 def windows(size: tuple[int, int], scale: int) -> Iterator[tuple[int, int, tuple[slice, slice]]]:

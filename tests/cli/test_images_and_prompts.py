@@ -1,6 +1,7 @@
 """Which words are images, prompts and kinds; where results go; none is overwritten unasked."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,13 @@ def test_an_overlay_is_written_for_one_image_alone_or_when_asked_for(run):
         folder = f"masks{len(options)}"
         _, out, _ = run("segment", "a.png", "red", *options, "-o", folder)
         assert Path(folder, "a_overlay.png").exists() == written == ("all together" in out)
+
+
+def test_a_file_that_begins_with_a_dash(run):
+    shutil.copy("a.png", "-a.png")
+    code, _, err = run("segment", "-a.png", "red")
+    assert code == 2 and "unrecognized arguments: -a.png; a file's name is written ./-a.png" in err
+    assert run("segment", "./-a.png", "red")[0] == 0
 
 
 def test_results_are_not_overwritten_unasked(run):

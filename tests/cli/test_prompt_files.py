@@ -122,7 +122,7 @@ def test_another_decoder_s_prompt_needs_force(command, run):
         (("@hart", *HEART), "'@hart' is no learned prompt's name; given: @heart"),
         (("@heart",), "'@heart' is no learned prompt's name; given: none (--prompt-file"),
         (("@heart", "--", "@star", *HEART), "given: none"),
-        ((*HEART, *HEART), "has the name of another"),
+        ((*HEART, *HEART), "two learned prompts are named"),
         (("--prompt-file", "odd heart.safetensors"), "rename its file"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 from clipseg_np import masks
 from clipseg_np.errors import InputError
+from clipseg_np.masks.draw import highlight
 from clipseg_np.masks.morphology import (
     connected_components,
     contour,
@@ -35,6 +36,38 @@ def test_dilation_adds_the_pixels_within_the_radius(seed, pixels):
         near |= (rows - i) ** 2 + (columns - j) ** 2 <= pixels**2
     np.testing.assert_array_equal(dilate(mask, pixels), near)
     np.testing.assert_array_equal(dilate(~mask, -pixels), ~near)
+
+
+USES = {
+    "dilated": lambda mask: dilate(mask, 2),
+    "eroded": lambda mask: dilate(mask, -2),
+    "feathered": lambda mask: feather(mask, 2),
+    "components": connected_components,
+    "large components": lambda mask: remove_small_components(mask, 5),
+    "contour": contour,
+    "runs": lambda mask: str(run_length_encoding(mask)),
+    "cutout": lambda mask: cut_out(np.full((*mask.shape, 3), 7, np.uint8), mask),
+    "highlight": lambda mask: highlight(np.full((*mask.shape, 3), 7, np.uint8), mask),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_mask_as_files_hold_it_is_the_same_mask(use):
+    mask = drawn(0, share=0.3)
+    expected = USES[use](mask)
+    for white in (np.uint8(255), np.uint8(1), 1, 255):
+        np.testing.assert_array_equal(USES[use](mask * white), expected)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_is_no_mask_is_refused(use):
+    mask = drawn(0)
+    others = {"int64": mask * 7, "bool": mask[None], "uint8": np.arange(12, dtype=np.uint8)[None]}
+    if use != "cutout":
+        others["float32"] = mask.astype(np.float32)
+    for dtype, other in others.items():
+        with pytest.raises(InputError, match=f"got {dtype}, .* expected one mask"):
+            USES[use](other)
 
 
 def test_dilation_and_erosion_leave_empty_and_full_masks_alone():

@@ -416,6 +416,11 @@ def test_a_job_that_cannot_be_done(change, job, folder):
     assert not Path(job.output).exists()
 
 
+def test_one_pattern_where_there_may_be_several(job, folder):
+    with pytest.raises(InputError, match=r"patterns is '\*.png'; expected a list"):
+        run_batch(job, folder, None, "*.png")
+
+
 @pytest.mark.parametrize("name", ["prompts", "image_prompts", "kinds", "scales", "prompt_files"])
 @pytest.mark.parametrize("value", ["cat", Path("cat"), 2])
 def test_one_thing_where_a_job_has_several(name, value):

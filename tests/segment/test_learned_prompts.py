@@ -98,7 +98,7 @@ def test_a_name_in_quotes_is_a_text_and_an_unknown_one_an_error(segmenter, heart
 def test_names_that_no_text_can_mention(name, segmenter, heart, image):
     odd = replace(heart, name=name)
     assert segmenter(image, odd).captions == [f"@{name}"]
-    with pytest.raises(InputError, match="no text can mention; .* rename its file"):
+    with pytest.raises(InputError, match="no text can mention .*: rename its file"):
         segmenter.combine(image, "red", learned=[odd])
 
 
@@ -110,8 +110,19 @@ def test_names_that_texts_mention(name, segmenter, heart):
 
 
 def test_two_of_one_name_are_refused(segmenter, heart, image):
-    with pytest.raises(InputError, match="@heart' has the name of another"):
+    with pytest.raises(InputError, match="two learned prompts are named '@heart'"):
         segmenter.prepare("@heart", learned=[heart, learned(segmenter, "heart", 1)])
+
+
+@pytest.mark.parametrize("given", [None, ["heart.safetensors"], "heart.safetensors", 3])
+def test_what_is_no_learned_prompt(given, segmenter, image):
+    with pytest.raises(InputError, match="expected a list of LearnedPrompt objects"):
+        segmenter.combine(image, "red", learned=given)
+
+
+def test_one_learned_prompt_needs_no_list(segmenter, heart, image):
+    one = segmenter.combine(image, "@heart", learned=heart)
+    np.testing.assert_array_equal(one[0], segmenter.combine(image, "@heart", learned=[heart])[0])
 
 
 def test_another_decoder_s_prompt_is_refused_before_the_image_is_read(segmenter, heart):

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,14 @@ def test_a_prompt_is_the_key_of_its_probabilities(segmenter, image, image_file):
     keys = ["red", image_file, np.int64(2), -2, "red - red"]
     for number, key in enumerate(keys):
         np.testing.assert_array_equal(result[key], maps[number])
+        assert key in result
     np.testing.assert_array_equal(list(result), maps)
     assert len(result) == 5
     assert result.captions == ["red", "scene.png", "scene.png", "image", "red - red"]
     for wrong in ("blue", 5, -6, None, 1.5, image, slice(1), Path("other.png")):
         with pytest.raises(InputError, match="there is no such prompt; expected one of .'red', "):
             result[wrong]
+        assert wrong not in result
 
 
 def test_it_is_shown_in_one_line_and_compared_by_identity(result):
@@ -68,9 +71,10 @@ def test_boxes_and_labels_are_of_the_masks(result):
         assert (top, bottom) == (rows.min(), rows.max() + 1)
     assert result.boxes(1) == [None, None]
     np.testing.assert_array_equal(result.labels(0.45), label_map(result.probabilities, 0.45))
-    for method in (result.boxes, result.labels, result.coco):
-        with pytest.raises(InputError, match="threshold is 2"):
-            method(2)
+    for method in (result.masks, result.boxes, result.labels, result.coco):
+        for wrong in (2, "0.5", None, [0.5], np.nan):
+            with pytest.raises(InputError, match=r"threshold is .*; expected a probability"):
+                method(wrong)
 
 
 def test_it_is_saved_as_the_command_does(segmenter, result, image, tmp_path):
@@ -98,9 +102,21 @@ def test_saving_replaces_nothing_unasked(result, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.warns(UserWarning, match="replaced"):
         result.save(tmp_path, 0.9, overwrite=True)
+    for path in (None, 3, b"masks"):
+        with pytest.raises(InputError, match="path is .*; expected a folder's name, or NAME.png"):
+            result.save(path)
     for path in (tmp_path / "two.png", tmp_path / "one.jpg"):
         with pytest.raises(InputError, match="has an image's suffix"):
             result.save(path)
+
+
+def test_the_image_itself_is_never_replaced(segmenter, image_file, tmp_path):
+    own = Path(shutil.copy(image_file, tmp_path / "own.png"))
+    before = own.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="own.png is there already, and is no result"):
+            segmenter(own, "red").save(own, overwrite=overwrite)
+    assert own.read_bytes() == before and [*tmp_path.iterdir()] == [own]
 
 
 def test_pickled_it_is_the_same(result, image):

@@ -50,7 +50,7 @@ def test_scales_of_different_sizes_are_averaged():
     np.testing.assert_allclose(mean_of_scales([small, large], Ops()), np.full((1, 4, 4), 2.0))
 
 
-@pytest.mark.parametrize("scales", [(), (0,), (1, -2), (1.5,), (17,), ("2",)])
+@pytest.mark.parametrize("scales", [(), (0,), (1, -2), (1.5,), (17,), ("2",), 1, None])
 def test_refused_scales(scales):
     with pytest.raises(InputError, match="scales are .*expected whole numbers from 1"):
         checked_scales(scales, (500, 400))
@@ -58,6 +58,9 @@ def test_refused_scales(scales):
 
 def test_no_more_windows_than_pixels():
     assert checked_scales([2, 1, 2], (3, 2)) == (2, 1)
+    assert (
+        checked_scales(np.array([1, 2]), (3, 2)) == checked_scales(iter([1, 2]), (3, 2)) == (1, 2)
+    )
     with pytest.raises(InputError, match="to 2 for this one"):
         checked_scales([3], (2, 9))
 
