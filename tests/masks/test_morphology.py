@@ -42,7 +42,7 @@ USES = {
     "dilated": lambda mask: dilate(mask, 2),
     "eroded": lambda mask: dilate(mask, -2),
     "feathered": lambda mask: feather(mask, 2),
-    "components": connected_components,
+    "components": lambda mask: str(connected_components(mask)),
     "large components": lambda mask: remove_small_components(mask, 5),
     "contour": contour,
     "runs": lambda mask: str(run_length_encoding(mask)),
