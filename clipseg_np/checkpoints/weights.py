@@ -148,6 +148,8 @@ def file_metadata(path: Path) -> dict[str, str]:
 
     Raises FileNotFoundError, or InputError for a damaged file.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a .safetensors file")
     if not path.is_file():
         advice = unfinished_download(path.parent)
         raise FileNotFoundError(f"{path} is missing: fetch it again.{advice}")

@@ -82,6 +82,12 @@ def test_a_file_that_is_not_there_or_none_is_refused(tmp_path):
         load(tmp_path / "text.safetensors")
 
 
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+    for read in (load, decoder_words):
+        with pytest.raises(InputError, match="is a folder; expected a .safetensors file"):
+            read(tmp_path)
+
+
 def test_a_file_that_holds_no_words_because_it_is_empty_is_refused(tmp_path):
     (tmp_path / "empty.safetensors").touch()
     with pytest.raises(InputError, match=r"empty.safetensors is not a whole safetensors file"):
