@@ -14,7 +14,6 @@ Reference: transformers' CLIPTokenizer (5.23, with tokenizers 0.23), with equal 
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -30,54 +29,16 @@ from ..habits import LOADING, NEW_TOKENS, SAVING, TEXT, Habits, understands
 from ..model.outputs import Features
 from ..nn.ops import in_main_memory
 from . import tokenizer_files
+from .arguments import CHOICES, check_choice, check_length, list_of_texts, one_text
 from .bpe import END_OF_WORD, bytes_of, merge_pairs_fast, symbols_of
+from .explanation import ExplainedPiece, Explanation
 from .normalize import normalize, pieces
 from .tokenizer_files import END, SIDES, SPECIAL_NAMES, START, AddedToken, check_vocabulary
 
 Ids = int | Sequence | np.ndarray
 
-CHOICES = {
-    "padding": (False, True, "longest", "max_length", "do_not_pad"),
-    "truncation": (False, True, "longest_first", "only_first", "do_not_truncate"),
-    "return_tensors": (None, "np"),
-    **dict.fromkeys(SIDES, ("right", "left")),
-}
 # Settings that from_pretrained and an assignment may change.
 SETTINGS = (*SPECIAL_NAMES, *SIDES, "model_max_length", "model_input_names")
-
-
-@dataclass(frozen=True)
-class ExplainedPiece:
-    """One piece of a text: its byte symbols, the merges in order, the tokens and their ids."""
-
-    piece: str
-    symbols: list[str]
-    merges: list[tuple[str, str]]
-    tokens: list[str]
-    ids: list[int]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Each step from a text to its ids. Printed, it shows them in order."""
-
-    text: str
-    normalized: str
-    pieces: list[ExplainedPiece]
-    tokens: list[str]
-    ids: list[int]
-
-    normalised = property(lambda self: self.normalized)  # its name in 0.1
-
-    def __str__(self) -> str:
-        lines = [f"text        {self.text!r}", f"normalized  {self.normalized!r}"]
-        for part in self.pieces:
-            lines.append(f"piece       {part.piece!r} = {' '.join(part.symbols)}")
-            lines += [f"  merge     {left} + {right}" for left, right in part.merges]
-            lines.append(f"  tokens    {' '.join(part.tokens)}")
-        lines.append(f"tokens      {' '.join(self.tokens)}")
-        lines.append(f"ids         {' '.join(map(str, self.ids))}")
-        return "\n".join(lines)
 
 
 class CLIPTokenizer(Habits):
@@ -147,10 +108,10 @@ class CLIPTokenizer(Habits):
         if name in ("extra_special_tokens", "additional_special_tokens"):
             raise InputError(f"{name} cannot be assigned: {NEW_TOKENS}")
         if name == "model_max_length":
-            _check_length(name, value, 2)
+            check_length(name, value, 2)
             value = int(value)
         if name in CHOICES:
-            _check_choice(name, value)
+            check_choice(name, value)
         if name in SPECIAL_NAMES and not (isinstance(value, str) and value in self._vocab):
             raise InputError(
                 f"{name} is {value!r} and the vocabulary's {len(self)} tokens lack it. "
@@ -221,12 +182,12 @@ class CLIPTokenizer(Habits):
         choice, or an array of texts of unequal length. Warns of unknown keywords and ignores them.
         """
         _warn_of_unknown([name for name, value in unknown.items() if value is not None])
-        texts = _list_of_texts(text)
+        texts = list_of_texts(text)
         padding, side = padding or False, padding_side or self.padding_side
         if truncation is None:
             truncation = max_length is not None and padding is False
         for name, value in zip(CHOICES, (padding, truncation, return_tensors, side)):
-            _check_choice(name, value)
+            check_choice(name, value)
         truncates = truncation not in (False, "do_not_truncate")
         if padding is True and max_length is not None and not truncates:
             warnings.warn(
@@ -236,7 +197,7 @@ class CLIPTokenizer(Habits):
             )
         length = self.model_max_length if max_length is None else max_length
         reserved = 2 if truncates and add_special_tokens else 0
-        _check_length("max_length", length, reserved)
+        check_length("max_length", length, reserved)
 
         rows = [self._ids(one) for one in texts]
         if truncates:
@@ -285,7 +246,7 @@ class CLIPTokenizer(Habits):
 
         Raises InputError for what is no text.
         """
-        tokens = self.convert_ids_to_tokens(self._ids(_one_text(text)))
+        tokens = self.convert_ids_to_tokens(self._ids(one_text(text)))
         return [self.bos_token, *tokens, self.eos_token] if add_special_tokens else tokens
 
     @understands(TEXT)
@@ -344,7 +305,7 @@ class CLIPTokenizer(Habits):
         tokens      <s> low er</w> </s>
         ids         10 8 9 11
         """
-        ids = self.encode(_one_text(text))
+        ids = self.encode(one_text(text))
         normalized = "".join(part for part, _ in self._parts(text))
         tokens = self.convert_ids_to_tokens(ids)
         return Explanation(text, normalized, list(self._explained_pieces(text)), tokens, ids)
@@ -408,48 +369,10 @@ class CLIPTokenizer(Habits):
             raise InputError(f"{number!r} is not an id of this vocabulary; {known}.") from None
 
 
-def _check_choice(name: str, value: Any) -> None:
-    if value not in CHOICES[name]:
-        known = str(CHOICES[name])[1:-1]
-        raise InputError(f"{name}={value!r} is not known; expected one of {known}.")
-
-
-def _check_length(name: str, length: Any, least: int) -> None:
-    if not isinstance(length, int | np.integer) or length < least:
-        ends = " (the start and the end token)" if least else ""
-        raise InputError(
-            f"{name} is {length!r}; expected a whole number of at least {least}{ends}."
-        )
-
-
 def _splitter(tokens: Iterable[str]) -> regex.Pattern:
     """A pattern whose split() puts the tokens at odd places; the longest match wins."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
-
-
-def _one_text(text: Any) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"Got {type(text).__name__}; expected one text.")
-    return _list_of_texts(text)[0]
-
-
-def _list_of_texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, list | tuple) or not texts:
-        found = "an empty list" if isinstance(texts, list | tuple) else type(text).__name__
-        raise InputError(f"Got {found}; expected a text or a list of texts.")
-    for i, one in enumerate(texts):
-        if not isinstance(one, str):
-            raise InputError(f"Text {i} of the list is {one!r}; expected a text.")
-        try:
-            one.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"Text {i} has half a surrogate pair, {one[error.start]!r}, at character "
-                f"{error.start}: it is not valid Unicode. Decode its bytes again, or remove it."
-            ) from error
-    return list(texts)
 
 
 def _warn_of_unknown(names: Iterable[str]) -> None:
