@@ -45,8 +45,7 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
     Raises InputError if `folder` is a file or not empty.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
+    require_new_folder(folder)
     with written_together(folder.parent) as part:
         temporary = part / folder.name
         temporary.mkdir()
@@ -126,6 +125,12 @@ def _named_in_errors(path: Path, temporary: Path) -> Iterator[None]:
             raise
         number, text = error.errno or errno.EIO, error.strerror or str(error)
         raise OSError(number, text, name.replace(start, str(path), 1)) from error
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise InputError for a file, or a folder that is not empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there already; expected the name of a new or empty folder.")
 
 
 def is_other_file(new: Path, old: Path) -> bool:

@@ -84,7 +84,9 @@ def read_data(path: str | os.PathLike, prompts: str | Sequence[str] = ()) -> Dat
     Raises InputError that lists all faults, each with the name of its file. Warns of masks that are
     boxes.
     """
-    wanted = wordings(prompts if isinstance(prompts, str) else "|".join(prompts))
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    check_texts("prompts (--prompt)", texts)
+    wanted = wordings("|".join(texts))
     reader = _Reader(Path(path), wanted)
     reader.attempt(reader.read)
     examples, absent, faults = reader.data.examples, reader.data.absent, reader.faults
@@ -104,6 +106,13 @@ def read_data(path: str | os.PathLike, prompts: str | Sequence[str] = ()) -> Dat
         problem = f"{len(boxes)} of {len(examples)} masks are boxes, such as {boxes[0]}"
         warnings.warn(f"{problem}: a model learns boxes from boxes. Draw outlines", stacklevel=2)
     return reader.data
+
+
+def check_texts(name: str, texts: Any) -> None:
+    """Raise InputError unless they are a list of texts, none of them empty."""
+    is_list = isinstance(texts, (list, tuple))
+    if not is_list or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"{name} are {texts!r}; expected a list of texts that are not empty")
 
 
 def wordings(prompt: Any) -> tuple[str, ...]:
@@ -249,12 +258,11 @@ class _Reader:
         images, categories, annotations = tables
         parts = defaultdict(list)
         for id_, entry in annotations.items():
+            name = f"{path}: annotation {id_}"
             ids = str(entry.get("image_id")), str(entry.get("category_id"))
-            parts[ids].append((f"{path}: annotation {id_}", entry.get("segmentation")))
+            parts[ids].append((name, entry.get("segmentation")))
             if ids[0] not in images or ids[1] not in categories:
-                self.faults.append(
-                    f"{path}: annotation {id_}: image and category {ids} are not both listed"
-                )
+                self.faults.append(f"{name}: image and category {ids} are not both listed")
         # Roboflow's first category is the parent of the others, and marks nothing.
         parents = [entry.get("supercategory") for entry in categories.values()]
         used = {category_id for _, category_id in parts}

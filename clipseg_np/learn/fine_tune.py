@@ -20,11 +20,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 
-from ..atomic_files import remove_parts, written_together
+from ..atomic_files import remove_parts, require_new_folder, written_together
 from ..checkpoints.decoder_file import DECODER_NAME, START, save_decoder
-from ..checkpoints.weights import save_weights, tensors_of_file
+from ..checkpoints.weights import file_metadata, save_weights, tensors_of_file
 from ..errors import InputError, MissingExtra
 from ..model.clipseg import CLIPSegForImageSegmentation, Decoder
 from ..nn.ops import Array, in_main_memory
@@ -32,7 +31,7 @@ from ..nn.scope import Scope
 from ..text.known_words import words_of
 from .batches import SCORES, Batches
 from .data import Data
-from .lessons import FOLDS
+from .lessons import FOLDS, checked
 from .optimizer import AdamW, rate_at
 from .progress import Progress, unseen, write_log, write_plot
 from .step import Loss, cross_entropy_and_dice, focal_and_dice, one_pass
@@ -77,22 +76,23 @@ def fine_tune(
     is new, empty, or holds the state of the same run, which then goes on. Raises InputError for
     another folder, options out of range, fewer than FOLDS images, and as CachedFeatures does.
     """
-    output = Path(output)
-    numbers = {"steps": steps, "batch_size": batch_size, "rate": rate, "pos_weight": pos_weight}
-    for name, number in numbers.items():
-        if not 0 < number < np.inf:
-            raise InputError(f"{name} is {number}; expected a number above 0")
+    output, state = Path(output), Path(output, STATE_NAME)
+    parts = [data] if keep is None else [data, keep]
+    numbers = checked(
+        parts, steps=steps, batch_size=batch_size, rate=rate, pos_weight=pos_weight, seed=seed
+    )
+    steps, batch_size, rate, pos_weight, seed = numbers
     if focal and pos_weight != 1:
         raise InputError("pos_weight is for the cross-entropy; leave it out with focal")
     remove_parts(output)
-    if output.exists() and any(output.iterdir()) and not (output / STATE_NAME).is_file():
-        raise InputError(f"{output} is there already; expected the name of a new or empty folder")
-    options = {"seed": seed, "cache": cache, "progress": progress}
+    if not state.is_file():
+        require_new_folder(output)
+    options = {"seed": seed, "folder": cache, "progress": progress}
     batches = Batches(segmenter, data, keep, batch_size, **options)
     loss = focal_and_dice if focal else partial(cross_entropy_and_dice, pos_weight=pos_weight)
-    about = numbers, focal, seed, decoder_only, batches.mark()
-    mark, state = sha256(repr(about).encode()).hexdigest(), output / STATE_NAME
-    mean, records = read_state(state, mark) if state.is_file() else ({}, [])
+    about = numbers, focal, decoder_only, batches.mark()
+    mark = sha256(repr(about).encode()).hexdigest()
+    mean, records = read_state(state, mark)
     start = steps * len({record["fold"] for record in records})
     for number in progress(range(start, FOLDS * steps), "learning"):
         fold, step = divmod(number, steps)
@@ -106,6 +106,7 @@ def fine_tune(
         if is_last:
             mean = {n: mean.get(n, 0) + array / FOLDS for n, array in learner.best.items()}
             records += learner.records
+            read_state(state, mark)  # another run may have written to the folder meanwhile
             save_weights(state, mean, mark=mark, records=json.dumps(records))
             write_log(output, records)
     write_log(output, records)
@@ -187,16 +188,22 @@ def scope_of(arrays: dict[str, Array], model: CLIPSegForImageSegmentation) -> Sc
     return Scope(source, model.ops, model.dtype)
 
 
-def read_state(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """The sum of the folds' arrays, and the records. Raises InputError for another run's."""
-    with safe_open(path, framework="numpy") as file:
-        about = file.metadata()
+def read_state(state: Path, mark: str) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The sum of the folds' arrays, and the records. Raises InputError for another run's folder."""
+    if not state.is_file():
+        require_new_folder(state.parent)
+        return {}, []
+    advice = "remove it, or give another folder"
+    try:
+        about = file_metadata(state)
+    except InputError as error:
+        raise InputError(f"{state} is damaged: {advice}") from error
     if about.get("mark") != mark:
         raise InputError(
-            f"{path} is the state of a run with other data, other options or another checkpoint, "
-            f"and only the same run goes on: remove it, or give another folder"
+            f"{state} is the state of a run with other data, other options or another checkpoint, "
+            f"and only the same run goes on: {advice}"
         )
-    mean = {name: raw.array for name, raw in tensors_of_file(path).items()}
+    mean = {name: raw.array for name, raw in tensors_of_file(state).items()}
     return mean, json.loads(about["records"])
 
 

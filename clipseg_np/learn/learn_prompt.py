@@ -17,8 +17,8 @@ from ..errors import InputError
 from ..model.learned_prompt import LearnedPrompt, fingerprint
 from ..nn.ops import Array
 from ..version import __version__
-from .data import Data
-from .lessons import FOLDS, Lessons
+from .data import Data, check_texts
+from .lessons import FOLDS, Lessons, checked
 from .optimizer import AdamW
 from .progress import Progress, unseen
 from .step import one_pass
@@ -49,11 +49,13 @@ def learn_prompt(
     CachedFeatures. With one thread and one seed, the result is the same bit for bit. Raises
     InputError for masks of several things, fewer than FOLDS images, and as CachedFeatures.
     """
+    steps, rate, seed = checked([data], steps=steps, rate=rate, seed=seed)
+    check_texts("starts (--start)", starts)
     names = sorted({example.prompts[0] for example in data.examples})
     if len(names) > 1:
         some = ", ".join(map(repr, names[:9]))
         raise InputError(f"the masks mark {len(names)} things, {some}: choose one with --prompt")
-    model, options = segmenter.model, {"seed": seed, "cache": cache, "progress": progress}
+    model, options = segmenter.model, {"seed": seed, "folder": cache, "progress": progress}
     lessons = PromptLessons(segmenter, [data], is_reduced=True, **options)
     wordings = [text for example in data.examples for text in example.prompts]
     texts = list(dict.fromkeys(starts or (*wordings, *PLAIN_TEXTS)))
@@ -76,17 +78,9 @@ def learn_prompt(
                 ious, last, vector = new, step, means.mean(axis=0)
             elif step - last >= PATIENCE:
                 break
-    made = {
-        "prompt": names[0],
-        "images": len(lessons.number),
-        "start": texts[number],
-        "start_iou": float(tries[number].mean()),
-        "held_out_iou": float(ious.mean()),
-        "steps": last,
-        "rate": rate,
-        "seed": seed,
-        "version": __version__,
-    }
+    made = {"prompt": names[0], "images": len(lessons.number), "start": texts[number]}
+    made |= {"start_iou": float(tries[number].mean()), "held_out_iou": float(ious.mean())}
+    made |= {"steps": last, "rate": rate, "seed": seed, "version": __version__}
     vector = model.ops.to_numpy(vector).astype(np.float32)
     return LearnedPrompt(vector, fingerprint(model), names[0], made)
 

@@ -4,9 +4,9 @@ FOLDS learners, which start alike and whose mean is the result.
 A learner's batch depends on the seed and the step's number alone.
 """
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from ..model.clipseg import Decoder
 from ..nn.ops import Array
 from .data import Data, Example
 from .features import CachedFeatures, turned
-from .progress import Progress
 
 FOLDS = 4
 ABSENT = 0.2  # of the prompts, where that is known
 MAX_MASKS = 512  # that are kept in memory
+FRACTIONS = "rate", "pos_weight"  # are no whole numbers
 
 
 class Entry(NamedTuple):
@@ -34,19 +34,27 @@ class Entry(NamedTuple):
     text: str
 
 
-class Lessons:
-    """The examples of all `parts` together. Raises InputError for fewer than FOLDS images."""
+def checked(parts: Sequence[Data], **options: Any) -> list[int | float]:
+    """The options as Python's numbers. Raises InputError for them, and for parts of other types."""
+    for part in parts:
+        if not isinstance(part, Data):
+            raise InputError(f"the data are {part!r}; expected the result of read_data(...)")
+    for name, number in options.items():
+        kind, noun = (Real, "number") if name in FRACTIONS else (Integral, "whole number")
+        limit = "" if name == "seed" else " above 0"
+        if not isinstance(number, kind) or (limit and not 0 < number < np.inf):
+            raise InputError(f"{name} is {number!r}; expected a {noun}{limit}")
+        options[name] = float(number) if name in FRACTIONS else int(number)
+    return [*options.values()]
 
-    def __init__(
-        self,
-        segmenter: Any,
-        parts: Sequence[Data],
-        *,
-        is_reduced: bool,
-        seed: int,
-        cache: str | os.PathLike | None,
-        progress: Progress,
-    ):
+
+class Lessons:
+    """The examples of all `parts` together; `options` are those of CachedFeatures.
+
+    Raises InputError for fewer than FOLDS images.
+    """
+
+    def __init__(self, segmenter: Any, parts: Sequence[Data], seed: int, **options: Any):
         self.model, self.seed = segmenter.model, seed % 2**32
         self.rng = np.random.default_rng(self.seed)
         self.folds: dict[Path, int] = {}
@@ -58,7 +66,6 @@ class Lessons:
         examples = (example for data in parts for example in (*data.examples, *data.absent))
         images = list(dict.fromkeys(example.image for example in examples))
         self.number = {image: number for number, image in enumerate(images)}
-        options = {"is_reduced": is_reduced, "folder": cache, "progress": progress}
         processor = segmenter.processor.image_processor
         self.features = CachedFeatures(self.model, processor, images, **options)
         self.label = lru_cache(MAX_MASKS)(lambda example: example.target(self.size))

@@ -43,7 +43,7 @@ def batches(checkpoint, data, options):
     segmenter = Segmenter.from_pretrained(checkpoint, threads=1)
 
     def batches(data=data, keep=None):
-        given = {"seed": 0, "cache": options["cache"], "progress": unseen}
+        given = {"seed": 0, "folder": options["cache"], "progress": unseen}
         return Batches(segmenter, data, keep, 20, **given)
 
     return batches

@@ -140,7 +140,7 @@ def test_prompts_lie_apart_in_other_coordinates():
 
 
 def test_only_where_few_words_are_known(batches, data, tmp_path):
-    given = {"seed": 0, "cache": tmp_path, "progress": unseen}
+    given = {"seed": 0, "folder": tmp_path, "progress": unseen}
     demo = Batches(Segmenter.from_pretrained(threads=1), data, None, 8, **given)
     assert batches().coordinates is None and demo.coordinates[0].shape == (96, 96)
 

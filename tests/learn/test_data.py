@@ -736,6 +736,14 @@ def test_a_long_list_of_faults_is_cut(masks_folder):
     assert message.endswith("; and 10 more") and len(message) < 2000
 
 
+@pytest.mark.parametrize("prompts", [None, 3, ["a heart", 3], [""], " "])
+def test_prompts_are_texts(masks_folder, prompts):
+    with pytest.raises(
+        InputError, match=r"prompts \(--prompt\) are .*; expected a list of texts that are not"
+    ):
+        read_data(masks_folder, prompts)
+
+
 def test_data_that_are_not_there_have_one_fault(tmp_path):
     with pytest.raises(InputError, match="1 in all"):
         read_data(tmp_path / "hearts", "a heart")

@@ -307,6 +307,27 @@ def test_the_state_of_another_run_is_refused_and_left(tune, tmp_path, data):
     assert files(tmp_path / "out") == before
 
 
+def test_another_run_that_has_written_meanwhile_is_not_replaced(tune, tmp_path):
+    def beside(parts, name):
+        """Another run begins later, and ends first."""
+        for step in parts:
+            if name == "learning" and step == 1:
+                tune("out", seed=1)
+            yield step
+
+    with pytest.raises(InputError, match="out is there already; expected the name of a new"):
+        tune("out", progress=beside)
+    assert files(tmp_path / "out") == files(tune("alone", seed=1).path)
+
+
+def test_a_damaged_state_is_reported(tune, tmp_path):
+    (tmp_path / "out").mkdir()
+    for content in (b"", b"\0" * 100, b"\x08" + b"\0" * 7 + b"{" * 100):
+        (tmp_path / "out" / STATE_NAME).write_bytes(content)
+        with pytest.raises(InputError, match="is damaged: remove it, or give another folder"):
+            tune("out")
+
+
 def test_a_folder_with_other_files_is_refused_before_anything_is_computed(tune, tmp_path):
     result = tune("out")
     for name in ("out", "mine"):
@@ -324,6 +345,28 @@ def test_options_out_of_range_are_refused(tune, name, value, tmp_path):
     with pytest.raises(InputError, match=f"{name} is {value}; expected"):
         tune(**{name: value})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 2.5}, {"steps": "3"}, {"batch_size": 2.5}, {"rate": "1"}, {"seed": "x"}]
+)
+def test_options_of_other_types_are_refused(tune, options, tmp_path):
+    with pytest.raises(InputError, match=r" is .*; expected a (whole )?number"):
+        tune(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_may_be_of_numpy(tune):
+    given = {"steps": 2, "batch_size": 4, "rate": 0.5, "pos_weight": 2.0, "seed": 3}
+    types = np.int64, np.int32, np.float32, np.float16, np.uint8
+    numbers = {name: kind(number) for kind, (name, number) in zip(types, given.items())}
+    assert files(tune("a", **numbers).path) == files(tune("b", **given).path)
+
+
+@pytest.mark.parametrize("change", [{"data": "discs"}, {"keep": "discs"}, {"keep": ""}])
+def test_data_that_were_not_read_are_refused(tune, change):
+    with pytest.raises(InputError, match=r"the data are '.*'; expected .*read_data\(\.\.\.\)"):
+        tune(**change)
 
 
 def test_the_focal_loss_has_no_weight_of_positives(tune, tmp_path):
@@ -376,7 +419,7 @@ def test_a_fold_without_a_test_of_the_old_has_no_score_of_it(batches, keep, tune
 
 def test_film_moves_as_in_other_coordinates(data, tmp_path):
     """A step of W and b, against one of W' and b'."""
-    given = {"seed": 0, "cache": tmp_path, "progress": unseen}
+    given = {"seed": 0, "folder": tmp_path, "progress": unseen}
     made = Batches(Segmenter.from_pretrained(threads=1, dtype="float64"), data, None, 8, **given)
     learner, (matrix, mean) = module.Learner(made, 0, None), made.coordinates
     layer, rng = learner.decoder.film_add, np.random.default_rng(0)

@@ -72,7 +72,7 @@ def learn(tmp_path, segmenter, new_model, data):
 def lessons(segmenter, new_model, tmp_path):
     def lessons(data, dtype="float32") -> PromptLessons:
         segmenter_ = Segmenter(new_model(dtype=dtype), segmenter.processor)
-        given = {"is_reduced": True, "seed": 0, "cache": tmp_path, "progress": unseen}
+        given = {"is_reduced": True, "seed": 0, "folder": tmp_path, "progress": unseen}
         return PromptLessons(segmenter_, [data], **given)
 
     return lessons
@@ -281,6 +281,41 @@ def test_several_things_are_refused(learn, data, folder, tmp_path):
     with pytest.raises(InputError, match="mark 2 things, '0 thing', '1 thing': choose one with"):
         learn(read_data(tmp_path / "data.csv"))
     assert learn(read_data(tmp_path / "data.csv", "1 thing"), steps=1).made["images"] == 4
+
+
+def test_data_that_were_not_read_are_refused(learn):
+    with pytest.raises(InputError, match=r"the data are 'hearts'; expected .*read_data\(\.\.\.\)"):
+        learn("hearts")
+
+
+@pytest.mark.parametrize("starts", ["a heart", [""], ["a heart", " "], [3], None])
+def test_starts_are_a_list_of_texts(learn, starts, tmp_path):
+    with pytest.raises(
+        InputError, match=r"starts \(--start\) are .*; expected a list of texts that are not"
+    ):
+        learn(starts=starts)
+    assert not [*tmp_path.glob("*.features")]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"steps": 0}, "steps is 0; expected a whole number above 0"),
+        ({"steps": 2.5}, "steps is 2.5; expected a whole number above 0"),
+        ({"rate": -1}, "rate is -1; expected a number above 0"),
+        ({"rate": float("nan")}, "rate is nan; expected a number above 0"),
+        ({"seed": "x"}, "seed is 'x'; expected a whole number"),
+    ],
+)
+def test_options_out_of_range_are_refused(learn, options, expected):
+    with pytest.raises(InputError, match=f"^{expected}$"):
+        learn(**options)
+
+
+def test_numbers_may_be_of_numpy(learn, tmp_path):
+    prompt = learn(steps=np.int64(20), rate=np.float32(0.5), seed=np.int64(3))
+    prompt.save(tmp_path / "a.safetensors")
+    assert prompt.made == learn(steps=20, rate=0.5, seed=3).made
 
 
 def test_few_images_are_refused(learn, data):
