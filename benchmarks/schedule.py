@@ -29,7 +29,7 @@ WAKE = 30e-6
 class Schedule(Threads):
     """Runs tasks one after another; its clock shows when `count` threads would have ended them."""
 
-    skipped, alone, text_end = 0.0, 0.0, 0.0
+    skipped, together, text_end = 0.0, 0.0, 0.0
 
     def now(self) -> float:
         return perf_counter() - self.skipped
@@ -42,6 +42,7 @@ class Schedule(Threads):
         with one_blas_thread:
             start = end = self.now()
             free = [start] + [start + WAKE] * (min(self.count, len(tasks)) - 1)
+            is_shared = len(free) > 1
             if start < self.text_end and len(free) == self.count > 1:
                 free[-1] = self.text_end
             results = []
@@ -51,7 +52,7 @@ class Schedule(Threads):
                 heapq.heappush(free, begin + self.now() - before)
                 end = max(end, begin + self.now() - before)
             self.skipped += self.now() - end
-            self.alone -= end - start
+            self.together += is_shared * (end - start)
         return results
 
 
@@ -69,7 +70,7 @@ def one_pass(model: CLIPSegForImageSegmentation, threads: int, ids, pixels) -> t
     waits = max(0, schedule.text_end - schedule.now())
     model.decode(features, embeddings)
     seconds = schedule.now() - start + waits
-    return seconds, seconds + schedule.alone
+    return seconds, seconds - schedule.together
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
             times = [one_pass(model, threads, ids, pixels) for _ in range(args.rounds)]
             seconds, alone = map(statistics.median, zip(*times))
             rows.append((threads, seconds, alone))
-    cells = [[t, f"{s:.3f}", f"{rows[0][1] / s:.2f}", f"{a:.3f}"] for t, s, a in rows]
+    cells = [[str(t), f"{s:.3f}", f"{rows[0][1] / s:.2f}", f"{a:.3f}"] for t, s, a in rows]
     print(setup(), "", *table(["threads", "seconds", "faster", "one works alone"], cells), sep="\n")
 
 
