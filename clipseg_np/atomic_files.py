@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -93,9 +94,8 @@ def written_together(folder: Path) -> Iterator[Path]:
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=PART, dir=folder) as part:
-            with _named_in_errors(folder, Path(part)):
-                yield Path(part)
+        with _new_part(folder) as part, _named_in_errors(folder, Path(part)):
+            yield Path(part)
             files = sorted(Path(part).iterdir())
             for file in files:
                 _require_file(folder / file.name)
@@ -108,10 +108,22 @@ def written_together(folder: Path) -> Iterator[Path]:
         raise
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left that was to be moved into `folder`."""
+def _new_part(folder: Path) -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix=PART, dir=folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def remove_parts(folder: Path, min_age: float = 0) -> None:
+    """Remove what a killed process left that was to be moved into `folder`.
+
+    min_age: seconds; younger ones may be those of a process that is alive.
+    """
     for part in folder.glob(f"{PART}*"):
-        shutil.rmtree(part, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its process has just removed it
+            if time.time() - part.stat().st_mtime >= min_age:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -7,11 +7,17 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from clipseg_np.atomic_files import folder_replaced, folder_written_whole, written_whole
+from clipseg_np.atomic_files import (
+    folder_replaced,
+    folder_written_whole,
+    remove_parts,
+    written_whole,
+)
 
 
 def test_a_folder_is_replaced_on_success_only(tmp_path):
@@ -49,6 +55,30 @@ def test_errors_of_the_disk_name_no_temporary_file(write, tmp_path):
         assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(expected))
     with pytest.raises(OSError, match=f"5 requested and 3 written: '{target}'"), write(target):
         raise OSError("5 requested and 3 written")  # as NumPy does
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["tempfile.mkdtemp", "os.replace"])
+def test_a_folder_that_cannot_be_written_to_is_named(place, tmp_path, monkeypatch):
+    def deny(*given, **options):
+        name = given[0] if place == "os.replace" else f"{options.get('dir', given[-1])}/.part-123"
+        raise PermissionError(errno.EACCES, "Permission denied", str(name))
+
+    monkeypatch.setattr(place, deny)
+    with pytest.raises(PermissionError) as raised, written_whole(tmp_path / "new" / "file") as part:
+        part.touch()
+    named = tmp_path / "new" / ("file" if place == "os.replace" else "")
+    assert str(raised.value) == f"[Errno {errno.EACCES}] Permission denied: '{named}'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_process_that_is_alive_are_left(tmp_path):
+    for age in (10, 30):
+        (tmp_path / f".part-{age}").mkdir()
+        os.utime(tmp_path / f".part-{age}", (0, time.time() - age))
+    remove_parts(tmp_path, min_age=20)
+    assert [path.name for path in tmp_path.iterdir()] == [".part-10"]
+    remove_parts(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,6 @@ from ..nn.ops import Array, in_main_memory
 from .data import Data, Example
 from .lessons import Entry, Lessons
 
-NOTHING = Data([], [])
 OLD, KEPT = 0.5, 0.5  # of a batch; of what is old, where examples are kept
 MAX_SCORED = 64  # entries of each kind
 MIN_MARKED = 0.002  # of an image, for an old prompt
@@ -46,10 +45,10 @@ class Batches(Lessons):
     def __init__(self, segmenter: Any, data: Data, keep: Data | None, batch_size: int, **options):
         parts = [data, keep] if keep else [data]
         super().__init__(segmenter, parts, is_reduced=False, **options)
-        self.new, self.kept, self.batch_size = data, keep, batch_size
+        self.new, self.kept, self.batch_size = data, keep or Data([], []), batch_size
         self.names, kept_names = (
             list(dict.fromkeys(t for e in (*part.examples, *part.absent) for t in e.prompts))
-            for part in (data, keep or NOTHING)
+            for part in (data, self.kept)
         )
         words = sorted(segmenter.processor.words)
         texts = old_prompts(segmenter, words, self.names, self.rng) or [*COMMON, *kept_names]
@@ -82,7 +81,7 @@ class Batches(Lessons):
     def batch(self, fold: int, step: int) -> list[Entry]:
         """A step's entries; old prompts come first."""
         rng, num_old = np.random.default_rng((self.seed, step)), int(OLD * self.batch_size)
-        num_kept = int(KEPT * num_old) if self.kept else 0
+        num_kept = int(KEPT * num_old) if self.kept.examples else 0
         counts = num_old - num_kept, num_kept, self.batch_size - num_old
         parts = zip((self.old, self.kept, self.new), counts)
         return [e for data, n in parts for e in self.entries(data, n, fold, step, rng)]
@@ -106,20 +105,17 @@ class Batches(Lessons):
 
     def _tests(self, fold: int) -> list[tuple[list[Entry], np.ndarray]]:
         """The entries that a fold holds out, new ones and old ones, and their labels (P,H,W)"""
-        tests = [
-            self.held_out(part, fold, MAX_SCORED) for part in (self.new, self.kept or self.old)
-        ]
+        parts = self.new, self.kept if self.kept.examples else self.old
+        tests = [self.held_out(part, fold, MAX_SCORED) for part in parts]
         return [(part, in_main_memory(self.targets(part)) if part else None) for part in tests]
 
     def mark(self) -> str:
         """A hash of all that a run learns from."""
         files = [file.name for files in self.features.files for file in files]
         mark = sha256(repr((files, list(self.embeddings), fingerprint(self.model))).encode())
-        kept = self.kept or NOTHING
-        for part in (self.new.examples, self.new.absent, kept.examples, kept.absent):
-            mark.update(str(len(part)).encode())
+        for part in (self.new.examples, self.new.absent, self.kept.examples, self.kept.absent):
+            mark.update(repr([(self.number[e.image], e.prompts) for e in part]).encode())
             for example in part:
-                mark.update(repr((self.number[example.image], example.prompts)).encode())
                 mark.update(self.label(example).tobytes())
         return mark.hexdigest()
 

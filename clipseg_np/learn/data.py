@@ -32,6 +32,7 @@ from ..image.folder import images_in
 from ..image.load_image import load_image
 from ..masks.load_mask import mask_levels
 from ..masks.morphology import dilate, polygon_mask, run_length_decoding
+from ..model.input_checks import require
 
 COCO_FILE = "_annotations.coco.json"
 IGNORED = 255
@@ -74,26 +75,30 @@ class Data:
 
     examples: list[Example]
     absent: list[Example]
+    white_level: float | None = None
 
 
-def read_data(path: str | os.PathLike, prompts: str | Sequence[str] = ()) -> Data:
+def read_data(
+    path: str | os.PathLike, prompts: str | Sequence[str] = (), white_level: float | None = None
+) -> Data:
     """Read and check DATA; see the top of this file for its formats.
 
     prompts: where DATA names none, the wordings for the thing that all its masks mark; else, the
-    prompts of DATA to learn, without the others.
+    prompts of DATA to learn, without the others. white_level: see load_image.
     Raises InputError that lists all faults, each with the name of its file. Warns of masks that are
     boxes.
     """
     texts = [prompts] if isinstance(prompts, str) else prompts
     check_texts("prompts (--prompt)", texts)
     wanted = wordings("|".join(texts))
-    reader = _Reader(Path(path), wanted)
+    reader = _Reader(Path(path), wanted, white_level)
     reader.attempt(reader.read)
     examples, absent, faults = reader.data.examples, reader.data.absent, reader.faults
     if examples or not faults:
         marked = {text for example in examples for text in example.prompts}
         lost = {*(wanted or (example.prompts[0] for example in absent))} - marked
-        faults += [f"no mask marks the prompt {text!r}: leave it out" for text in sorted(lost)]
+        advice = f"of {sorted(reader.names - lost)[:9]}, give those to learn as --prompt"
+        faults += [f"no mask marks the prompt {text!r}; {advice}" for text in sorted(lost)]
     pairs = Counter((example.image, example.prompts[0]) for example in (*examples, *absent))
     twice = (pair for pair, count in pairs.items() if count > 1)
     faults += [f"{image} has several masks of {text!r}; expected one" for image, text in twice]
@@ -125,10 +130,10 @@ def wordings(prompt: Any) -> tuple[str, ...]:
 class _Reader:
     """The examples and faults of DATA, in progress."""
 
-    def __init__(self, path: Path, prompts: tuple[str, ...]):
-        self.path, self.prompts, self.data = path, prompts, Data([], [])
-        self.faults, self.boxes = [], []
-        self.size = cache(lambda image: load_image(image).shape[:2])
+    def __init__(self, path: Path, prompts: tuple[str, ...], white_level: float | None):
+        self.path, self.prompts, self.data = path, prompts, Data([], [], white_level)
+        self.faults, self.boxes, self.names, self.white_level = [], [], set(), white_level
+        self.size = cache(lambda image: load_image(image, white_level=white_level).shape[:2])
 
     def attempt(self, read: Callable, *arguments: Any) -> Any:
         """Return the result of `read`; or list the fault that it raises, and return None."""
@@ -144,7 +149,8 @@ class _Reader:
         parts = self.path.iterdir() if self.path.is_dir() else ()
         names = sorted(part.name for part in parts) or [self.path.suffix.lower()]
         fitting = [name for name in names if name in readers]
-        if len(fitting) != 1:
+        require(len(fitting) < 2, f"it holds {' and '.join(fitting)}; keep one, or give a table")
+        if not fitting:
             holds = f"holds {', '.join(names[:9]) or 'nothing'}"
             raise InputError(f"it {holds if self.path.exists() else 'is not there'}; {EXPECTED}")
         readers[fitting[0]]()
@@ -166,6 +172,7 @@ class _Reader:
         if () in table.values():
             self.faults.append(f"{place} names no prompt: give --prompt, or a table with prompts")
             return
+        self.names |= {p[0] for p in table.values()}
         table = {n: p for n, p in table.items() if not self.prompts or {*self.prompts} & {*p}}
         size, mask = self.attempt(self.size, image), self.attempt(read)
         if size is None or mask is None:
@@ -189,14 +196,14 @@ class _Reader:
 
     def read_masks(self) -> None:
         for image, mask in self.pairs("masks"):
-            self.add(image, mask, partial(read_mask, mask), {1: self.prompts})
+            self.add(image, mask, partial(read_mask, mask, self.white_level), {1: self.prompts})
 
     def read_table(self) -> None:
         for place, row in self.rows(self.path, "image", "mask"):
             image, mask = (self.path.parent / row[name] for name in ("image", "mask"))
             text = row.get("prompts", row.get("prompt"))
             prompts, place = (self.prompts, "it") if text is None else (wordings(text), place)
-            self.add(image, mask, partial(read_mask, mask), {1: prompts}, place)
+            self.add(image, mask, partial(read_mask, mask, self.white_level), {1: prompts}, place)
 
     def read_label_maps(self) -> None:
         table = {}
@@ -219,18 +226,17 @@ class _Reader:
         for side, place in enumerate((self.path / "images", self.path / folder)):
             for path in self.attempt(images_in, place) or ():
                 files[path.relative_to(place).with_suffix("")][side].append(path)
-        for _, (images, masks) in sorted(files.items()):
+        for stem, (images, masks) in sorted(files.items()):
             if len(images) == len(masks) == 1:
                 yield images[0], masks[0]
             else:
                 names = " and ".join(map(str, (*images, *masks)))
-                self.faults.append(f"{names}: expected one file in images/, one in {folder}/")
+                self.faults.append(f"{names}: expected one {stem}.* in images/, one in {folder}/")
 
     def rows(self, path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
         """The rows of a table that have the needed fields, and their places in messages."""
         lines = path.read_text("utf-8-sig", "replace").split("\n")
-        if any("\ufffd" in line for line in lines):
-            raise InputError(f"{path} is not UTF-8; save it so")
+        require(not any("\ufffd" in line for line in lines), f"{path} is not UTF-8; save it so")
         if is_csv := path.suffix.lower() == ".csv":
             lines = list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count)))
             columns, lines[0] = [name.strip().lower() for name in lines[0]], []
@@ -244,7 +250,8 @@ class _Reader:
             if all(isinstance(field, str) and field.strip() for field in fields):
                 yield place, row
             elif "".join(line).strip():
-                self.faults.append(f"{place}, is no row with {' and '.join(needed)}; quote commas")
+                advice = "; quote commas" if is_csv else ", in JSON"
+                self.faults.append(f"{place}, is no row with {' and '.join(needed)}{advice}")
 
     def read_coco(self) -> None:
         path = self.path / COCO_FILE if self.path.is_dir() else self.path
@@ -252,9 +259,10 @@ class _Reader:
         for kind in ("images", "categories", "annotations"):
             entries = content.get(kind)
             is_list = isinstance(entries, list) and all(isinstance(e, dict) for e in entries)
-            tables.append({str(e.get("id")): e for e in entries} if is_list else {})
-            if not is_list or len(tables[-1]) < len(entries):
-                raise InputError(f"{path} has no list of {kind} with an id for each, as COCO has")
+            require(is_list, f"{path} has no list of {kind}, as COCO has")
+            tables.append({str(e.get("id")): e for e in entries})
+            is_unique = len(tables[-1]) == len(entries)
+            require(is_unique, f"{path}: several {kind} have one id; expected an id for each")
         images, categories, annotations = tables
         parts = defaultdict(list)
         for id_, entry in annotations.items():
@@ -283,12 +291,12 @@ class _Reader:
                     self.add(image, mask, read, {1: prompts}, place, is_absent=not own)
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path, white_level: float | None) -> np.ndarray:
     """A mask's file, (H,W), bool. Raises InputError for more than two values.
 
     Values of narrow strips, as of soft edges, and the noise of lossy formats do not count.
     """
-    levels = mask_levels(path)
+    levels = mask_levels(path, white_level)
     is_noisy = path.suffix.lower() in LOSSY or len(np.unique(levels)) > 32
     low, high = (32, 223) if is_noisy else (0, 255)
     between = (levels > low) & (levels < high)
@@ -304,8 +312,7 @@ def read_ids(path: Path, known: frozenset[int]) -> np.ndarray:
             raise InputError(f"{path} holds colors ({image.mode}); expected one id for each pixel")
         ids = np.asarray(image)
     unknown = sorted({*np.unique(ids).tolist()} - {0, IGNORED, *known})
-    if unknown:
-        raise InputError(f"{path} holds ids that have no prompt: {unknown[:9]}")
+    require(not unknown, f"{path} holds ids that have no prompt: {unknown[:9]}")
     return ids
 
 

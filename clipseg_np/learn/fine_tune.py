@@ -26,6 +26,7 @@ from ..checkpoints.decoder_file import DECODER_NAME, START, save_decoder
 from ..checkpoints.weights import file_metadata, save_weights, tensors_of_file
 from ..errors import InputError, MissingExtra
 from ..model.clipseg import CLIPSegForImageSegmentation, Decoder
+from ..model.input_checks import require
 from ..nn.ops import Array, in_main_memory
 from ..nn.scope import Scope
 from ..text.known_words import words_of
@@ -78,19 +79,17 @@ def fine_tune(
     """
     output, state = Path(output), Path(output, STATE_NAME)
     parts = [data] if keep is None else [data, keep]
-    numbers = checked(
+    steps, batch_size, rate, pos_weight, seed = checked(
         parts, steps=steps, batch_size=batch_size, rate=rate, pos_weight=pos_weight, seed=seed
     )
-    steps, batch_size, rate, pos_weight, seed = numbers
     if focal and pos_weight != 1:
         raise InputError("pos_weight is for the cross-entropy; leave it out with focal")
     remove_parts(output)
     if not state.is_file():
         require_new_folder(output)
-    options = {"seed": seed, "folder": cache, "progress": progress}
-    batches = Batches(segmenter, data, keep, batch_size, **options)
+    batches = Batches(segmenter, data, keep, batch_size, seed=seed, folder=cache, progress=progress)
     loss = focal_and_dice if focal else partial(cross_entropy_and_dice, pos_weight=pos_weight)
-    about = numbers, focal, decoder_only, batches.mark()
+    about = steps, batch_size, rate, pos_weight, seed, focal, decoder_only, batches.mark()
     mark = sha256(repr(about).encode()).hexdigest()
     mean, records = read_state(state, mark)
     start = steps * len({record["fold"] for record in records})
@@ -115,10 +114,8 @@ def fine_tune(
     except MissingExtra as error:
         warnings.warn(f"there is no plot: {error}", stacklevel=2)
     by_fold = [[record for record in records if record["fold"] == fold] for fold in range(FOLDS)]
-    before, after = (
-        {name: mean_of(record[name] for record in part) for name in SCORES}
-        for part in ([own[0] for own in by_fold], [best_of(own) for own in by_fold])
-    )
+    scored = [own[0] for own in by_fold], [best_of(own) for own in by_fold]
+    before, after = ({n: mean_of(r[n] for r in part) for n in SCORES} for part in scored)
     if after["new_iou"] <= before["new_iou"]:
         warnings.warn("nothing was learned: held-out images say so", stacklevel=2)
     model = segmenter.model
@@ -157,8 +154,7 @@ class Learner:
         rows = batches.rows(entry.text for entry in entries)
         inputs = batches.tokens(entries), rows, batches.targets(entries), batches.features.grid
         result = one_pass(self.decoder, *inputs, is_reduced=False, loss=self.loss)
-        if not np.isfinite(result.loss):
-            raise InputError("the loss is no longer a number: lower the rate")
+        require(np.isfinite(result.loss), "the loss is no longer a number: lower the rate")
         self._step(result.gradients, rate)
         self.losses.append(result.loss)
 
@@ -198,11 +194,8 @@ def read_state(state: Path, mark: str) -> tuple[dict[str, np.ndarray], list[dict
         about = file_metadata(state)
     except InputError as error:
         raise InputError(f"{state} is damaged: {advice}") from error
-    if about.get("mark") != mark:
-        raise InputError(
-            f"{state} is the state of a run with other data, other options or another checkpoint, "
-            f"and only the same run goes on: {advice}"
-        )
+    fault = f"{state} is the state of a run with other data, other options or another checkpoint"
+    require(about.get("mark") == mark, f"{fault}, and only the same run goes on: {advice}")
     mean = {name: raw.array for name, raw in tensors_of_file(state).items()}
     return mean, json.loads(about["records"])
 

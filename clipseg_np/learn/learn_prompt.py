@@ -8,12 +8,13 @@ best one: not worse by more than one standard error, which is wide for few image
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..model.input_checks import require
 from ..model.learned_prompt import LearnedPrompt, fingerprint
 from ..nn.ops import Array
 from ..version import __version__
@@ -52,9 +53,8 @@ def learn_prompt(
     steps, rate, seed = checked([data], steps=steps, rate=rate, seed=seed)
     check_texts("starts (--start)", starts)
     names = sorted({example.prompts[0] for example in data.examples})
-    if len(names) > 1:
-        some = ", ".join(map(repr, names[:9]))
-        raise InputError(f"the masks mark {len(names)} things, {some}: choose one with --prompt")
+    fault = f"the masks mark {len(names)} things, {', '.join(map(repr, names[:9]))}"
+    require(len(names) < 2, f"{fault}: choose one with --prompt")
     model, options = segmenter.model, {"seed": seed, "folder": cache, "progress": progress}
     lessons = PromptLessons(segmenter, [data], is_reduced=True, **options)
     wordings = [text for example in data.examples for text in example.prompts]
@@ -78,6 +78,8 @@ def learn_prompt(
                 ious, last, vector = new, step, means.mean(axis=0)
             elif step - last >= PATIENCE:
                 break
+    if ious.mean() <= tries[number].mean():
+        warnings.warn("nothing was learned: held-out images say so", stacklevel=2)
     made = {"prompt": names[0], "images": len(lessons.number), "start": texts[number]}
     made |= {"start_iou": float(tries[number].mean()), "held_out_iou": float(ious.mean())}
     made |= {"steps": last, "rate": rate, "seed": seed, "version": __version__}
@@ -114,6 +116,5 @@ class PromptLessons(Lessons):
         entries = [entry for batch in batches for entry in batch]
         labels, rows = self.model.floats(self.labels(entries)), embeddings.repeat(BATCH, axis=0)
         given = self.tokens(entries), rows, labels, self.features.grid
-        frozen = {"is_reduced": True, "learns": lambda name: False}
-        d_rows = one_pass(self.model.decoder, *given, **frozen).d_embeddings
-        return d_rows.reshape(FOLDS, BATCH, -1).sum(axis=1)
+        one = one_pass(self.model.decoder, *given, is_reduced=True, learns=lambda name: False)
+        return one.d_embeddings.reshape(FOLDS, BATCH, -1).sum(axis=1)

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..masks.metrics import image_iou
 from ..model.batched import joined_slices
 from ..model.clipseg import Decoder
+from ..model.input_checks import require
 from ..nn.ops import Array
 from .data import Data, Example
 from .features import CachedFeatures, turned
@@ -37,13 +38,12 @@ class Entry(NamedTuple):
 def checked(parts: Sequence[Data], **options: Any) -> list[int | float]:
     """The options as Python's numbers. Raises InputError for them, and for parts of other types."""
     for part in parts:
-        if not isinstance(part, Data):
-            raise InputError(f"the data are {part!r}; expected the result of read_data(...)")
+        require(isinstance(part, Data), f"the data are {part!r}; expected those of read_data(...)")
     for name, number in options.items():
         kind, noun = (Real, "number") if name in FRACTIONS else (Integral, "whole number")
         limit = "" if name == "seed" else " above 0"
-        if not isinstance(number, kind) or (limit and not 0 < number < np.inf):
-            raise InputError(f"{name} is {number!r}; expected a {noun}{limit}")
+        fits = isinstance(number, kind) and (name == "seed" or 0 < number < np.inf)
+        require(fits, f"{name} is {number!r}; expected a {noun}{limit}")
         options[name] = float(number) if name in FRACTIONS else int(number)
     return [*options.values()]
 
@@ -63,11 +63,10 @@ class Lessons:
             if len(images) < FOLDS:
                 raise InputError(f"there are {len(images)} images; expected {FOLDS} or more")
             self.folds = dict(zip(images, self.rng.permutation(len(images)) % FOLDS)) | self.folds
-        examples = (example for data in parts for example in (*data.examples, *data.absent))
-        images = list(dict.fromkeys(example.image for example in examples))
-        self.number = {image: number for number, image in enumerate(images)}
+        levels = {e.image: d.white_level for d in parts for e in (*d.examples, *d.absent)}
+        self.number = {image: number for number, image in enumerate(levels)}
         processor = segmenter.processor.image_processor
-        self.features = CachedFeatures(self.model, processor, images, **options)
+        self.features = CachedFeatures(self.model, processor, levels, **options)
         self.label = lru_cache(MAX_MASKS)(lambda example: example.target(self.size))
         no_prompt = self.model.floats(np.zeros((1, self.model.config.projection_dim)))
         entry = Entry(parts[0].examples[0], 0, "")
@@ -83,8 +82,7 @@ class Lessons:
             parts = (data.absent, data.examples) if is_absent else (data.examples, data.absent)
             learned = ([e for e in part if self.folds.get(e.image) != fold] for part in parts)
             examples = next(filter(None, learned), ())
-            if not examples:
-                raise InputError("all images to keep are in one fold; expected more of them")
+            require(len(examples) > 0, "all images to keep are in one fold; expected more of them")
             lap, place = divmod(number, len(examples))
             order = np.random.default_rng((self.seed, fold, lap)).permutation(len(examples))
             example = examples[order[place]]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from ..nn.ops import Array
 
+BETAS, EPS = (0.9, 0.999), 1e-8
+
 
 class AdamW:
     """Changes arrays of NumPy or CuPy in place, by the running means of their gradients.
@@ -21,11 +23,9 @@ class AdamW:
         self,
         arrays: Mapping[str, Array],
         weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
         coordinates: Mapping[str, Array] | None = None,
     ):
-        self.arrays, self.weight_decay, self.betas, self.eps = arrays, weight_decay, betas, eps
+        self.arrays, self.weight_decay = arrays, weight_decay
         self.coordinates, self.steps = coordinates or {}, 0
         self.means = {name: array * 0 for name, array in arrays.items()}
         self.squares = {name: array * 0 for name, array in arrays.items()}
@@ -33,7 +33,7 @@ class AdamW:
     def step(self, gradients: Mapping[str, Array], rate: float) -> None:
         """One step against the gradients. An array without one stays as it is."""
         self.steps += 1
-        beta1, beta2 = self.betas
+        beta1, beta2 = BETAS
         # Both running means start at 0, and are too small by these factors.
         part1, part2 = 1 - beta1**self.steps, 1 - beta2**self.steps
         for name, gradient in gradients.items():
@@ -43,7 +43,7 @@ class AdamW:
             mean += (1 - beta1) * (gradient - mean)
             square *= beta2
             square += (1 - beta2) * gradient * gradient
-            change = rate / part1 * mean / ((square / part2) ** 0.5 + self.eps)
+            change = rate / part1 * mean / ((square / part2) ** 0.5 + EPS)
             array *= 1 - rate * self.weight_decay
             array -= change if matrix is None else change @ matrix
 

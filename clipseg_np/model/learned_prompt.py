@@ -77,9 +77,8 @@ class LearnedPrompt:
         if self.vector.shape != shape:
             raise InputError(f"{self} has shape {self.vector.shape}; expected {shape}: {advice}")
         if self.fingerprint != own and not force:
-            raise InputError(
-                f"{self} does not fit this checkpoint, whose decoder or projections have other "
-                f"values: {advice}. --force, in Python prompt.check(model, force=True), takes it "
-                f"all the same; where one checkpoint is the other in bfloat16, it does little harm"
-            )
+            fault = f"{self} does not fit this checkpoint, whose decoder or projections have other"
+            advice += ". --force, in Python prompt.check(model, force=True), takes it all the same"
+            harm = "where one checkpoint is the other in bfloat16, it does little harm"
+            raise InputError(f"{fault} values: {advice}; {harm}")
         return replace(self, fingerprint=own)

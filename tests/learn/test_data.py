@@ -435,11 +435,11 @@ BAD = {
         ),
         "an image without a mask": (
             without("masks/b.png"),
-            "images/b.jpg: expected one file in images/, one in masks/",
+            "images/b.jpg: expected one b.* in images/, one in masks/",
         ),
         "a mask without an image": (
             without("images/b.jpg"),
-            "masks/b.png: expected one file in images/, one in masks/",
+            "masks/b.png: expected one b.* in images/, one in masks/",
         ),
         "two images of a name": (
             write("images/b.png", COLORS),
@@ -459,7 +459,7 @@ BAD = {
             lambda path: (path / "x").mkdir() or {"path": path / "x"},
             "it holds nothing; expected",
         ),
-        "masks and labels": (folders, "images, labels, masks", "expected masks/, labels/"),
+        "masks and labels": (folders, "it holds labels and masks; keep one, or give a table"),
         "no folder of images": (
             lambda path: (path / "images").rename(path / "photos"),
             "images is not a folder",
@@ -518,7 +518,11 @@ BAD = {
         ),
         "a prompt with no image": (
             lambda path: {"prompts": ["a heart", "a cup"]},
-            "no mask marks the prompt 'a cup'",
+            "no mask marks the prompt 'a cup'; of ['a heart', 'an arrow'], give those to learn",
+        ),
+        "a prompt in other letters": (
+            lambda path: {"prompts": ["a Heart"]},
+            "prompt 'a Heart'; of ['a heart', 'an arrow'], give those to learn as --prompt",
         ),
         "a table of UTF-16": (
             lambda path: path.write_text(path.read_text(), "utf-16"),
@@ -532,7 +536,7 @@ BAD = {
     "json_lines": {
         "a line that is no JSON": (
             change('{"image": "photos/b.jpg"', "{"),
-            "data.jsonl, line 2, is no row",
+            "data.jsonl, line 2, is no row with image and mask, in JSON",
         ),
         "a line that is no object": (
             change('{"image": "photos/b.jpg"', "5 #"),
@@ -547,6 +551,7 @@ BAD = {
     "coco": {
         "COCO's file cut off": (text(COCO_FILE, "{"), "is not valid JSON"),
         "another JSON file": (text(COCO_FILE, '{"images": []}'), "has no list of categories"),
+        "no list": (text(COCO_FILE, '{"images": {}}'), "has no list of images, as COCO has"),
         "COCO without anything": (
             coco_with(images=[], categories=[], annotations=[]),
             "it holds no mask",
@@ -604,7 +609,7 @@ BAD = {
         ),
         "two images of an id": (
             coco_with("images", 1, id=10),
-            f"{COCO_FILE} has no list of images with an id for each",
+            f"{COCO_FILE}: several images have one id; expected an id for each",
         ),
         "an image twice": (
             coco_with("images", 1, file_name="a.jpg"),
@@ -620,7 +625,7 @@ BAD = {
         ),
         "a category with no mask": (
             coco_with("categories", 0, name="a cup"),
-            "no mask marks the prompt 'a cup'",
+            "no mask marks the prompt 'a cup'; of ['a heart', 'an arrow'], give those to learn as",
         ),
     },
     "label_maps": {
@@ -668,7 +673,7 @@ BAD = {
         ),
         "a label map too few": (
             without("labels/b.png"),
-            "images/b.jpg: expected one file in images/, one in labels/",
+            "images/b.jpg: expected one b.* in images/, one in labels/",
         ),
     },
 }
@@ -734,6 +739,28 @@ def test_a_long_list_of_faults_is_cut(masks_folder):
     assert "has faults, 30 in all: (1) images/0.png" in message
     assert f"({MAX_FAULTS}) " in message and f"({MAX_FAULTS + 1}) " not in message
     assert message.endswith("; and 10 more") and len(message) < 2000
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_twelve_bits_are_read_by_their_white_level(masks_folder, suffix):
+    """Of images and of soft masks; without it, there is a warning for each image."""
+    for place, shade in (("images", None), ("masks", HEARTS)):
+        for name in NAMES:
+            soft = (
+                4095
+                if shade is None
+                else np.clip(4095 * (10 - np.hypot(ROWS - 20, COLUMNS - 20)), 0, 4095)
+            )
+            for old in (masks_folder / place).glob(f"{name}.*"):
+                old.unlink()
+            save(masks_folder / place / f"{name}{suffix}", (soft * np.ones(SIZE)).astype(np.uint16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = read_data(masks_folder, "a heart", white_level=4095)
+    assert data.white_level == 4095
+    assert data.examples[0].read().sum() == (np.hypot(ROWS - 20, COLUMNS - 20) < 9.5).sum()
+    with pytest.warns(UserWarning, match="give it as white_level"), pytest.raises(InputError):
+        read_data(masks_folder, "a heart")
 
 
 @pytest.mark.parametrize("prompts", [None, 3, ["a heart", 3], [""], " "])

@@ -1,7 +1,9 @@
 """Features on disk: right numbers in every turn, encoded once, never damaged, within a bound."""
 
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ def cached(tmp_path):
     """CachedFeatures in a folder of the test's own."""
 
     def make(model, images, processor=None, **options) -> CachedFeatures:
-        processor = processor or ViTImageProcessor(size=32)
+        processor, images = processor or ViTImageProcessor(size=32), dict.fromkeys(images)
         return CachedFeatures(model, processor, images, folder=tmp_path / "cache", **options)
 
     return make
@@ -85,11 +87,10 @@ def test_an_image_is_encoded_once(model, images, cached, monkeypatch, tmp_path):
     assert all(path.stat().st_mtime > 0 for path in (tmp_path / "cache").iterdir())
 
 
-def test_an_image_that_is_given_twice_is_encoded_once(model, images, cached):
-    encode, calls = model.encode_image, []
-    model.encode_image = lambda pixels: calls.append(1) or encode(pixels)
-    features = cached(model, [images[0], images[1], images[0]], turns=1)
-    assert len(calls) == 2
+def test_an_image_in_two_files_has_one_entry(model, images, cached, tmp_path):
+    images[2].write_bytes(images[0].read_bytes())
+    features = cached(model, images, turns=1)
+    assert len(entries(tmp_path)) == 2
     first, _, last = features.load([(0, 0), (1, 0), (2, 0)])[0]
     assert (first == last).all()
 
@@ -147,6 +148,73 @@ def test_a_damaged_entry_is_computed_again(damage, model, images, cached, tmp_pa
         file.write_bytes(whole[damage])
     again = cached(model, images, turns=2).load([(1, 1)])
     assert all((one == other).all() for one, other in zip(good, again))
+
+
+@pytest.mark.parametrize("damage", ["folder", "entry", "cut"])
+def test_what_is_removed_meanwhile_is_computed_again(damage, model, images, cached, tmp_path):
+    features = cached(model, images, turns=2)
+    pairs = [(2, 0), (0, 1), (1, 1)]
+    good = features.load(pairs)
+    if damage == "folder":
+        shutil.rmtree(tmp_path / "cache")
+    elif damage == "entry":
+        features.files[0][1].unlink()
+    else:
+        features.files[0][1].write_bytes(b"12")
+    assert all((one == other).all() for one, other in zip(good, features.load(pairs)))
+
+
+def test_another_users_cache_is_read(model, images, cached, tmp_path, monkeypatch):
+    """Its times cannot be set, and nothing in it can be removed."""
+    good = cached(model, images, turns=1).load([(0, 0)])[0]
+    (tmp_path / "cache" / f"other{SUFFIX}").write_bytes(b"1")
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", deny)
+    monkeypatch.setattr(Path, "unlink", deny)
+    again = cached(model, images, turns=1, max_bytes=3 * 2 * 2 * 17 * 16).load([(0, 0)])[0]
+    assert (again == good).all()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_a_way_out(
+    model, images, cached, tmp_path, monkeypatch
+):
+    def deny(prefix, dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}123")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", deny)
+    expected = f"written .*Permission denied: '{tmp_path}/cache'.*another folder .*--cache"
+    with pytest.raises(InputError, match=expected):
+        cached(model, images)
+
+
+def test_parts_of_a_killed_run_are_removed_after_a_day(model, images, cached, tmp_path):
+    for age in (0, 23, 25):
+        part = tmp_path / "cache" / f".part-{age}"
+        part.mkdir(parents=True)
+        (part / "1.features").write_bytes(b"1")
+        os.utime(part, (0, time.time() - 3600 * age))
+    cached(model, images)
+    parts = {path.name for path in (tmp_path / "cache").glob(".*")}
+    assert parts == {".part-0", ".part-23"}
+
+
+def test_the_white_level_is_read_by_and_part_of_the_name(model, tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 4096, (40, 40)).astype(np.uint16)
+    path, light = tmp_path / "12.png", tmp_path / "16.png"
+    Image.fromarray(numbers).save(path)
+    Image.fromarray((numbers * (65535 / 4095)).round().astype(np.uint16)).save(light)
+    options = {"turns": 1, "folder": tmp_path / "cache"}
+    processor = ViTImageProcessor(size=32)
+    features = CachedFeatures(model, processor, {path: 4095, light: None}, **options)
+    first, second = features.load([(0, 0), (1, 0)])[0]
+    np.testing.assert_allclose(first, second, atol=0.01)
+    with pytest.warns(UserWarning, match="white_level"):
+        dark = CachedFeatures(model, processor, {path: None}, **options)
+    assert dark.files[0] != features.files[0]
+    assert abs(dark.load([(0, 0)])[0][0] - first).max() > 0.1
 
 
 def test_a_run_that_is_stopped_leaves_whole_entries_alone(model, images, cached, tmp_path):

@@ -1,6 +1,7 @@
 """A prompt is learned: from the best text, by what is not held out, the same every time."""
 
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +187,16 @@ def test_a_start_that_marks_best_is_kept(learn, scripted, segmenter):
     prompt = learn(starts=["red"])
     assert prompt.made["steps"] == 0
     np.testing.assert_allclose(prompt.vector, segmenter.embed(["red"])[0], atol=1e-6)
+
+
+def test_a_run_that_learns_nothing_says_so(learn, scripted):
+    scripted(0.2, 0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn(starts=["red"], steps=20)
+    scripted(0.2, 0.2)
+    with pytest.warns(UserWarning, match="nothing was learned: held-out images say so"):
+        learn(starts=["red"], steps=20)
 
 
 def test_it_stops_where_nothing_gets_better(learn, scripted):

@@ -50,8 +50,8 @@ def test_many_steps_are_those_of_pytorch(weight_decay):
     start = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
     own = {name: array.copy() for name, array in start.items()}
     theirs = {name: torch.tensor(array, requires_grad=True) for name, array in start.items()}
-    options = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": weight_decay}
-    optimizer, reference = AdamW(own, **options), torch.optim.AdamW(theirs.values(), **options)
+    optimizer = AdamW(own, weight_decay)
+    reference = torch.optim.AdamW(theirs.values(), weight_decay=weight_decay)
     for step in range(50):
         rate = reference.param_groups[0]["lr"] = rate_at(step, 50, 0.1, 5)
         gradients = {name: rng.normal(size=array.shape) for name, array in own.items()}
