@@ -1,11 +1,14 @@
 """The commands `learn-prompt` and `fine-tune`."""
 
 import argparse
+from pathlib import Path
 
+from ..errors import InputError
+from ..image.plugins import has_image_suffix
 from ..learn.data import read_data
 from ..learn.fine_tune import fine_tune
 from ..learn.learn_prompt import learn_prompt
-from ..segment.segmenter import Segmenter
+from ..segment.segmenter import NOT_IN_NAMES, Segmenter
 from .files import model_path, new_file
 from .terminal import say, show, shown
 
@@ -17,9 +20,23 @@ def learner(options: argparse.Namespace) -> Segmenter:
     return Segmenter.from_pretrained(model_path(options), **given)
 
 
-def run_learn_prompt(options: argparse.Namespace) -> None:
+def prompt_file(options: argparse.Namespace) -> Path:
+    """The file to write. Raises InputError for one that `segment` could not take."""
     target = new_file(options)
-    data, segmenter = read_data(options.data, options.prompt), learner(options)
+    if target.suffix.lower() != ".safetensors":
+        raise InputError(f"--output {target}: expected the name of a .safetensors file")
+    if NOT_IN_NAMES.search(target.stem):
+        fault = f"no text could mention the prompt as '@{target.stem}'"
+        raise InputError(
+            f"--output {target}: {fault}; expected no spaces, quotes, parentheses or !"
+        )
+    return target
+
+
+def run_learn_prompt(options: argparse.Namespace) -> None:
+    target = prompt_file(options)
+    data = read_data(options.data, options.prompt, options.white_level)
+    segmenter = learner(options)
     chosen = {name: getattr(options, name) for name in ("starts", "seed", "cache")}
     prompt = learn_prompt(segmenter, data, progress=shown, **chosen)
     prompt.save(target)
@@ -30,8 +47,10 @@ def run_learn_prompt(options: argparse.Namespace) -> None:
 
 def run_fine_tune(options: argparse.Namespace) -> int:
     """Exit code 130 or so where it was stopped; the same command goes on."""
-    data = read_data(options.data, options.prompt)
-    keep = read_data(options.keep) if options.keep else None
+    if has_image_suffix(options.output) or options.output.lower().endswith(".safetensors"):
+        raise InputError(f"--output {options.output}: expected the name of a folder")
+    data = read_data(options.data, options.prompt, options.white_level)
+    keep = read_data(options.keep, white_level=options.white_level) if options.keep else None
     chosen = {name: getattr(options, name) for name in FINE_TUNE}
     chosen |= {"keep": keep, "progress": shown}
     try:

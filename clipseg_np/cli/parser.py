@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     trace("--dtype", choices=("float32", "float64"), default="float64", help="default: float64")
     for add in (segment, batch, learn_prompt, trace):
         add("--overwrite", action="store_true", help="replace other results that are there already")
-    for add in (segment, batch, trace):
+    for add in (segment, batch, learn_prompt, fine_tune, trace):
         text = "the number that is white, such as 4095 for 12 bits in 16; not for images of 8 bits"
         add("--white-level", metavar="N", type=float, help=text)
     for add in (segment, batch, learn_prompt, fine_tune, info, trace):

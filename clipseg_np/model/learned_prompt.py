@@ -48,7 +48,7 @@ class LearnedPrompt:
         return f"@{self.name}"
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file, whole or not at all; its name is the prompt's from then on."""
+        """Write a safetensors file, over another, too; its name is the prompt's from then on."""
         about = {"fingerprint": self.fingerprint, "made": json.dumps(self.made, sort_keys=True)}
         save_weights(path, {KEY: self.vector.astype(np.float32)}, **about)
 

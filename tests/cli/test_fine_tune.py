@@ -64,13 +64,27 @@ def test_the_options_reach_the_run(run, monkeypatch):
         raise KeyboardInterrupt(130)
 
     monkeypatch.setattr(learn, "fine_tune", fine_tune)
-    options = ("--keep", "data.jsonl", "--rate", "0.5", "--pos-weight", "3", "--focal", "--seed", 7)
+    options = (
+        "--keep",
+        "data.jsonl",
+        "--white-level",
+        4095,
+        "--rate",
+        "0.5",
+        "--pos-weight",
+        "3",
+        "--focal",
+        "--seed",
+        7,
+    )
     row = {"image": "data/images/1.png", "mask": "data/masks/1.png", "prompt": "a thing"}
     Path("data.jsonl").write_text(json.dumps(row))
     code, _, err = run(*TUNE, "own", *options, "--decoder-only")
     assert code == 130 and "the same command goes on" in err
-    assert [e.prompts for e in given.pop("keep").examples] == [("a thing",)]
-    assert {e.prompts for e in given.pop("data").examples} == {("a corner",)}
+    keep, data = given.pop("keep"), given.pop("data")
+    assert [e.prompts for e in keep.examples] == [("a thing",)]
+    assert {e.prompts for e in data.examples} == {("a corner",)}
+    assert keep.white_level == data.white_level == 4095
     assert given.pop("progress") is learn.shown
     expected = {"rate": 0.5, "pos_weight": 3, "focal": True, "seed": 7, "decoder_only": True}
     expected |= {"steps": 3, "batch_size": 4, "cache": "cache", "output": "own"}
@@ -121,6 +135,13 @@ def test_a_decoder_that_does_not_fit_is_an_error_in_one_line(run, command):
     }.items():
         code, _, err = run(*command, "red", "--decoder", f"{name}.safetensors")
         assert code == 2 and err.count("\n") == 1 and problem in err
+
+
+@pytest.mark.parametrize("name", ["own.png", "own.JPG", "own.safetensors"])
+def test_a_files_name_is_refused_for_the_folder(run, name):
+    code, _, err = run(*TUNE, name)
+    assert code == 2 and f"--output {name}: expected the name of a folder" in err
+    assert not Path("cache").exists() and not Path(name).exists()
 
 
 def test_faults_of_the_data_are_reported_before_anything_is_written(run):

@@ -1,5 +1,7 @@
 """`learn-prompt` writes a prompt that `segment` takes, and nothing over another file unasked."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,7 +63,28 @@ def test_another_file_is_replaced_when_asked_alone(command, capsys, tmp_path):
     assert LearnedPrompt.load(file).name == "a"
 
 
-@pytest.mark.parametrize("output", ["folder", "a.npz"])
+@pytest.mark.parametrize("name", ["my heart", "a(b", "what!", 'a"'])
+def test_a_name_that_no_text_can_mention_is_refused_first(name, command, capsys, tmp_path):
+    assert command("--prompt", "a wedge", "--output", f"{name}.safetensors") == 2
+    error = capsys.readouterr().err
+    assert f"no text could mention the prompt as '@{name}'; expected no spaces, quotes" in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_twelve_bits(command, capsys):
+    for path in Path("data/images").iterdir():
+        with Image.open(path) as image:
+            numbers = np.asarray(image.convert("L")).astype(np.uint16) * 16
+        Image.fromarray(numbers).save(path)
+    arguments = "--prompt", "a wedge", "--output", "a.safetensors"
+    assert command(*arguments, "--white-level", "4095") == 0
+    assert "dark" not in capsys.readouterr().err
+    assert command(*arguments, "--overwrite") == 0
+    error = capsys.readouterr().err
+    assert "is dark" in error and "give it as white_level (--white-level)" in error
+
+
+@pytest.mark.parametrize("output", ["folder", "a.npz", "a.txt", "a"])
 def test_names_that_cannot_be_written_are_refused_first(output, command, capsys, tmp_path):
     (tmp_path / "folder").mkdir()
     assert command("--prompt", "a wedge", "--output", output) == 2
