@@ -39,6 +39,7 @@ def run_learn_prompt(options: argparse.Namespace) -> None:
     segmenter = learner(options)
     chosen = {name: getattr(options, name) for name in ("starts", "seed", "cache")}
     prompt = learn_prompt(segmenter, data, progress=shown, **chosen)
+    prompt_file(options)  # another run may have written it meanwhile
     prompt.save(target)
     made = prompt.made
     ious = f"{made['start_iou']:.3f} ({made['start']!r}) -> {made['held_out_iou']:.3f}"

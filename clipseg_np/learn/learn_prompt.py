@@ -48,7 +48,7 @@ def learn_prompt(
 
     starts: texts to start from, in place of the thing's name and PLAIN_TEXTS. cache: see
     CachedFeatures. With one thread and one seed, the result is the same bit for bit. Raises
-    InputError for masks of several things, fewer than FOLDS images, and as CachedFeatures.
+    InputError for several things, unfit options, fewer than FOLDS images, and as CachedFeatures.
     """
     steps, rate, seed = checked([data], steps=steps, rate=rate, seed=seed)
     check_texts("starts (--start)", starts)

@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def checked(parts: Sequence[Data], **options: Any) -> list[int | float]:
-    """The options as Python's numbers. Raises InputError for them, and for parts of other types."""
+    """The options as Python's numbers. Raises InputError for unfit options or parts."""
     for part in parts:
         require(isinstance(part, Data), f"the data are {part!r}; expected those of read_data(...)")
     for name, number in options.items():

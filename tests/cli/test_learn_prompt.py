@@ -63,6 +63,19 @@ def test_another_file_is_replaced_when_asked_alone(command, capsys, tmp_path):
     assert LearnedPrompt.load(file).name == "a"
 
 
+def test_a_file_that_was_written_meanwhile_is_left(command, capsys, tmp_path, monkeypatch):
+    learn_too = learn.learn_prompt
+
+    def beside(*given, **options):
+        (tmp_path / "a.safetensors").write_text("another run's")
+        return learn_too(*given, **options)
+
+    monkeypatch.setattr(learn, "learn_prompt", beside)
+    assert command("--prompt", "a wedge", "--output", "a.safetensors") == 2
+    assert "a.safetensors is there already" in capsys.readouterr().err
+    assert (tmp_path / "a.safetensors").read_text() == "another run's"
+
+
 @pytest.mark.parametrize("name", ["my heart", "a(b", "what!", 'a"'])
 def test_a_name_that_no_text_can_mention_is_refused_first(name, command, capsys, tmp_path):
     assert command("--prompt", "a wedge", "--output", f"{name}.safetensors") == 2
