@@ -39,11 +39,9 @@ def on_top(base: dict[str, Raw], path: str | os.PathLike) -> dict[str, Raw]:
     old = {name: raw.array.shape for name, raw in base.items() if name.startswith(START)}
     if new != old:
         other = min(name for name, _ in new.items() ^ old.items())
-        raise InputError(
-            f"{path} holds no decoder of this checkpoint ({other}: the file has "
-            f"{new.get(other, 'none')}, the checkpoint {old.get(other, 'none')}); expected a file "
-            f"that `clipseg-np fine-tune --decoder-only` wrote for it"
-        )
+        shapes = f"{new.get(other, 'none')}; expected {old.get(other, 'none')}"
+        fault = f"{path} holds no decoder of this checkpoint ({other}: {shapes})"
+        raise InputError(f"{fault}: give a file of `clipseg-np fine-tune --decoder-only` for it")
     found = arrays_hash({name: base[name].floats() for name in PROJECTIONS if name in base})
     if file_metadata(Path(path)).get("projections", found) != found:
         advice = "Load it on the checkpoint that it was trained with, as that was then"

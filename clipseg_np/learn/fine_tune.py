@@ -118,8 +118,7 @@ def fine_tune(
     before, after = ({n: mean_of(r[n] for r in part) for n in SCORES} for part in scored)
     if after["new_iou"] <= before["new_iou"]:
         warnings.warn("nothing was learned: held-out images say so", stacklevel=2)
-    model = segmenter.model
-    words = segmenter.processor.words | set(words_of(batches.names))
+    model, words = segmenter.model, segmenter.processor.words | set(words_of(batches.names))
     arrays, path = model.state_dict() | mean, output
     if decoder_only:
         path = output / DECODER_NAME
@@ -127,9 +126,8 @@ def fine_tune(
     else:
         processor = copy.copy(segmenter.processor)
         processor.words = processor.words and words
-        scope = scope_of(arrays, model)
         with written_together(output) as part:
-            CLIPSegForImageSegmentation(model.config, scope).save_pretrained(part)
+            CLIPSegForImageSegmentation(model.config, scope_of(arrays, model)).save_pretrained(part)
             processor.save_pretrained(part)
     state.unlink()
     return FineTuned(path, before, after)

@@ -55,8 +55,7 @@ def learn_prompt(
     names = sorted({example.prompts[0] for example in data.examples})
     fault = f"the masks mark {len(names)} things, {', '.join(map(repr, names[:9]))}"
     require(len(names) < 2, f"{fault}: choose one with --prompt")
-    model, options = segmenter.model, {"seed": seed, "folder": cache, "progress": progress}
-    lessons = PromptLessons(segmenter, [data], is_reduced=True, **options)
+    lessons = PromptLessons(segmenter, data, seed=seed, folder=cache, progress=progress)
     wordings = [text for example in data.examples for text in example.prompts]
     texts = list(dict.fromkeys(starts or (*wordings, *PLAIN_TEXTS)))
     candidates = segmenter.embed(texts)
@@ -83,8 +82,8 @@ def learn_prompt(
     made = {"prompt": names[0], "images": len(lessons.number), "start": texts[number]}
     made |= {"start_iou": float(tries[number].mean()), "held_out_iou": float(ious.mean())}
     made |= {"steps": last, "rate": rate, "seed": seed, "version": __version__}
-    vector = model.ops.to_numpy(vector).astype(np.float32)
-    return LearnedPrompt(vector, fingerprint(model), names[0], made)
+    vector = lessons.model.ops.to_numpy(vector).astype(np.float32)
+    return LearnedPrompt(vector, fingerprint(lessons.model), names[0], made)
 
 
 def is_as_good(ious: np.ndarray, best: np.ndarray) -> bool:
@@ -96,9 +95,9 @@ def is_as_good(ious: np.ndarray, best: np.ndarray) -> bool:
 class PromptLessons(Lessons):
     """Lessons for FOLDS embeddings (FOLDS,projection_dim) and a decoder that stays as it is."""
 
-    def __init__(self, segmenter: Any, parts: Sequence[Data], **options: Any):
-        super().__init__(segmenter, parts, **options)
-        self.data = parts[0]
+    def __init__(self, segmenter: Any, data: Data, **options: Any):
+        super().__init__(segmenter, [data], is_reduced=True, **options)
+        self.data = data
         tests = [self.held_out(self.data, fold, MAX_SCORED) for fold in range(FOLDS)]
         self.scored = [entry for entries in tests for entry in entries]
         folds = np.repeat(np.arange(FOLDS), [len(entries) for entries in tests])

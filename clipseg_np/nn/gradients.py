@@ -144,6 +144,11 @@ def attention(
 # Activations
 
 
+def activation(ops: Ops, name: str, d_y: Array, x: Array) -> Array:
+    """By x, of the activation of this name."""
+    return ACTIVATIONS[name](ops, d_y, x)
+
+
 def quick_gelu(ops: Ops, d_y: Array, x: Array) -> Array:
     s = ops.sigmoid(1.702 * x)
     return d_y * (s + 1.702 * x * s * (1 - s))

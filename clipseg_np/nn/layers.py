@@ -215,7 +215,7 @@ class MLP(Layer):
     def backward(self, d_y: Array, x: Array) -> Array:
         hidden = self.fc1.forward(x)
         d_active = self.fc2.backward(d_y, self.ops.activation(self.activation, hidden))
-        d_hidden = gradients.ACTIVATIONS[self.activation](self.ops, d_active, hidden)
+        d_hidden = gradients.activation(self.ops, self.activation, d_active, hidden)
         return self.fc1.backward(d_hidden, x)
 
 

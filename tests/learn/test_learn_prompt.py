@@ -73,8 +73,8 @@ def learn(tmp_path, segmenter, new_model, data):
 def lessons(segmenter, new_model, tmp_path):
     def lessons(data, dtype="float32") -> PromptLessons:
         segmenter_ = Segmenter(new_model(dtype=dtype), segmenter.processor)
-        given = {"is_reduced": True, "seed": 0, "folder": tmp_path, "progress": unseen}
-        return PromptLessons(segmenter_, [data], **given)
+        given = {"seed": 0, "folder": tmp_path, "progress": unseen}
+        return PromptLessons(segmenter_, data, **given)
 
     return lessons
 
