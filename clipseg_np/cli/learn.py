@@ -59,6 +59,7 @@ def run_fine_tune(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         say("stopped", "the same command goes on")
         return stop.args[0]
-    ious = [f"{name[:3]} {iou} -> {result.after[name]}" for name, iou in result.before.items()]
+    known = {name: iou for name, iou in result.before.items() if iou is not None}
+    ious = [f"{name[:3]} {iou} -> {result.after[name]}" for name, iou in known.items()]
     show(f"IoU on held-out images: {', '.join(ious)}  {result.path}")
     return 0

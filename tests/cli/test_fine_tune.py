@@ -11,6 +11,7 @@ from clipseg_np import Segmenter
 from clipseg_np.checkpoints.decoder_file import save_decoder
 from clipseg_np.cli import learn
 from clipseg_np.cli.parser import main
+from clipseg_np.learn.fine_tune import FineTuned
 
 rng = np.random.default_rng(0)
 
@@ -54,6 +55,12 @@ def test_a_checkpoint_is_written_and_can_be_used(run):
     assert out.startswith("IoU on held-out images: new 0.") and out.endswith("  own\n")
     assert {"config.json", "model.safetensors", "vocab.json", "learning.jsonl"} < set(files("own"))
     assert main(["segment", "data/images/0.png", "a corner", "--model", "own"]) == 0
+
+
+def test_without_a_test_of_the_old_nothing_is_said_of_it(run, monkeypatch):
+    result = FineTuned(Path("own"), {"new_iou": 0.1, "old_iou": None}, {"new_iou": 0.5})
+    monkeypatch.setattr(learn, "fine_tune", lambda *_, **__: result)
+    assert run(*TUNE, "own")[1] == "IoU on held-out images: new 0.1 -> 0.5  own\n"
 
 
 def test_the_options_reach_the_run(run, monkeypatch):

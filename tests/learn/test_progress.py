@@ -44,6 +44,12 @@ def test_the_plot_shows_the_loss_and_both_ious(tmp_path, monkeypatch):
         assert image.size == (800, 300)
 
 
+def test_a_plot_of_runs_that_have_no_test_of_the_old(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_plot(tmp_path, [record | {"old_iou": None} for record in RECORDS])
+    assert (tmp_path / "learning.png").is_file()
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match="pip install matplotlib "):
