@@ -10,7 +10,7 @@ from ..learn.fine_tune import fine_tune
 from ..learn.learn_prompt import learn_prompt
 from ..segment.segmenter import NOT_IN_NAMES, Segmenter
 from .files import model_path, new_file
-from .terminal import say, show, shown
+from .terminal import progress, say, show
 
 FINE_TUNE = "decoder_only", "steps", "batch_size", "rate", "pos_weight", "focal", "seed", "cache"
 
@@ -38,7 +38,7 @@ def run_learn_prompt(options: argparse.Namespace) -> None:
     data = read_data(options.data, options.prompt, options.white_level)
     segmenter = learner(options)
     chosen = {name: getattr(options, name) for name in ("starts", "seed", "cache")}
-    prompt = learn_prompt(segmenter, data, progress=shown, **chosen)
+    prompt = learn_prompt(segmenter, data, progress=progress, **chosen)
     prompt_file(options)  # another run may have written it meanwhile
     prompt.save(target)
     made = prompt.made
@@ -53,7 +53,7 @@ def run_fine_tune(options: argparse.Namespace) -> int:
     data = read_data(options.data, options.prompt, options.white_level)
     keep = read_data(options.keep, white_level=options.white_level) if options.keep else None
     chosen = {name: getattr(options, name) for name in FINE_TUNE}
-    chosen |= {"keep": keep, "progress": shown}
+    chosen |= {"keep": keep, "progress": progress}
     try:
         result = fine_tune(learner(options), data, options.output, **chosen)
     except KeyboardInterrupt as stop:

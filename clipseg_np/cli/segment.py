@@ -29,7 +29,7 @@ from ..segment.visual_prompt import image_prompts
 from ..segment.workers import WorkerProcesses
 from ..text.known_words import known_words, unknown_words
 from .files import DEMONSTRATION, model_path, read_image
-from .terminal import say, show, shown_of
+from .terminal import progress_of, say, show
 
 MAX_PIXELS, MAX_WORKERS = 10**9, 1024
 
@@ -206,7 +206,7 @@ class Counts:
 
     def __call__(self, records: Iterator[tuple[str, dict]], total: int) -> Iterator:
         self.total = total
-        for name, record in shown_of(total, records, "images"):
+        for name, record in progress_of(total, records, "images"):
             self.new += record.get("state") in ("new", "replaced")
             self.stored += record.get("state") == "there"
             yield name, record

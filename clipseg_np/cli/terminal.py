@@ -26,13 +26,13 @@ def show(*lines: str) -> None:
         print(printable(line))
 
 
-def shown(parts: Collection[T], name: str) -> Iterable[T]:
+def progress(parts: Collection[T], name: str) -> Iterable[T]:
     """The parts, with tqdm's bar or a line every few seconds."""
-    return shown_of(len(parts), parts, name)
+    return progress_of(len(parts), parts, name)
 
 
-def shown_of(total: int, parts: Iterable[T], name: str) -> Iterable[T]:
-    """As `shown`, for parts whose number is known alone."""
+def progress_of(total: int, parts: Iterable[T], name: str) -> Iterable[T]:
+    """As `progress`, for parts whose number is known alone."""
     if sys.stderr and sys.stderr.isatty():
         with suppress(ImportError):
             from tqdm import tqdm

@@ -92,7 +92,7 @@ def test_the_options_reach_the_run(run, monkeypatch):
     assert [e.prompts for e in keep.examples] == [("a thing",)]
     assert {e.prompts for e in data.examples} == {("a corner",)}
     assert keep.white_level == data.white_level == 4095
-    assert given.pop("progress") is learn.shown
+    assert given.pop("progress") is learn.progress
     expected = {"rate": 0.5, "pos_weight": 3, "focal": True, "seed": 7, "decoder_only": True}
     expected |= {"steps": 3, "batch_size": 4, "cache": "cache", "output": "own"}
     assert given == expected

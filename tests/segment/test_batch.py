@@ -467,7 +467,7 @@ def test_a_batch_that_is_stopped_computes_no_more(job, folder, monkeypatch):
         raise KeyboardInterrupt(130)
 
     monkeypatch.setattr(segment, "ops_for", lambda name: SimpleNamespace(xp="a GPU's"))
-    monkeypatch.setattr(segment, "shown_of", stopped)
+    monkeypatch.setattr(segment, "progress_of", stopped)
     command = ["batch", str(folder), *job.prompts, "--model", job.model, "--output", job.output]
     assert main([*command, "--workers", "2"]) == 130
     assert finished(job.output) < 20
