@@ -49,8 +49,9 @@ class Schedule(Threads):
             for task in tasks:
                 begin, before = heapq.heappop(free), self.now()
                 results.append(task())
-                heapq.heappush(free, begin + self.now() - before)
-                end = max(end, begin + self.now() - before)
+                ended = begin + self.now() - before
+                heapq.heappush(free, ended)
+                end = max(end, ended)
             self.skipped += self.now() - end
             self.together += is_shared * (end - start)
         return results

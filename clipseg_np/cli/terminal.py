@@ -32,7 +32,7 @@ def progress(parts: Collection[T], name: str) -> Iterable[T]:
 
 
 def progress_of(total: int, parts: Iterable[T], name: str) -> Iterable[T]:
-    """As `progress`, for parts whose number is known alone."""
+    """As `progress`, for an iterator over `total` parts."""
     if sys.stderr and sys.stderr.isatty():
         with suppress(ImportError):
             from tqdm import tqdm

@@ -70,7 +70,7 @@ class Example:
 class Data:
     """Examples of things that are in images, and `absent` ones, whose masks are empty.
 
-    In COCO's files and label maps, things that are not marked are absent. white_level: the images'.
+    Things that COCO's files and label maps do not mark are absent. white_level: see load_image.
     """
 
     examples: list[Example]

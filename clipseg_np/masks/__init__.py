@@ -19,7 +19,7 @@ regions, run_lengths = connected_components, run_length_encoding
 
 
 def __getattr__(name):
-    # Only who uses them loads them: `draw` takes 3 ms.
+    # They are loaded on first use: `draw` takes 3 ms.
     if name in ("draw", "metrics"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

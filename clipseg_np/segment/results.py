@@ -24,7 +24,7 @@ from .job import CleanUp, Job
 from .segmentation import Segmentation, checked_threshold
 
 MAX_NAME = 255  # bytes of a file's name
-# What each image that is written says of itself.
+# The metadata of each image that is written.
 SOFTWARE = PngImagePlugin.PngInfo()
 SOFTWARE.add_text("Software", "clipseg_np")
 
